@@ -1,0 +1,67 @@
+# opd: `make quickstart` and `make test` make the environment they need in .venv.
+# Installs again only where a pinned file under requirements/ changed.
+
+PYTHON ?= python3
+TORCH := 2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+quickstart: .venv/.opd .venv/.train ## run the whole pipeline on this machine's CPU
+	$(BIN)/opd quickstart $(ARGS)
+
+test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+test: .venv/.opd .venv/.dev ## run the tests; ARGS='-k name' picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.opd .venv/.dev ## lint, format, types and import directions
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.opd .venv/.train ## run a benchmark; ARGS='NAME --quick'
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove caches and build output; .venv and results stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .hypothesis .coverage htmlcov
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "opd needs Python 3.11 or newer, and $(PYTHON) is not. Run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+	echo "cannot make .venv: install Python's venv module (Debian, Ubuntu: apt install python3-venv)" >&2; \
+	exit 1; }
+	@touch $@
+
+# torch comes first and alone, with its dependencies: an index may serve a CPU or a CUDA build.
+.venv/.torch: Makefile | .venv/.made
+	$(PIP) torch==$(TORCH)
+	@touch $@
+
+.venv/.core: requirements/core.txt .venv/.torch
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.train: requirements/train.txt .venv/.core
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.train
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.opd: pyproject.toml .venv/.core
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
