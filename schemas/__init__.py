@@ -1,0 +1,1 @@
+"""Data of opd: configuration, tables, manifests, identities and errors. No I/O."""

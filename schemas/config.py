@@ -1,0 +1,321 @@
+"""The configuration of a run: one TOML file becomes one frozen `RunConfig`.
+
+Owns every key, its unit, its default and its checks. Unknown keys are refused. Keys that change
+results have no default. Fields made with `tuning` affect speed or place only, never results.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def tuning(default: Any, **kwargs: Any) -> Any:
+    """Return a field whose value is not part of the identity of a run."""
+    return Field(default, json_schema_extra={"identity": False}, **kwargs)
+
+
+class Section(BaseModel):
+    """A frozen table of the TOML that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    """`[run]`: what this run is called, where it lives and how long it goes on."""
+
+    name: Name
+    """Name of the run; its objects live under `runs/<name>/` of the root."""
+    root: str = tuning(...)
+    """Folder or URL of the store: a path, `file://…` or `s3://bucket/prefix`."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    """Root of every random choice: prompt order, samples, batch order."""
+    rounds: Positive = tuning(...)
+    """Rounds of rollout, score and train that `opd run` brings to an end."""
+
+
+class StudentSection(Section):
+    """`[student]`: the model that learns."""
+
+    model: str
+    """Folder of a Hugging Face model, or a hub id."""
+    revision: str | None = None
+    """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
+    dtype: Dtype = "float32"
+    """Number format of the student while it samples."""
+    sft_teacher: str | None = None
+    """Teacher that made the student's supervised start; scoring with another is refused."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+class TeacherSection(Section):
+    """`[teachers.NAME]`: a model that scores."""
+
+    model: str
+    """Folder of a Hugging Face model, or a hub id."""
+    revision: str | None = None
+    """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
+    dtype: Dtype = "float32"
+    """Number format of the teacher while it scores; part of the identity of its scores."""
+    tokenizer_check: Literal["content", "vocabulary"] = "content"
+    """`content`: everything must equal the student's tokenizer. `vocabulary`: ids must mean the
+    same text, special-token roles (end of sequence, padding) may differ."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+class PromptsSection(Section):
+    """`[prompts]`: where prompts come from."""
+
+    train: str
+    """JSONL or Parquet file (path or `s3://…`) of the prompts to sample from."""
+    eval: str | None = None
+    """JSONL or Parquet file of held-out prompts with a `reference`, for `opd eval`."""
+    max_tokens: Positive
+    """Longest prompt in tokens; a longer one is an error or skipped, never cut."""
+    on_error: Literal["error", "skip"] = "error"
+    """What a bad prompt does: stop with its file and line, or be counted and left out."""
+    add_special_tokens: bool = False
+    """Let the tokenizer add its own start tokens to `prompt` text; chat templates do so anyway."""
+    chat_template_kwargs: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Extra variables of the chat template, such as `enable_thinking`."""
+
+
+class EngineSection(Section):
+    """Fields that `[rollout]`, `[score]` and `[eval]` share: the engine and its batches."""
+
+    engine: Literal["hf"] = "hf"
+    """Engine that runs the model: `hf` (transformers, CPU or GPU)."""
+    device: str = tuning("auto")
+    """Torch device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+    batch_tokens: Positive = tuning(32768)
+    """Tokens per forward pass, padding included; lower it when memory runs out."""
+    logit_chunk_tokens: Positive = tuning(1024)
+    """Positions whose full-vocabulary logits exist at once."""
+
+
+class RolloutSection(EngineSection):
+    """`[rollout]`: how the student samples."""
+
+    prompts_per_round: Positive
+    """Prompts drawn in each round, without repetition inside an epoch over the file."""
+    samples_per_prompt: Positive
+    """Responses sampled for each prompt."""
+    max_new_tokens: Positive
+    """Longest response in tokens, stop token included."""
+    temperature: Annotated[float, Field(gt=0.0, le=10.0)]
+    """Sampling temperature; 1.0 samples the student's own distribution."""
+    top_p: Fraction
+    """Nucleus of the sampled distribution; 1.0 keeps all, and is what importance weights need."""
+    top_k: Annotated[int, Field(ge=0)]
+    """Ids kept before sampling; 0 keeps all, and is what importance weights need."""
+    stop_token_ids: tuple[int, ...] | None = None
+    """Ids that end a response; default: every end id that the tokenizer and the model name."""
+    prompts_per_unit: Positive = 256
+    """Prompts per unit of work: one shard, one commit, what a crash can lose."""
+
+
+class ScoreSection(EngineSection):
+    """`[score]`: what the teacher's pass keeps of each position."""
+
+    k: Positive
+    """Top-k ids and log-probabilities per position."""
+
+
+class LossConfig(Section):
+    """`[loss]`: the objective over teacher support and tail bucket."""
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"]
+    """`forward_kl` = KL(teacher‖student), `reverse_kl` = KL(student‖teacher), `jsd` = generalised
+    Jensen-Shannon, `policy_gradient` = sampled token, advantage log p_teacher − log q_student."""
+    beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """`jsd` only: 0 is the forward KL, 1 the reverse KL."""
+    importance: Literal["none", "token"] = "token"
+    """`policy_gradient` only: weight by current over sampling probability of the token, or not."""
+    importance_cap: Annotated[float, Field(gt=0.0)] = 2.0
+    """`policy_gradient` only: largest importance weight."""
+    advantage_clip: Annotated[float, Field(gt=0.0)] | None = None
+    """`policy_gradient` only: clip the advantage to ± this many nats."""
+    teacher_logprob_floor: Annotated[float, Field(lt=0.0)] = -30.0
+    """Lowest teacher log-probability in student-weighted terms, nats; hits are counted."""
+
+
+class TrainSection(Section):
+    """`[train]`: the DeepSpeed learner."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    """Peak learning rate."""
+    sequences_per_step: Positive
+    """Sequences in one optimizer step, over all processes."""
+    epochs: Positive = 1
+    """Passes over a round's sequences."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, over optimizer steps of the whole run."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of linear warm-up at the start of the run."""
+    decay_steps: Positive | None = None
+    """Optimizer steps until `linear` or `cosine` reach their floor; required for these."""
+    decay_floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Learning rate at the end of the decay, as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moment decay rates."""
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    """AdamW denominator offset."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of forward and backward; bfloat16 keeps float32 master weights."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Rounds by which a row's sampling policy may lag; older rows are refused and counted."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = tuning(0)
+    """DeepSpeed ZeRO stage: splits nothing (0), optimizer state, + gradients, + parameters (3)."""
+    offload_optimizer: bool = tuning(False)
+    """Keep optimizer state in CPU memory (needs ZeRO 1 or above)."""
+    activation_checkpointing: bool = tuning(False)
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    num_processes: Positive = tuning(1)
+    """Processes that `opd train` starts on this machine (one per GPU); 1 also under torchrun."""
+    device: str = tuning("auto")
+    """Torch device: `auto`, `cpu` or `cuda`."""
+    micro_batch_tokens: Positive = tuning(16384)
+    """Tokens per micro-batch and process, padding included; lower it when memory runs out."""
+    logit_chunk_tokens: Positive = tuning(1024)
+    """Positions whose full-vocabulary logits exist at once."""
+    shuffle_shards: Positive = 16
+    """Shards whose rows are shuffled together, and held in memory at once."""
+    save_steps: Annotated[int, Field(ge=0)] = tuning(0)
+    """Optimizer steps between resumable saves inside a round; 0 saves at its end only."""
+    verify_tolerance: Annotated[float, Field(gt=0.0)] = tuning(1e-3)
+    """Largest difference in nats between the learner and its reloaded checkpoint (float32)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainSection":
+        if self.schedule != "constant" and self.decay_steps is None:
+            raise ValueError(f"schedule = {self.schedule!r} needs decay_steps")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage of 1 or above")
+        return self
+
+
+class EvalSection(EngineSection):
+    """`[eval]`: held-out prompts, sampled and graded after each round."""
+
+    reward: str
+    """Grader: `exact_match`, `last_number`, `regex` or a Python `module:function`."""
+    pattern: str | None = None
+    """`regex` only: its first group (or the whole match) is compared with the reference."""
+    require_stop: bool = True
+    """Count a response that did not end by itself as wrong."""
+    max_prompts: Positive | None = None
+    """Held-out prompts to use, from the start of the file; default all."""
+    samples_per_prompt: Positive = 1
+    """Responses per prompt; more than one needs a temperature above 0."""
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    """Sampling temperature; 0 takes the most likely token."""
+    top_p: Fraction = 1.0
+    """Nucleus of the sampled distribution."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Ids kept before sampling; 0 keeps all."""
+    max_new_tokens: Positive | None = None
+    """Longest response in tokens; default that of `[rollout]`."""
+    every_rounds: Positive = tuning(1)
+    """`opd run` evaluates after every so many rounds, and after the last."""
+    teachers: bool = tuning(True)
+    """Also grade the teachers, once, as the mark to reach."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvalSection":
+        builtin = ("exact_match", "last_number", "regex")
+        if self.reward not in builtin and self.reward.count(":") != 1:
+            raise ValueError(
+                f"reward = {self.reward!r} is none of {', '.join(builtin)} or 'module:function'"
+            )
+        if (self.reward == "regex") != (self.pattern is not None):
+            raise ValueError("pattern belongs to reward = 'regex', which needs it")
+        if self.samples_per_prompt > 1 and self.temperature == 0.0:
+            raise ValueError("samples_per_prompt above 1 needs a temperature above 0")
+        return self
+
+
+class StorageSection(Section):
+    """`[storage]`: how the store is spoken to; credentials come from `AWS_*` variables only."""
+
+    retry_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    """Seconds for which a failing request is repeated, with growing pauses, before giving up."""
+    connect_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(5.0)
+    """Seconds to wait for a connection."""
+    read_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    """Seconds to wait for a reply."""
+    max_connections: Positive = tuning(64)
+    """Connections held to an object store."""
+    addressing_style: Literal["auto", "path", "virtual"] = tuning("auto")
+    """Where the bucket name goes in S3 requests; many self-hosted stores need `path`."""
+    checksum_calculation: Literal["when_supported", "when_required"] = tuning("when_supported")
+    """S3 checksum trailers; `when_required` for stores that refuse or corrupt them."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    run: RunSection
+    """Name, root, seed and rounds."""
+    student: StudentSection
+    """The model that learns."""
+    teachers: Annotated[dict[Name, TeacherSection], Field(min_length=1)]
+    """The models that score, by name; a prompt's `teacher` column picks one."""
+    prompts: PromptsSection
+    """Where prompts come from."""
+    rollout: RolloutSection
+    """How the student samples."""
+    score: ScoreSection
+    """What is kept of the teacher."""
+    loss: LossConfig
+    """The objective."""
+    train: TrainSection
+    """The learner."""
+    eval: EvalSection | None = None
+    """Grading of held-out prompts; without it nothing is graded."""
+    storage: StorageSection = Field(default_factory=StorageSection)
+    """How the store is spoken to."""
+
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def default_teacher(self) -> str:
+        """Name of the teacher for prompts that name none: the first in the file."""
+        return next(iter(self.teachers))
+
+    def resolve(self, location: str) -> str:
+        """Return a path of the TOML, which starts from its folder, as an absolute one."""
+        if "://" in location:
+            return location
+        return str((self._base / Path(location).expanduser()).resolve())
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        truncated = self.rollout.top_p < 1.0 or self.rollout.top_k > 0
+        weighted = self.loss.kind == "policy_gradient" and self.loss.importance == "token"
+        if weighted and truncated:
+            raise ValueError(
+                "importance weights need an untruncated rollout: set rollout.top_p = 1.0 and "
+                "rollout.top_k = 0, or loss.importance = 'none'"
+            )
+        if self.loss.kind == "policy_gradient" and not weighted and self.rollout.temperature != 1.0:
+            raise ValueError(
+                "policy_gradient with importance = 'none' takes samples for the student's own "
+                "distribution: set rollout.temperature = 1.0, or loss.importance = 'token'"
+            )
+        if self.eval is not None and self.prompts.eval is None:
+            raise ValueError("[eval] needs prompts.eval, a file of held-out prompts")
+        known = self.student.sft_teacher
+        if known is not None and known not in self.teachers:
+            raise ValueError(f"student.sft_teacher = {known!r} is not one of {list(self.teachers)}")
+        return self

@@ -1,0 +1,50 @@
+"""Errors of opd, one class per party who must act, each with its exit code.
+
+Every message says what was found, where, what was expected and what to do next.
+"""
+
+
+class OpdError(Exception):
+    """Base of every error that opd raises on purpose; `exit_code` is the exit status of the CLI."""
+
+    exit_code = 1
+
+
+class ConfigError(OpdError):
+    """The command line, the configuration or a file that it names is wrong: the user edits it."""
+
+    exit_code = 2
+
+
+class IdentityError(OpdError):
+    """Stored objects and this run do not belong together: another teacher, tokenizer or config."""
+
+    exit_code = 3
+
+
+class DataError(OpdError):
+    """Stored bytes are corrupt, misshapen or hold impossible values: the object is replaced."""
+
+    exit_code = 4
+
+
+class ConflictError(OpdError):
+    """Another process holds what this one needs: wait for it, or stop it."""
+
+    exit_code = 5
+
+
+class StorageError(OpdError):
+    """The store cannot be read or written now: fix access or space, then run again."""
+
+    exit_code = 6
+
+
+class CapacityError(OpdError):
+    """Memory or another capacity ran out: lower a batch size, then run again."""
+
+    exit_code = 7
+
+
+INTERRUPTED_EXIT_CODE = 130
+"""Exit status after Ctrl-C or SIGTERM."""
