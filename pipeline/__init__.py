@@ -1,0 +1,1 @@
+"""Work of opd: storage, stages, engines and the learner."""

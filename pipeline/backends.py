@@ -1,0 +1,195 @@
+"""Kinds of store: local folders and, through fsspec, `s3://` and `memory://`.
+
+Promises: an object is written whole or not at all; no listing is cached; a filesystem is made
+afresh in each process. Must not: retry or translate errors (`storage` does).
+"""
+
+import os
+import shutil
+import threading
+import uuid
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from pipeline import localfiles
+from schemas.config import StorageSection
+from schemas.errors import ConfigError
+
+MEMORY_LOCK = threading.Lock()
+"""Held while `memory://` writes: its create looks first and writes afterwards."""
+
+
+class Backend(Protocol):
+    """What a kind of store must do with full object names."""
+
+    def read(self, name: str) -> bytes:
+        """Return all bytes; FileNotFoundError where there is no such object."""
+
+    def write(self, name: str, data: bytes, *, create: bool) -> None:
+        """Write all bytes; FileExistsError where `create` finds the object."""
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the objects directly in a folder, without it."""
+
+    def exists(self, name: str) -> bool:
+        """Return whether an object is there."""
+
+    def upload(self, name: str, path: Path) -> None:
+        """Write an object from a local file."""
+
+    def download(self, name: str, path: Path) -> None:
+        """Write a local file from an object."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object if it is there."""
+
+
+class LocalBackend:
+    """Files below a folder."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return Path(name).read_bytes()
+
+    def write(self, name: str, data: bytes, *, create: bool) -> None:
+        """Write a file atomically."""
+        (localfiles.create if create else localfiles.replace)(Path(name), data)
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the files in a folder, unfinished ones left out."""
+        try:
+            with os.scandir(folder) as entries:
+                names = {entry.name for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return set()
+        return {name for name in names if not name.startswith(".tmp-")}
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file is there."""
+        return Path(name).exists()
+
+    def upload(self, name: str, path: Path) -> None:
+        """Copy a file in, atomically."""
+        target = Path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
+        try:
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file out."""
+        shutil.copyfile(name, path)
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        Path(name).unlink(missing_ok=True)
+
+
+class FsspecBackend:
+    """Objects behind an fsspec filesystem, made afresh in each process."""
+
+    def __init__(self, protocol: str, options: dict[str, Any]) -> None:
+        """Name the filesystem and its options; nothing is contacted yet."""
+        self._protocol, self._options = protocol, options
+        self._by_pid: dict[int, Any] = {}
+
+    @property
+    def _fs(self) -> Any:
+        pid = os.getpid()
+        if pid not in self._by_pid:
+            import fsspec
+
+            filesystem = fsspec.filesystem(self._protocol, **self._options)
+            if hasattr(filesystem, "retries"):
+                filesystem.retries = 1  # `with_retries` is the only place that repeats
+            self._by_pid = {pid: filesystem}
+        return self._by_pid[pid]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave connections behind when sent to another process."""
+        return {**self.__dict__, "_by_pid": {}}
+
+    def read(self, name: str) -> bytes:
+        """Return an object's bytes."""
+        return bytes(self._fs.cat_file(name))
+
+    def write(self, name: str, data: bytes, *, create: bool) -> None:
+        """Put an object in one request; with If-None-Match for `create`."""
+        with MEMORY_LOCK if self._protocol == "memory" else nullcontext():
+            self._fs.pipe_file(name, data, mode="create" if create else "overwrite")
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the objects in a folder, always asked afresh."""
+        try:
+            # not `find`, which takes a refused or failed listing for an empty one
+            found = self._fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            return set()
+        names = {entry["name"].rsplit("/", 1)[1] for entry in found if entry["type"] == "file"}
+        return names - {""}  # some stores list the folder itself
+
+    def exists(self, name: str) -> bool:
+        """Return whether an object is there."""
+        try:
+            self._fs.info(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def upload(self, name: str, path: Path) -> None:
+        """Upload a file; a large one in parts that become visible together."""
+        self._fs.put_file(str(path), name)
+
+    def download(self, name: str, path: Path) -> None:
+        """Download an object."""
+        self._fs.get_file(name, str(path))
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        if self.exists(name):
+            self._fs.rm_file(name)
+
+
+def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:
+    """Return the backend of a root's scheme, and the prefix of its object names.
+
+    Raises:
+        ConfigError: the scheme is not supported, or an S3 URL has no bucket.
+    """
+    parts = urlsplit(root) if "://" in root else None
+    if parts is None:
+        return LocalBackend(), str(Path(root).expanduser().resolve())
+    if parts.scheme == "file":
+        return LocalBackend(), str(Path(parts.path).resolve())
+    if parts.scheme == "memory":
+        return FsspecBackend("memory", {}), f"/{parts.netloc}{parts.path}"
+    if parts.scheme != "s3":
+        raise ConfigError(
+            f"run.root = {root!r}: scheme {parts.scheme!r} is not supported; "
+            "use a path, file://… or s3://bucket/prefix"
+        )
+    if not parts.netloc:
+        raise ConfigError(f"run.root = {root!r} names no bucket; write s3://bucket/prefix")
+    return FsspecBackend("s3", _s3_options(settings)), f"{parts.netloc}{parts.path}"
+
+
+def _s3_options(settings: StorageSection) -> dict[str, Any]:
+    return {
+        "use_listings_cache": False,
+        "skip_instance_cache": True,
+        "config_kwargs": {
+            "connect_timeout": settings.connect_timeout_s,
+            "read_timeout": settings.read_timeout_s,
+            "max_pool_connections": settings.max_connections,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "request_checksum_calculation": settings.checksum_calculation,
+            "s3": {"addressing_style": settings.addressing_style},
+        },
+    }

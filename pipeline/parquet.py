@@ -1,0 +1,106 @@
+"""Parquet shards in memory: tables to bytes and back, with the metadata of their stage.
+
+The layout is measured: no dictionaries, byte-stream split for numbers, zstd level 1, row groups
+bounded by tokens. A shard is built whole and re-opened before it may be published.
+"""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import DataError
+from schemas.tables import SCHEMA_VERSION, list_lengths
+
+ROW_GROUP_TOKENS = 32768
+"""Tokens per row group at most, one row at least."""
+
+METADATA_KEY = b"opd"
+
+
+def write_table(
+    table: pa.Table, metadata: dict[str, Any], *, token_column: str | None = None
+) -> bytes:
+    """Return a table as the bytes of a Parquet file, re-opened and counted.
+
+    Args:
+        table: the rows.
+        metadata: JSON values for the file's key-value metadata.
+        token_column: list column whose lengths bound the row groups; None for one group.
+    """
+    record = json.dumps({"schema_version": SCHEMA_VERSION, **metadata}, sort_keys=True)
+    table = table.replace_schema_metadata({METADATA_KEY: record.encode()})
+    sink, start = io.BytesIO(), 0
+    with pq.ParquetWriter(sink, table.schema, **_layout(table.schema)) as writer:
+        ends = [table.num_rows] if token_column is None else _ends(table, token_column)
+        for stop in ends:
+            writer.write_table(table.slice(start, stop - start))
+            start = stop
+    data = sink.getvalue()
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    if rows != table.num_rows:
+        raise DataError(f"a shard was written with {rows} rows, expected {table.num_rows}")
+    return data
+
+
+def read_table(
+    data: bytes, *, where: str, columns: list[str] | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the rows and the metadata of a shard.
+
+    Raises:
+        DataError: not a Parquet file of opd, or of a newer schema version.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{where} is not a readable Parquet file: {error}") from error
+    return table, _metadata(table, where)
+
+
+def _metadata(table: pa.Table, where: str) -> dict[str, Any]:
+    raw = (table.schema.metadata or {}).get(METADATA_KEY, b"null")
+    try:
+        metadata: dict[str, Any] = json.loads(raw)
+        version = int(metadata["schema_version"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{where} was not written by opd: its metadata has no key 'opd' with a schema version"
+        ) from error
+    if version > SCHEMA_VERSION:
+        raise DataError(
+            f"{where} has schema version {version}; this opd reads up to {SCHEMA_VERSION}: "
+            "install a newer opd"
+        )
+    return metadata
+
+
+def _layout(schema: pa.Schema) -> dict[str, Any]:
+    split = [f"{f.name}.list.element" for f in schema if _is_split(f.type)]
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": False,
+        "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
+
+
+def _is_split(kind: pa.DataType) -> bool:
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return listed and not pa.types.is_boolean(kind.value_type)
+
+
+def _ends(table: pa.Table, token_column: str) -> list[int]:
+    """Return the row number after each row group."""
+    tokens: list[int] = list_lengths(table, token_column).tolist()
+    ends, held = [], 0
+    for row, count in enumerate(tokens):
+        if held and held + count > ROW_GROUP_TOKENS:
+            ends.append(row)
+            held = 0
+        held += count
+    return [*ends, len(tokens)] if tokens else []

@@ -1,0 +1,98 @@
+"""The loop that every batch stage shares: which units lack a commit, do them, report progress.
+
+Promises: a unit that has a commit is never computed; several processes may run one stage at once;
+the order is shuffled per attempt so that they seldom meet.
+"""
+
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.commit import commit_key, committed_units
+from pipeline.storage import Storage
+
+
+class Progress(Protocol):
+    """Receiver of progress, such as a bar."""
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """Begin a stage of `total` units of which `done` are done."""
+
+    def advance(self, units: int = 1, *, tokens: int = 0) -> None:
+        """Count finished units and tokens."""
+
+    def note(self, text: str) -> None:
+        """Show a line of text."""
+
+    def stop(self) -> None:
+        """End the stage."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of several processes that split a stage's units: number `index` of `count`."""
+
+    index: int = 0
+    count: int = 1
+
+    def takes(self, unit_index: int) -> bool:
+        """Return whether a unit falls to this worker."""
+        return unit_index % self.count == self.index
+
+
+def run_units(
+    storage: Storage,
+    folder: str,
+    units: Sequence[str],
+    *,
+    worker: Worker,
+    compute: Callable[[int], int],
+    progress: Progress,
+) -> set[str]:
+    """Compute and commit the units that lack a commit; return all that have one afterwards.
+
+    Args:
+        storage: the store.
+        folder: the stage's folder.
+        units: names of all units, in order.
+        worker: which of them are ours.
+        compute: computes and publishes the unit with an index; returns its tokens.
+        progress: told of each unit.
+    """
+    done = committed_units(storage, folder)
+    mine = [i for i in range(len(units)) if worker.takes(i)]
+    todo = [i for i in mine if units[i] not in done]
+    random.Random(uuid.uuid4().int).shuffle(todo)
+    progress.start(folder.rsplit("/", 1)[-1], len(mine), len(mine) - len(todo))
+    try:
+        for position, index in enumerate(todo):
+            tokens = 0
+            if position == 0 or not storage.exists(commit_key(folder, units[index])):
+                tokens = compute(index)
+            progress.advance(1, tokens=tokens)
+    finally:
+        progress.stop()
+    return committed_units(storage, folder) if todo else done
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one call of a stage did; the fields of the CLI's JSON line."""
+
+    stage: str
+    run: str
+    round: int | None
+    units: int
+    """Units that this call computed."""
+    rows: int
+    """Rows of the whole stage, where it is complete; else those of this call."""
+    tokens: int
+    manifest: str | None
+    """Where the manifest is; None while other workers' units are missing."""
+    reused_rows: int = 0
+    teacher_tokens: int = 0
+    """Response and prompt tokens that a teacher read in this call."""
+    engine_start_s: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)

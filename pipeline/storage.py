@@ -1,0 +1,171 @@
+"""The one seam to the store: local folders, `s3://` and `memory://` behind seven verbs.
+
+Promises: an object is seen whole or not at all; `create` has one winner; passing faults are
+repeated; errors are `StorageError` or `DataError`. Must not: list to find data, cache listings,
+or share a connection across a fork.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.backends import LocalBackend, open_backend
+from pipeline.retry import with_retries
+from schemas.config import StorageSection
+from schemas.errors import DataError, StorageError
+from schemas.manifest import Shard
+
+T = TypeVar("T")
+
+FIRST_CONTACT_S = 15.0
+"""Longest patience before the store has answered for the first time."""
+
+COPY_BYTES = 8 << 20
+
+
+class Storage:
+    """A root and its verbs; keys are relative to the root, with `/` between parts."""
+
+    def __init__(self, root: str, settings: StorageSection | None = None) -> None:
+        """Name the store; nothing is contacted yet.
+
+        Args:
+            root: a path, `file://…`, `s3://bucket/prefix` or `memory://name`.
+            settings: time-outs and client options.
+
+        Raises:
+            ConfigError: the URL's scheme is not supported, or an S3 URL has no bucket.
+        """
+        settings = settings or StorageSection()
+        self.root = root.rstrip("/")
+        self._backend, self._prefix = open_backend(self.root, settings)
+        self._retry_s, self._met = settings.retry_s, False
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder behind the root, or None where the store is not local."""
+        return Path(self._prefix) if isinstance(self._backend, LocalBackend) else None
+
+    def url(self, key: str) -> str:
+        """Return the full name of a key, as messages show it."""
+        return f"{self.root}/{key}"
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None where there is none."""
+        try:
+            return self._do(
+                f"reading {self.url(key)}", partial(self._backend.read, self._name(key))
+            )
+        except FileNotFoundError:
+            return None
+
+    def exists(self, key: str) -> bool:
+        """Return whether an object is there."""
+        return self._do(
+            f"looking up {self.url(key)}", partial(self._backend.exists, self._name(key))
+        )
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whose key is named after its content, so that a repeat is harmless."""
+        self._write(key, partial(self._backend.write, self._name(key), data, create=False))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object that is not there yet; return False where it is.
+
+        A reply that was lost on the way makes the repeat find our own object: equal bytes count
+        as created.
+        """
+        action = partial(self._backend.write, self._name(key), data, create=True)
+        try:
+            self._write(key, action)
+        except FileExistsError:
+            return self.get(key) == data
+        return True
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the objects directly in a folder."""
+        return self._do(
+            f"listing {self.url(folder)}", partial(self._backend.names, self._name(folder))
+        )
+
+    def upload(self, key: str, path: Path) -> Shard:
+        """Write an object from a local file; return what was written."""
+        digest = file_sha256(path)
+        self._write(key, partial(self._backend.upload, self._name(key), path))
+        return Shard(key=key, sha256=digest, bytes=path.stat().st_size, rows=0, tokens=0)
+
+    def download(self, shard: Shard, path: Path) -> None:
+        """Write a local file from an object and verify it.
+
+        Raises:
+            DataError: the object is missing or is not what the shard says.
+        """
+        action = partial(self._backend.download, self._name(shard.key), path)
+        try:
+            self._do(f"reading {self.url(shard.key)}", action)
+        except FileNotFoundError as error:
+            raise self._missing(shard.key) from error
+        self._verify(shard, path.stat().st_size, file_sha256(path))
+
+    def read_shard(self, shard: Shard) -> bytes:
+        """Return the bytes of a shard, verified.
+
+        Raises:
+            DataError: the object is missing or is not what the shard says.
+        """
+        data = self.get(shard.key)
+        if data is None:
+            raise self._missing(shard.key)
+        self._verify(shard, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def delete(self, key: str) -> None:
+        """Remove an object if it is there."""
+        self._do(f"deleting {self.url(key)}", partial(self._backend.delete, self._name(key)))
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}/{key}"
+
+    def _do(self, what: str, action: Callable[[], T]) -> T:
+        patience = self._retry_s if self._met else min(self._retry_s, FIRST_CONTACT_S)
+        try:
+            result = with_retries(action, what=what, patience_s=patience)
+        except (FileNotFoundError, FileExistsError):
+            self._met = True
+            raise
+        self._met = True
+        return result
+
+    def _write(self, key: str, action: Callable[[], None]) -> None:
+        try:
+            self._do(f"writing {self.url(key)}", action)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"writing {self.url(key)} failed: the bucket or folder does not exist. Create it "
+                "or correct run.root, then run the same command again"
+            ) from error
+
+    def _missing(self, key: str) -> DataError:
+        return DataError(
+            f"{self.url(key)} is missing although a manifest names it: it was deleted. Restore it, "
+            "or remove the manifest that names it and run the stage again"
+        )
+
+    def _verify(self, shard: Shard, size: int, digest: str) -> None:
+        if size != shard.bytes or digest != shard.sha256:
+            raise DataError(
+                f"{self.url(shard.key)} is corrupt: found {size} bytes with sha256 {digest[:16]}…, "
+                f"expected {shard.bytes} bytes with {shard.sha256[:16]}…. Restore the object, or "
+                "delete it with its commit and manifest and run the stage again"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""Fixtures of all tests: a clean environment, S3 servers and storage roots.
+
+Promises: no credential, endpoint or model hub of the developer is used; each test gets a fresh
+prefix. The servers start on first use and end with the session.
+"""
+
+import functools
+import logging
+import multiprocessing
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import botocore.session  # type: ignore[import-untyped]  # it ships no types
+import fsspec
+import pytest
+from hypothesis import settings
+from moto.server import ThreadedMotoServer
+
+from pipeline.storage import Storage
+from schemas.config import StorageSection
+from tests.faults import FaultProxy
+from tests.servers import BUCKET, REGION, S3Account, SeaweedServer, free_port, weed_binary
+
+HYGIENE = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_DEFAULT_REGION": REGION,
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+if multiprocessing.parent_process() is None:  # a spawned child keeps what its test has set
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        del os.environ[name]
+    os.environ.update(HYGIENE)
+    fsspec.config.conf.clear()  # read from FSSPEC_* variables and files when fsspec was imported
+
+# botocore parses megabytes of JSON for each new client, and here each test has a new one
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
+
+settings.register_profile("opd", deadline=None, derandomize=True, database=None)
+settings.load_profile("opd")
+
+QUICK = StorageSection(retry_s=20.0, connect_timeout_s=2.0, read_timeout_s=10.0)
+"""Settings that give up within a test's patience."""
+
+ProxyFactory = Callable[..., FaultProxy]
+UseS3 = Callable[[S3Account], str]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
+    """Return a running SeaweedFS with bucket `opd`."""
+    try:
+        weed_binary()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    server = SeaweedServer(tmp_path_factory.mktemp("seaweed"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Account]:
+    """Return an account of a moto server in this process with bucket `opd`; any key opens it."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    account = S3Account(f"http://{host}:{port}")
+    account.client().call_s3("create_bucket", Bucket=BUCKET)
+    try:
+        yield account
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def careless_server(moto_server: S3Account) -> Iterator[S3Account]:
+    """Return an account of a store that ignores If-None-Match and If-Match."""
+    proxy = FaultProxy(moto_server.endpoint, dropped_headers=("If-None-Match", "If-Match"))
+    try:
+        yield moto_server.at(proxy.endpoint)
+    finally:
+        proxy.close()
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[ProxyFactory]:
+    """Return a maker of fault proxies: `fault_proxy(endpoint, mix={…}, seed=0)`."""
+    proxies: list[FaultProxy] = []
+
+    def make(endpoint: str, mix: Mapping[str, float] | None = None, *, seed: int = 0) -> FaultProxy:
+        proxies.append(FaultProxy(endpoint, mix=mix, seed=seed))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def use_s3(monkeypatch: pytest.MonkeyPatch) -> UseS3:
+    """Return a function that points this process and its children at an account; gives a root."""
+
+    def use(account: S3Account) -> str:
+        for key, value in account.environ().items():
+            monkeypatch.setenv(key, value)
+        return f"s3://{account.bucket}/{uuid.uuid4().hex}"
+
+    return use
+
+
+@pytest.fixture
+def moto_storage(moto_server: S3Account, use_s3: UseS3) -> Storage:
+    """Return a fresh prefix on moto: S3 without a process of its own."""
+    return Storage(use_s3(moto_server), QUICK)
+
+
+@pytest.fixture
+def s3_storage(s3_server: SeaweedServer, use_s3: UseS3) -> Storage:
+    """Return a fresh prefix on SeaweedFS."""
+    return Storage(use_s3(s3_server.account), QUICK)
+
+
+@pytest.fixture(params=["memory", "local", "moto", pytest.param("seaweed", marks=pytest.mark.s3)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """Return a fresh prefix on each kind of store in turn."""
+    if request.param == "memory":
+        return Storage(f"memory://{uuid.uuid4().hex}", QUICK)
+    if request.param == "local":
+        return Storage(str(tmp_path / "store"), QUICK)
+    name = {"moto": "moto_storage", "seaweed": "s3_storage"}[request.param]
+    made = request.getfixturevalue(name)
+    assert isinstance(made, Storage)
+    return made
+
+
+@pytest.fixture
+def local_storage(tmp_path: Path) -> Storage:
+    """Return a fresh folder."""
+    return Storage(str(tmp_path / "store"), QUICK)

@@ -1,0 +1,399 @@
+"""One storage contract over memory, local folders, moto and a real S3 server, and its faults."""
+
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from moto.s3.models import s3_backends
+from torch.utils.data import DataLoader
+
+from pipeline.storage import Storage, file_sha256
+from schemas.config import StorageSection
+from schemas.errors import ConfigError, DataError, StorageError
+from schemas.manifest import Shard
+from tests.children import Objects, create, write_past_the_limit
+from tests.conftest import QUICK, ProxyFactory, UseS3
+from tests.faults import (
+    CONFLICT,
+    INTERNAL_ERROR,
+    NONE,
+    RESET_AFTER,
+    RESET_BEFORE,
+    SLOW_DOWN,
+    STORM,
+    TRUNCATE,
+)
+from tests.servers import S3Account, SeaweedServer, free_port
+
+RIVALS = 8
+MOTO_ACCOUNT = "123456789012"
+IMPATIENT = StorageSection(retry_s=0.5, connect_timeout_s=0.5, read_timeout_s=2.0)
+
+
+def shard_of(key: str, data: bytes) -> Shard:
+    return Shard(key=key, sha256=sha256(data).hexdigest(), bytes=len(data), rows=1, tokens=1)
+
+
+def race(storage: Storage, key: str) -> list[bytes]:
+    barrier = threading.Barrier(RIVALS)
+
+    def attempt(number: int) -> bytes | None:
+        data = f"rival {number}".encode() * 100
+        barrier.wait()
+        return data if storage.create(key, data) else None
+
+    with ThreadPoolExecutor(RIVALS) as pool:
+        return [data for data in pool.map(attempt, range(RIVALS)) if data is not None]
+
+
+# --- the contract, on every kind of store ---
+
+
+def test_what_was_put_is_read_back_byte_for_byte(storage: Storage) -> None:
+    for number, data in enumerate([b"", b"x", bytes(range(256)) * 4096]):
+        storage.put(f"folder/{number}", data)
+        assert storage.get(f"folder/{number}") == data
+
+
+def test_an_absent_object_is_none_and_does_not_exist(storage: Storage) -> None:
+    assert storage.get("nowhere/at/all") is None
+    assert not storage.exists("nowhere/at/all")
+    storage.put("somewhere", b"1")
+    assert storage.exists("somewhere")
+
+
+def test_create_is_refused_where_other_bytes_stand(storage: Storage) -> None:
+    assert storage.create("one/key", b"first")
+    assert not storage.create("one/key", b"second")
+    assert storage.get("one/key") == b"first"
+
+
+def test_create_of_equal_bytes_counts_as_created(storage: Storage) -> None:
+    assert storage.create("key", b"same")
+    assert storage.create("key", b"same")
+
+
+def test_create_has_one_winner_among_threads(storage: Storage) -> None:
+    winners = race(storage, "race")
+    assert len(winners) == 1
+    assert storage.get("race") == winners[0]
+
+
+@pytest.mark.parametrize(
+    "kind", ["local_storage", pytest.param("s3_storage", marks=pytest.mark.s3)]
+)
+def test_create_has_one_winner_among_processes(kind: str, request: pytest.FixtureRequest) -> None:
+    storage = request.getfixturevalue(kind)
+    with multiprocessing.get_context("fork").Pool(RIVALS) as pool:
+        tasks = [(storage, "race", f"process {number}".encode()) for number in range(RIVALS)]
+        won = pool.starmap(create, tasks, chunksize=1)
+    assert won.count(True) == 1
+    assert storage.get("race") == f"process {won.index(True)}".encode()
+
+
+def test_put_replaces_and_delete_removes(storage: Storage) -> None:
+    storage.put("key", b"old")
+    storage.put("key", b"new")
+    assert storage.get("key") == b"new"
+    storage.delete("key")
+    storage.delete("key")
+    assert storage.get("key") is None
+
+
+def test_names_are_the_objects_directly_in_a_folder(storage: Storage) -> None:
+    assert storage.names("folder") == set()
+    for key in ("folder/a.json", "folder/b.json", "folder/deeper/c.json", "folder2/d.json"):
+        storage.put(key, b"1")
+    assert storage.names("folder") == {"a.json", "b.json"}
+
+
+def test_a_listing_is_fresh(storage: Storage) -> None:
+    other = Storage(storage.root, QUICK)
+    for number in range(3):
+        assert len(other.names("fresh")) == number
+        storage.put(f"fresh/{number}", b"1")
+    storage.delete("fresh/0")
+    assert other.names("fresh") == {"1", "2"}
+    assert not other.exists("fresh/0")
+
+
+def test_a_listing_of_several_pages_is_complete(moto_storage: Storage) -> None:
+    bucket, prefix = moto_storage.root.removeprefix("s3://").split("/")
+    for number in range(1005):  # put into moto's memory: 1,005 requests would take long
+        s3_backends[MOTO_ACCOUNT]["aws"].put_object(bucket, f"{prefix}/many/{number}", b"")
+    assert moto_storage.names("many") == {str(number) for number in range(1005)}
+
+
+def test_a_file_travels_up_and_down_verified(storage: Storage, tmp_path: Path) -> None:
+    source, target = tmp_path / "source.bin", tmp_path / "target.bin"
+    source.write_bytes(os.urandom(3 << 20))
+    shard = storage.upload("checkpoint/weights", source)
+    assert (shard.bytes, shard.sha256) == (3 << 20, file_sha256(source))
+    storage.download(shard, target)
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_whole_shard_is_returned(storage: Storage) -> None:
+    storage.put("data/s.parquet", b"payload")
+    assert storage.read_shard(shard_of("data/s.parquet", b"payload")) == b"payload"
+
+
+def test_a_corrupt_shard_is_a_data_error_that_names_it(storage: Storage, tmp_path: Path) -> None:
+    shard = shard_of("data/s.parquet", b"payload")
+    for damage in (b"payloaX", b"pay", b"payload and more", b""):
+        storage.put("data/s.parquet", damage)
+        with pytest.raises(DataError, match=r"data/s\.parquet is corrupt.* expected 7 bytes"):
+            storage.read_shard(shard)
+        with pytest.raises(DataError, match=r"data/s\.parquet is corrupt"):
+            storage.download(shard, tmp_path / "copy")
+
+
+def test_a_missing_shard_is_a_data_error_that_names_it(storage: Storage, tmp_path: Path) -> None:
+    shard = shard_of("data/gone.parquet", b"payload")
+    with pytest.raises(DataError, match=r"data/gone\.parquet is missing"):
+        storage.read_shard(shard)
+    with pytest.raises(DataError, match=r"data/gone\.parquet is missing"):
+        storage.download(shard, tmp_path / "copy")
+
+
+def test_messages_name_the_object_by_its_full_url(storage: Storage) -> None:
+    assert storage.url("a/b") == f"{storage.root}/a/b"
+
+
+# --- roots ---
+
+
+def test_a_path_and_a_file_url_are_the_same_root(tmp_path: Path) -> None:
+    Storage(str(tmp_path)).put("key", b"1")
+    by_url = Storage(f"file://{tmp_path}/")
+    assert by_url.get("key") == b"1"
+    assert by_url.local_root == Storage(str(tmp_path)).local_root == tmp_path.resolve()
+
+
+def test_only_a_local_root_has_a_folder() -> None:
+    assert Storage("memory://x").local_root is None
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/x", "http://host/x", "s3:///prefix"])
+def test_an_unsupported_root_is_a_config_error(root: str) -> None:
+    with pytest.raises(ConfigError, match="s3://bucket/prefix"):
+        Storage(root)
+
+
+def test_local_names_leave_out_unfinished_files(local_storage: Storage) -> None:
+    local_storage.put("folder/whole", b"1")
+    assert local_storage.local_root is not None
+    (local_storage.local_root / "folder" / ".tmp-torn").write_bytes(b"half")
+    assert local_storage.names("folder") == {"whole"}
+
+
+# --- other processes ---
+
+
+def test_storage_pickles_without_its_connections(storage: Storage) -> None:
+    storage.put("key", b"before")
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.root == storage.root
+    assert copy.get("key") == b"before"
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+def test_data_loader_workers_read_s3(s3_storage: Storage, method: str, workers: int) -> None:
+    expected = [f"item {number}".encode() for number in range(8)]
+    for number, data in enumerate(expected):
+        s3_storage.put(f"item/{number}", data)  # the parent's connection is open from here on
+    loader = DataLoader(
+        Objects(s3_storage, 8),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=method,
+    )
+    assert list(loader) == expected
+    assert s3_storage.get("item/0") == expected[0]
+
+
+# --- faults of the network ---
+
+
+def test_a_lost_reply_to_create_counts_as_created(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    storage = Storage(use_s3(moto_server.at(proxy.endpoint)), QUICK)
+    proxy.force(RESET_AFTER, method="PUT")
+    assert storage.create("key", b"mine")
+    assert proxy.counts[RESET_AFTER] == 1
+    assert not storage.create("key", b"theirs")
+    assert storage.get("key") == b"mine"
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL_ERROR, RESET_BEFORE, RESET_AFTER, CONFLICT])
+def test_a_passing_fault_of_a_write_is_repeated(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory, fault: str
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    storage = Storage(use_s3(moto_server.at(proxy.endpoint)), QUICK)
+    proxy.force(fault, method="PUT", times=2)
+    assert storage.create("key", b"data")
+    assert proxy.counts[fault] == 2
+    assert storage.get("key") == b"data"
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL_ERROR, RESET_BEFORE, TRUNCATE])
+def test_a_passing_fault_of_a_read_is_repeated(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory, fault: str, tmp_path: Path
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    storage = Storage(use_s3(moto_server.at(proxy.endpoint)), QUICK)
+    data = os.urandom(1 << 16)
+    storage.put("folder/key", data)
+    proxy.force(fault, method="GET", times=2)
+    assert storage.get("folder/key") == data
+    proxy.force(fault, method="GET", times=2)
+    assert storage.names("folder") == {"key"}
+    proxy.force(fault, method="GET", times=2)
+    storage.download(shard_of("folder/key", data), tmp_path / "copy")
+    assert proxy.counts[fault] == 6
+
+
+@pytest.mark.s3
+def test_a_storm_of_faults_loses_and_tears_nothing(
+    s3_server: SeaweedServer, use_s3: UseS3, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(s3_server.endpoint, STORM, seed=7)
+    storage = Storage(use_s3(s3_server.account.at(proxy.endpoint)), QUICK)
+    objects = {f"storm/{number:02d}": os.urandom(5000) for number in range(20)}
+    with ThreadPoolExecutor(4) as pool:
+        created = pool.map(lambda item: storage.create(*item), objects.items())
+        assert all(created)
+        assert list(pool.map(storage.get, objects)) == list(objects.values())
+    assert storage.names("storm") == {key.removeprefix("storm/") for key in objects}
+    assert proxy.counts.total() > proxy.counts[NONE] > 0
+
+
+@pytest.mark.s3
+def test_a_killed_server_keeps_what_it_acknowledged(
+    s3_server: SeaweedServer, s3_storage: Storage
+) -> None:
+    for number in range(5):
+        s3_storage.put(f"kept/{number}", f"data {number}".encode())
+    s3_server.kill()
+    s3_server.start()
+    assert s3_storage.names("kept") == {"0", "1", "2", "3", "4"}
+    assert [s3_storage.get(f"kept/{n}") for n in range(5)] == [
+        f"data {n}".encode() for n in range(5)
+    ]
+
+
+# --- refusals ---
+
+
+def refused_calls(storage: Storage) -> list[Callable[[], object]]:
+    return [
+        lambda: storage.get("key"),
+        lambda: storage.exists("key"),
+        lambda: storage.names("folder"),
+        lambda: storage.put("key", b"1"),
+        lambda: storage.create("key", b"1"),
+        lambda: storage.delete("key"),
+    ]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("keys", [("nobody", "opdtestsecret"), ("opdtest", "wrong")])
+def test_wrong_credentials_are_a_storage_error_at_once(
+    s3_server: SeaweedServer, use_s3: UseS3, keys: tuple[str, str], sleeps: list[float]
+) -> None:
+    storage = Storage(use_s3(S3Account(s3_server.endpoint, *keys)), QUICK)
+    for call in refused_calls(storage):
+        with pytest.raises(StorageError, match="credentials") as caught:
+            call()
+        assert keys[1] not in str(caught.value)
+    assert sleeps == []
+
+
+def test_absent_credentials_are_a_storage_error_at_once(
+    moto_server: S3Account, use_s3: UseS3, monkeypatch: pytest.MonkeyPatch, sleeps: list[float]
+) -> None:
+    storage = Storage(use_s3(moto_server), QUICK)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    for call in refused_calls(storage):
+        with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+            call()
+    assert sleeps == []
+
+
+@pytest.mark.s3
+def test_a_read_only_identity_reads_and_cannot_write(
+    s3_server: SeaweedServer, s3_storage: Storage, use_s3: UseS3, sleeps: list[float]
+) -> None:
+    s3_storage.put("folder/key", b"data")
+    use_s3(s3_server.reader)
+    reader = Storage(s3_storage.root, QUICK)
+    assert reader.get("folder/key") == b"data"
+    assert reader.names("folder") == {"key"}
+    for write in (reader.put, reader.create):
+        with pytest.raises(StorageError, match="was refused"):
+            write("folder/other", b"1")
+    with pytest.raises(StorageError, match="was refused"):
+        reader.delete("folder/key")
+    assert s3_storage.names("folder") == {"key"}
+    assert sleeps == []
+
+
+def test_an_unreachable_endpoint_is_a_storage_error_that_says_what_to_check(
+    use_s3: UseS3,
+) -> None:
+    storage = Storage(use_s3(S3Account(f"http://127.0.0.1:{free_port()}")), IMPATIENT)
+    for call in refused_calls(storage):
+        with pytest.raises(StorageError, match=r"failed for 0 s.*AWS_ENDPOINT_URL"):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["moto", pytest.param("seaweed", marks=pytest.mark.s3)])
+def test_a_missing_bucket_is_a_storage_error(
+    kind: str, request: pytest.FixtureRequest, use_s3: UseS3
+) -> None:
+    server = request.getfixturevalue({"moto": "moto_server", "seaweed": "s3_server"}[kind])
+    account = server if isinstance(server, S3Account) else server.account
+    use_s3(account)
+    storage = Storage("s3://no-such-bucket-here/prefix", IMPATIENT)
+    for write in (storage.put, storage.create):
+        with pytest.raises(StorageError, match="no-such-bucket-here"):
+            write("key", b"1")
+
+
+def test_a_file_where_a_folder_should_be_is_a_storage_error(
+    tmp_path: Path, sleeps: list[float]
+) -> None:
+    (tmp_path / "store").write_text("not a folder")
+    storage = Storage(str(tmp_path / "store"), QUICK)
+    with pytest.raises(StorageError, match="a part of the path is a file"):
+        storage.put("folder/key", b"1")
+    assert sleeps == []
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing(local_storage: Storage) -> None:
+    local_storage.put("folder/small", b"1")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        message = pool.apply(write_past_the_limit, (local_storage,))
+    assert "larger than the file system or a limit allows" in message
+    assert "folder/large" in message
+    assert local_storage.local_root is not None
+    assert os.listdir(local_storage.local_root / "folder") == ["small"]
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the pauses between repetitions, which are not slept."""
+    pauses: list[float] = []
+    monkeypatch.setattr("pipeline.retry.time.sleep", pauses.append)
+    return pauses
