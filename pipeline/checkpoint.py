@@ -1,0 +1,173 @@
+"""Checkpoints: Hugging Face folders in the store, seen whole or not at all.
+
+Promises: weight files are named after their content and the weight index is create-only, so two
+attempts at one checkpoint never mix; tied heads are written out; the manifest comes last.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commit import create_record
+from pipeline.run import Run
+from pipeline.storage import file_sha256
+from schemas.errors import DataError
+from schemas.fingerprint import fingerprint
+from schemas.manifest import CheckpointManifest, Shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+INDEX = "model.safetensors.index.json"
+MAX_FILE = "4GB"
+
+
+def export_folder(
+    model: "PreTrainedModel", tokenizer: Any, state: "dict[str, Tensor]", folder: Path
+) -> None:
+    """Write a Hugging Face folder whose weight files are named after their content.
+
+    Args:
+        model: gives architecture and settings; its own weights are not used.
+        tokenizer: saved beside the weights.
+        state: full state, on any device; a tied head may be missing.
+        folder: an empty folder.
+
+    Raises:
+        DataError: a tensor is empty, as partitioned parameters are when they were not gathered.
+    """
+    empty = [name for name, tensor in state.items() if tensor.numel() == 0]
+    if empty:
+        raise DataError(f"export of {len(empty)} empty tensors, such as {empty[0]}: not gathered")
+    model.save_pretrained(folder, state_dict=state, max_shard_size=MAX_FILE)
+    tokenizer.save_pretrained(folder)
+    _write_tied_head(model, state, folder)
+    _name_by_content(folder)
+
+
+def publish_checkpoint(
+    run: Run, index: int, folder: Path, *, origin: dict[str, Any], state: str | None
+) -> CheckpointManifest:
+    """Make a folder the checkpoint of a number, or return the one that stands.
+
+    Args:
+        run: the run.
+        index: number of the checkpoint.
+        folder: what `export_folder` wrote.
+        origin: where the weights come from.
+        state: key of the learner's state, if any.
+    """
+    prefix, storage = run.checkpoint_folder(index), run.storage
+    names = sorted(path.name for path in folder.iterdir() if path.name != INDEX)
+    files = {name: storage.upload(f"{prefix}/{name}", folder / name) for name in names}
+    manifest = CheckpointManifest(
+        index=index,
+        policy_version=_policy_version(files),
+        origin=origin,
+        state=state,
+        files=files,
+    )
+    head = json.loads((folder / INDEX).read_text())
+    head["metadata"]["opd"] = manifest.model_dump_json()
+    data = json.dumps(head, indent=1, sort_keys=True).encode()
+    if not storage.create(f"{prefix}/{INDEX}", data):
+        data = storage.get(f"{prefix}/{INDEX}") or b""
+        text = json.loads(data)["metadata"]["opd"]
+        manifest = CheckpointManifest.from_bytes(text.encode(), where=f"{prefix}/{INDEX}")
+    whole = {**manifest.files, INDEX: _shard(f"{prefix}/{INDEX}", data)}
+    manifest = manifest.model_copy(update={"files": whole})
+    return create_record(storage, f"{prefix}/manifest.json", manifest)
+
+
+@contextmanager
+def opened(run: Run, manifest: CheckpointManifest, *, weights: bool = True) -> Iterator[Path]:
+    """Give a local folder with a checkpoint's verified files for the length of a block.
+
+    Args:
+        run: the run.
+        manifest: the checkpoint.
+        weights: also bring the weights; without them, settings and tokenizer can be read.
+
+    Raises:
+        DataError: a file is missing or corrupt.
+    """
+    root = run.storage.local_root
+    wanted = {
+        name: shard
+        for name, shard in manifest.files.items()
+        if weights or not name.endswith(".safetensors")
+    }
+    if root is not None:
+        for shard in wanted.values():
+            _verify_local(root / shard.key, shard, run)
+        yield root / run.checkpoint_folder(manifest.index)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="opd-checkpoint-"))
+    try:
+        for name, shard in wanted.items():
+            run.storage.download(shard, folder / name)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _policy_version(files: dict[str, Shard]) -> str:
+    weights = sorted(s.sha256 for name, s in files.items() if name.endswith(".safetensors"))
+    return fingerprint({"weights": weights, "config": files["config.json"].sha256})
+
+
+def _write_tied_head(model: "PreTrainedModel", state: "dict[str, Tensor]", folder: Path) -> None:
+    """Add `lm_head.weight` to the weight file of the embedding it is tied to.
+
+    Engines that reload such files in place keep the old head otherwise (vllm#51665).
+    """
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        return
+    from safetensors.torch import load_file, save_file
+
+    embedding = model.get_input_embeddings()
+    modules = {id(module): name for name, module in model.named_modules()}
+    source = f"{modules[id(embedding)]}.weight"
+    head = f"{modules[id(model.get_output_embeddings())]}.weight"  # type: ignore[no-untyped-call] # transformers' gap
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(path)
+        if source in tensors and head not in tensors:
+            tensors[head] = tensors[source].clone()
+            save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _name_by_content(folder: Path) -> None:
+    """Rename weight files to `model-<digest>.safetensors` and write the index that names them."""
+    from safetensors import safe_open
+
+    weight_map, total = {}, 0
+    for path in sorted(folder.glob("*.safetensors")):
+        name = f"model-{file_sha256(path)[:16]}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            weight_map.update(dict.fromkeys(file.keys(), name))
+        total += path.stat().st_size
+        path.rename(folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True))
+
+
+def _shard(key: str, data: bytes) -> Shard:
+    import hashlib
+
+    digest = hashlib.sha256(data).hexdigest()
+    return Shard(key=key, sha256=digest, bytes=len(data), rows=0, tokens=0)
+
+
+def _verify_local(path: Path, shard: Shard, run: Run) -> None:
+    if not path.exists() or file_sha256(path) != shard.sha256:
+        found = "missing" if not path.exists() else "corrupt"
+        raise DataError(
+            f"{run.storage.url(shard.key)} is {found}; the checkpoint's manifest expects sha256 "
+            f"{shard.sha256[:16]}…. Restore the file, or delete the checkpoint's folder and the "
+            "manifest of the train stage that made it, and run again"
+        )

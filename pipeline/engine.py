@@ -1,0 +1,159 @@
+"""The seam to whatever runs a model: sample responses, or score given ones. Token ids only.
+
+Promises: index 0 of every per-token array is the first response token; a row's samples depend on
+its seed, not on its neighbours. Shapes: T tokens of all rows joined, K top-k.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.config import EngineSection
+from schemas.errors import DataError
+
+Ids = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Every parameter that decides a sample; nothing is taken from a model's own defaults."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled response.
+
+    Attributes:
+        ids: response ids, the stop token included where there is one.
+        logprobs: log-probability of each id under the distribution that it was drawn from
+            (temperature and truncation applied); under the model's own where temperature is 0.
+        finish_reason: `stop`, or `length` where the limit cut it.
+    """
+
+    ids: Ids
+    logprobs: Floats
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher scores of T response tokens, rows joined; log-probabilities in nats, float32.
+
+    Attributes:
+        topk_ids: int32 [T, K] in rank order.
+        topk_logprobs: [T, K].
+        tail: [T] log mass outside the top-k; -inf where it is empty.
+        token_logprob: [T] of the token that stands there.
+        token_rank: int32 [T] of that token, from 1.
+        entropy: [T] of the whole distribution, nats.
+    """
+
+    topk_ids: Ids
+    topk_logprobs: Floats
+    tail: Floats
+    token_logprob: Floats
+    token_rank: Ids
+    entropy: Floats
+
+    def take(self, tokens: NDArray[np.int64]) -> "Scores":
+        """Return the scores at some positions, in their order."""
+        return Scores(**{name: value[tokens] for name, value in vars(self).items()})
+
+    def check(self, *, vocab_size: int, where: str) -> None:
+        """Make sure that the numbers are log-probabilities and ids of a vocabulary.
+
+        Raises:
+            DataError: a NaN, a positive log-probability or an impossible id.
+        """
+        for name in ("topk_logprobs", "tail", "token_logprob", "entropy"):
+            if np.isnan(getattr(self, name)).any():
+                raise DataError(f"{where}: the teacher's {name} holds NaN; nothing was stored")
+        if (self.topk_logprobs > 1e-3).any() or (self.token_logprob > 1e-3).any():
+            raise DataError(f"{where}: the teacher returned a positive log-probability")
+        if (self.topk_ids < 0).any() or (self.topk_ids >= vocab_size).any():
+            raise DataError(f"{where}: the teacher returned an id outside [0, {vocab_size})")
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    name: str
+    version: str
+    vocab_size: int
+    """Ids that the model has logits for."""
+    context_length: int
+    """Most tokens of prompt and response together."""
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return one response per prompt, each drawn with its own seed."""
+
+    def score(
+        self, prompts: Sequence[Ids], responses: Sequence[Ids], *, k: int, vocab_size: int
+    ) -> Scores:
+        """Return scores of every response token; only ids below `vocab_size` enter the top-k."""
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+
+
+class LazyEngine:
+    """An engine that is opened at its first use and closed at the end of a block."""
+
+    def __init__(self, opener: Callable[[], Engine]) -> None:
+        """Remember how to open the engine."""
+        self._opener = opener
+        self._engine: Engine | None = None
+        self.start_s = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin the block; nothing is loaded yet."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close the engine if it was opened."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def get(self) -> Engine:
+        """Return the engine, opened once; `start_s` is the time that took."""
+        if self._engine is None:
+            begin = time.monotonic()
+            self._engine = self._opener()
+            self.start_s = time.monotonic() - begin
+        return self._engine
+
+
+def engine_version(name: str) -> str:
+    """Return the versions that an engine's numbers depend on, without loading it."""
+    parts = {"hf": ("transformers", "torch")}[name]
+    return "+".join(f"{part}-{metadata.version(part)}" for part in parts)
+
+
+def open_engine(section: EngineSection, source: Any, *, dtype: str) -> Engine:
+    """Return an engine that holds a model.
+
+    Args:
+        section: which engine and its settings.
+        source: the model, a `pipeline.models.ModelSource`.
+        dtype: number format of the model.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or the engine is not installed.
+    """
+    from pipeline.hf import HfEngine
+
+    return HfEngine(source, dtype=dtype, settings=section)

@@ -1,0 +1,168 @@
+"""The `hf` engine: transformers on CPU or GPU, the reference that other engines are held against.
+
+Promises: full-vocabulary logits exist for `logit_chunk_tokens` positions at most; rows are batched
+by length under a token budget. Shapes: B rows, T tokens, V vocabulary.
+"""
+
+import gc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.engine import Ids, Sample, Sampling, Scores, engine_version
+from pipeline.head import check_head, head_of
+from pipeline.models import ModelSource, load_model
+from pipeline.padding import length_batches, padded, response_positions
+from pipeline.sampling import draw, processed_logprobs, uniforms
+from pipeline.signals import score_signals
+from schemas.config import EngineSection
+
+
+class HfEngine:
+    """A transformers model held in memory."""
+
+    name = "hf"
+
+    def __init__(self, source: ModelSource, *, dtype: str, settings: EngineSection) -> None:
+        """Load the model and make sure that its head is understood."""
+        self.version = engine_version(self.name)
+        self._model = load_model(source, dtype=dtype, device=settings.device)
+        self._head = head_of(self._model)
+        self._batch_tokens = settings.batch_tokens
+        self._chunk_tokens = settings.logit_chunk_tokens
+        config = self._model.config.get_text_config()
+        self.vocab_size = int(self._head.weight_VH.shape[0])
+        self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
+        probe = torch.arange(min(4, self.vocab_size), device=self._model.device)[None]
+        check_head(self._model, self._head, probe)
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return one response per prompt, each drawn with its own seed."""
+        lengths = np.array([len(p) for p in prompts])
+        samples: list[Sample | None] = [None] * len(prompts)
+        for rows in length_batches(lengths + sampling.max_new_tokens, self._batch_tokens):
+            random = uniforms(np.array([seeds[i] for i in rows]), sampling.max_new_tokens)
+            batch = self._generate([prompts[i] for i in rows], random, sampling)
+            for row, sample in zip(rows, batch, strict=True):
+                samples[row] = sample
+        return [s for s in samples if s is not None]
+
+    def score(
+        self, prompts: Sequence[Ids], responses: Sequence[Ids], *, k: int, vocab_size: int
+    ) -> Scores:
+        """Return scores of every response token, rows joined in the given order."""
+        tokens = np.array([len(r) for r in responses])
+        starts = np.concatenate([[0], np.cumsum(tokens)])
+        total = np.array([len(p) for p in prompts]) + tokens
+        parts: list[dict[str, Tensor]] = []
+        order: list[NDArray[np.int64]] = []
+        for rows in length_batches(total, self._batch_tokens):
+            batch = [(prompts[i], responses[i]) for i in rows]
+            parts.extend(self._score(batch, k=k, vocab_size=vocab_size))
+            order.extend(np.arange(starts[i], starts[i + 1]) for i in rows)
+        joined = {n: np.concatenate([p[n].numpy() for p in parts]) for n in parts[0]}
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return Scores(**joined).take(back)
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        del self._model, self._head
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _score(
+        self, batch: list[tuple[Ids, Ids]], *, k: int, vocab_size: int
+    ) -> Iterator[dict[str, Tensor]]:
+        rows = [np.concatenate(pair) for pair in batch]
+        ids_BT, mask_BT = padded(rows, self._model.device, left=False)
+        hidden = self._decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        prompt_tokens = np.array([len(p) for p, _ in batch])
+        response_tokens = np.array([len(r) for _, r in batch])
+        before = response_positions(prompt_tokens, response_tokens).to(ids_BT.device)
+        states_TH = hidden.last_hidden_state[before[0], before[1]]
+        tokens_T = ids_BT[before[0], before[1] + 1]
+        for start in range(0, len(tokens_T), self._chunk_tokens):
+            chunk = slice(start, start + self._chunk_tokens)
+            logits_TV = self._head.logits(states_TH[chunk])
+            signals = score_signals(logits_TV, tokens_T[chunk], k=k, vocab_size=vocab_size)
+            yield {name: value.cpu() for name, value in signals.items()}
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: list[Ids], random: NDArray[np.float64], sampling: Sampling
+    ) -> list[Sample]:
+        from transformers import DynamicCache
+
+        device = self._model.device
+        ids_BT, mask_BT = padded(prompts, device, left=True)
+        uniform_BN = torch.from_numpy(random).to(device)
+        stops = torch.tensor(sampling.stop_token_ids, device=device)
+        alive = torch.arange(len(prompts), device=device)
+        out_ids = torch.full(random.shape, 0, dtype=torch.int64, device=device)
+        out_logprobs = torch.zeros(random.shape, dtype=torch.float32, device=device)
+        lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
+        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        cache, current = DynamicCache(), ids_BT
+        for step in range(sampling.max_new_tokens):
+            logits_BV = self._next_logits(current, mask_BT, cache)
+            ids_B, logprob_B = self._choose(logits_BV, uniform_BN[alive, step], sampling)
+            out_ids[alive, step], out_logprobs[alive, step] = ids_B, logprob_B
+            lengths[alive] += 1
+            ended_B = torch.isin(ids_B, stops)
+            stopped[alive[ended_B]] = True
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
+            current = ids_B[:, None]
+            if bool(ended_B.any()):
+                keep = (~ended_B).nonzero()[:, 0]
+                if not len(keep):
+                    break
+                cache.batch_select_indices(keep)
+                alive, mask_BT, current = alive[keep], mask_BT[keep], current[keep]
+        return _samples(out_ids, out_logprobs, lengths, stopped)
+
+    @property
+    def _decoder(self) -> Any:
+        return self._model.get_decoder()  # type: ignore[no-untyped-call] # transformers' gap
+
+    def _next_logits(self, current_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -current_BT.shape[1] :]
+        hidden = self._decoder(
+            input_ids=current_BT,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self._head.logits(hidden.last_hidden_state[:, -1])
+
+    def _choose(
+        self, logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        logprobs_BV = processed_logprobs(
+            logits_BV,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        greedy = sampling.temperature == 0.0
+        ids_B = logprobs_BV.argmax(-1) if greedy else draw(logprobs_BV, uniform_B)
+        return ids_B, logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
+
+
+def _samples(
+    ids_BN: Tensor, logprobs_BN: Tensor, lengths_B: Tensor, stopped_B: Tensor
+) -> list[Sample]:
+    ids, logprobs = ids_BN.to(torch.int32).cpu().numpy(), logprobs_BN.cpu().numpy()
+    rows = zip(ids, logprobs, lengths_B.tolist(), stopped_B.tolist(), strict=True)
+    return [
+        Sample(row[:n].copy(), values[:n].copy(), "stop" if stop else "length")
+        for row, values, n, stop in rows
+    ]

@@ -1,0 +1,277 @@
+"""The DeepSpeed learner: one engine, its optimizer steps, its resumable state.
+
+Promises: the loss of a step is the sum over its tokens divided by their number over all processes,
+whatever the micro-batches; [tokens, vocabulary] logits never exist at once.
+Shapes: B rows, T tokens, H hidden.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.batches import Rows, StepPlan
+from pipeline.distributed import Ranks, sum_over_ranks
+from pipeline.head import check_head, head_loss, head_of
+from pipeline.losses import DIAGNOSTICS, Targets, build_targets
+from pipeline.metrics import Step
+from pipeline.models import ModelSource, load_model
+from pipeline.padding import padded, response_positions
+from pipeline.rounddata import Batch, RoundData
+from schemas.config import LossConfig, TrainSection
+from schemas.errors import DataError
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """What an engine is built from."""
+
+    train: TrainSection
+    loss: LossConfig
+    accumulation: int
+    """Micro-batches of every step on this process."""
+
+
+class DistillationModule(nn.Module):
+    """The student and the loss on its hidden states: what DeepSpeed wraps."""
+
+    def __init__(self, student: Any, loss: LossConfig, chunk_tokens: int) -> None:
+        """Hold the student; it keeps its own parameters."""
+        super().__init__()
+        self.student = student
+        self._loss, self._chunk_tokens = loss, chunk_tokens
+
+    def forward(
+        self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scaled loss of a micro-batch and its summed diagnostics."""
+        hidden = self.student.get_decoder()(
+            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
+        )
+        hidden_TH = hidden.last_hidden_state[states_2T[0], states_2T[1]]
+        return head_loss(
+            hidden_TH,
+            head_of(self.student),
+            targets,
+            self._loss,
+            chunk_tokens=self._chunk_tokens,
+            scale=scale,
+        )
+
+
+class Learner:
+    """A DeepSpeed engine around a student."""
+
+    def __init__(self, source: ModelSource, settings: LearnerSettings, ranks: Ranks) -> None:
+        """Load the student and wrap it."""
+        import deepspeed
+
+        train = settings.train
+        student = load_model(source, dtype="float32", device=ranks.device)
+        probe = torch.arange(4, device=ranks.device)[None]
+        check_head(student, head_of(student), probe)
+        self.vocab_size = int(head_of(student).weight_VH.shape[0])
+        student.train()
+        if train.activation_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})
+        module = DistillationModule(student, settings.loss, train.logit_chunk_tokens)
+        if train.zero_stage == 3:
+            deepspeed.zero.register_external_parameter(module, head_of(student).weight_VH)
+        optimizer = torch.optim.AdamW(
+            module.parameters(),
+            lr=train.learning_rate,
+            betas=train.betas,
+            eps=train.eps,
+            weight_decay=train.weight_decay,
+            fused=not train.offload_optimizer,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=engine_config(settings)
+            )
+        self._settings, self._ranks = settings, ranks
+        self._check_masters()
+
+    def step(
+        self, plan: StepPlan, data: RoundData, learning_rate: float
+    ) -> dict[str, float | None]:
+        """Train on the rows of one step; return its metrics.
+
+        Raises:
+            DataError: a target is impossible, or the loss is not a number.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        scale = self._settings.accumulation * self._ranks.count / max(plan.trained_tokens, 1)
+        sums = dict.fromkeys(("loss", "weight", *DIAGNOSTICS), 0.0)
+        spare = next(rows for micro in plan.micro for rows in micro if len(rows))[-1:]
+        for micro in plan.micro:
+            batch = _own_batch(data, micro[self._ranks.rank], spare)
+            targets = self._targets(batch)
+            loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
+            self._engine.backward(loss)
+            norm = self._grad_norm()
+            self._engine.step()
+            norm = self._engine.get_global_grad_norm() if norm is None else norm
+            sums["loss"] += float(loss.detach()) / scale
+            sums["weight"] += float(targets.weight_T.sum())
+            for name, value in values.items():
+                sums[name] += float(value)
+        totals = sum_over_ranks(list(sums.values()), self._ranks.device)
+        return _metrics(dict(zip(sums, totals, strict=True)), plan, norm, learning_rate)
+
+    def full_state(self) -> dict[str, Tensor] | None:
+        """Return the student's whole state on the CPU, on the main process; every one must call."""
+        import deepspeed
+
+        student, partitioned = self._student, self._settings.train.zero_stage == 3
+        state: dict[str, Tensor] = {}
+        for name, tensor in student.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=partitioned):
+                if self._ranks.is_main:
+                    state[name] = tensor.detach().to("cpu", copy=True)
+        return state if self._ranks.is_main else None
+
+    @torch.no_grad()
+    def probe(self, batch: Batch) -> Tensor:
+        """Return the student's log-probabilities of a batch's response tokens, float32 [T]."""
+        self._engine.eval()
+        ids_BT, mask_BT, states_2T = batch_inputs(batch, self._ranks.device)
+        logits_BTV = self._student(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+        self._engine.train()
+        return token_logprobs(logits_BTV, ids_BT, states_2T)
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write this process's part of the state below a folder; every process must call."""
+        self._engine.save_checkpoint(
+            str(folder), tag="state", client_state=client_state, save_latest=False
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore what `save` wrote and return its client state; every process must call.
+
+        Raises:
+            DataError: the files are not a whole state.
+        """
+        path, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise DataError(f"{folder} holds no DeepSpeed state although its manifest names one")
+        return dict(client_state)
+
+    @property
+    def student(self) -> Any:
+        """Return the student's module."""
+        return self._student
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self._engine.destroy()
+        del self._engine
+
+    @property
+    def _student(self) -> Any:
+        return self._engine.module.student
+
+    def _targets(self, batch: Batch) -> Targets:
+        tokens = {name: torch.from_numpy(np.array(v)) for name, v in batch.tokens.items()}
+        targets = build_targets(
+            tokens["topk_ids"],
+            tokens["topk_logprobs"],
+            tail_T=tokens["tail"],
+            token_ids_T=tokens["token_ids"],
+            token_logprob_T=tokens["token_logprob"],
+            weight_T=tokens["weight"],
+            rollout_logprob_T=tokens["rollout_logprob"],
+            vocab_size=self.vocab_size,
+        )
+        return targets.to(self._ranks.device)
+
+    def _grad_norm(self) -> float | None:
+        """Return the gradient norm before clipping where DeepSpeed does not keep it (stage 0)."""
+        if self._settings.train.zero_stage > 0 or self._settings.train.dtype != "float32":
+            return None
+        grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def _check_masters(self) -> None:
+        dtype = next(self._engine.module.parameters()).dtype
+        if str(dtype) != f"torch.{self._settings.train.dtype}":
+            raise DataError(f"the engine trains in {dtype}, not {self._settings.train.dtype}")
+
+
+def engine_config(settings: LearnerSettings) -> dict[str, Any]:
+    """Return DeepSpeed's configuration of a learner."""
+    train = settings.train
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.device != "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": train.dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+
+
+def learning_rate_at(step: int, train: TrainSection) -> float:
+    """Return the learning rate of an optimizer step of the run, counted from 0."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    if train.schedule == "constant" or train.decay_steps is None:
+        return train.learning_rate
+    span = max(1, train.decay_steps - train.warmup_steps)
+    done = min(1.0, (step - train.warmup_steps) / span)
+    shape = 1 - done if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return train.learning_rate * (train.decay_floor + (1 - train.decay_floor) * shape)
+
+
+def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Tensor:
+    """Return float32 [T] log-probabilities of the tokens that follow the given states."""
+    logits_TV = logits_BTV[states_2T[0], states_2T[1]].float()
+    tokens_T1 = ids_BT[states_2T[0], states_2T[1] + 1][:, None]
+    return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
+
+
+def _own_batch(data: RoundData, rows: Rows, spare: Rows) -> Batch:
+    """Return a process's rows; where it has none, a spare one of which nothing is trained."""
+    if len(rows):
+        return data.batch(rows)
+    batch = data.batch(spare)
+    batch.tokens["weight"] = np.zeros_like(batch.tokens["weight"])
+    return batch
+
+
+def batch_inputs(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return padded ids and mask [B, T], and the states [2, T] that predict response tokens."""
+    ids_BT, mask_BT = padded(batch.rows, device, left=False)
+    states_2T = response_positions(batch.prompt_tokens, batch.response_tokens)
+    return ids_BT, mask_BT, states_2T.to(device)
+
+
+def _metrics(
+    totals: dict[str, float], plan: StepPlan, norm: float | None, learning_rate: float
+) -> Step:
+    loss, weight = totals.pop("loss"), totals.pop("weight")
+    if not math.isfinite(loss):
+        raise DataError(
+            f"the loss became {loss}: lower train.learning_rate, or look for impossible scores; "
+            "the last checkpoint stands"
+        )
+    means = {name: total / max(weight, 1e-9) for name, total in totals.items()}
+    return {
+        "loss": loss / max(plan.trained_tokens, 1),
+        "tokens": float(plan.trained_tokens),
+        "learning_rate": learning_rate,
+        "grad_norm": None if norm is None else float(norm),
+        **means,
+    }

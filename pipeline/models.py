@@ -1,0 +1,200 @@
+"""Hugging Face models on disk or on the hub: where they are, what identifies them, loading them.
+
+Promises: a folder is identified by the content of its weights, a hub id by its immutable revision.
+Torch and transformers are imported inside functions only.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.storage import file_sha256
+from schemas.config import RunConfig, StudentSection, TeacherSection
+from schemas.errors import CapacityError, ConfigError
+from schemas.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+"""Patterns of weight files; the first that matches is the model's format."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is: a folder that exists, or a hub id with its revision."""
+
+    location: str
+    revision: str | None
+    trust_remote_code: bool
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether the model is a local folder."""
+        return self.revision is None
+
+
+def find_model(
+    config: RunConfig, section: StudentSection | TeacherSection, key: str
+) -> ModelSource:
+    """Return where a model of the configuration is.
+
+    Args:
+        config: the run, whose folder relative paths start from.
+        section: the model's section.
+        key: what messages call the section, such as `teachers.main`.
+
+    Raises:
+        ConfigError: no such folder, no config.json in it, or a hub id without a full revision.
+    """
+    folder = Path(config.resolve(section.model))
+    if section.revision is not None:
+        if folder.is_dir():
+            raise ConfigError(
+                f"{key}.revision belongs to a hub id, but {key}.model = {section.model!r} is the "
+                f"folder {folder}; remove the revision"
+            )
+        if len(section.revision) < 40:
+            raise ConfigError(
+                f"{key}.revision = {section.revision!r} may move; give the full commit hash of "
+                "the model's page, 40 characters"
+            )
+        return ModelSource(section.model, section.revision, section.trust_remote_code)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{key}.model = {section.model!r}: there is no folder {folder}. Correct the path, or, "
+            f"if it is a hub id, add {key}.revision with the model's commit hash"
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{key}.model = {section.model!r}: {folder} has no config.json, so it is not a Hugging "
+            "Face model folder"
+        )
+    return ModelSource(str(folder), None, section.trust_remote_code)
+
+
+def model_identity(source: ModelSource) -> dict[str, Any]:
+    """Return what identifies a model's outputs: digest of its weights, or hub id and revision.
+
+    Raises:
+        ConfigError: the folder has no weights.
+    """
+    if not source.is_folder:
+        return {"hub": source.location, "revision": source.revision}
+    folder = Path(source.location)
+    weights = next((f for p in WEIGHT_FILES if (f := sorted(folder.glob(p)))), [])
+    if not weights:
+        raise ConfigError(f"{folder} has no weights (*.safetensors): it is not a whole model")
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        digests = dict(zip([w.name for w in weights], pool.map(file_sha256, weights), strict=True))
+    settings = json.loads((folder / "config.json").read_text())
+    for volatile in ("_name_or_path", "transformers_version"):
+        settings.pop(volatile, None)
+    return {"weights": fingerprint(sorted(digests.values())), "config": fingerprint(settings)}
+
+
+def load_settings(source: ModelSource) -> Any:
+    """Return the transformers configuration of a model (its text part where it has several).
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(
+            source.location,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(source, error) from error
+    return settings.get_text_config()
+
+
+def generation_settings(folder: Path) -> Any:
+    """Return a model folder's transformers generation settings, empty where it has none."""
+    from transformers import GenerationConfig
+
+    make: Any = GenerationConfig
+    has_file = (folder / "generation_config.json").is_file()
+    return make.from_pretrained(folder) if has_file else make()
+
+
+def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedModel":
+    """Return a causal language model in evaluation mode on a device.
+
+    Raises:
+        ConfigError: it cannot be read, or its weights do not fit its configuration.
+        CapacityError: it does not fit the device.
+    """
+    import torch
+
+    _quieten(torch.cuda.is_available())
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, report = loader(
+            source.location,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+        )
+        _refuse_incomplete(source, report)
+        loaded: PreTrainedModel = model.to(pick_device(device)).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(source, error) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise CapacityError(
+            f"the model {source.location} does not fit the memory of {device}: {error}"
+        ) from error
+    return loaded
+
+
+def pick_device(device: str) -> str:
+    """Return a torch device: `auto` becomes a GPU where there is one.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device = {device!r}, but torch sees no GPU; use 'auto' or 'cpu'")
+    try:
+        return str(torch.device(device))
+    except RuntimeError as error:
+        raise ConfigError(f"device = {device!r} is not a torch device") from error
+
+
+def _quieten(has_gpu: bool) -> None:
+    """Keep transformers' bars and DeepSpeed's guess at the accelerator off the screen."""
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from transformers.utils.logging import disable_progress_bar
+
+    quieten: Any = disable_progress_bar
+    quieten()
+
+
+def _refuse_incomplete(source: ModelSource, report: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "mismatched_keys"):
+        found = sorted(str(name) for name in report.get(kind) or ())
+        if found:
+            raise ConfigError(
+                f"the weights of {source.location} do not fit its config.json: {len(found)} "
+                f"{kind.replace('_', ' ')}, such as {found[0]}; the model is damaged"
+            )
+
+
+def _unreadable(source: ModelSource, error: Exception) -> ConfigError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    where = "folder" if source.is_folder else f"hub id (revision {source.revision})"
+    return ConfigError(f"cannot load the model {source.location} ({where}): {first}")

@@ -1,0 +1,65 @@
+"""Rounds in order on this machine, from wherever the run stands."""
+
+from collections.abc import Callable, Iterator
+
+from pipeline.run import Run
+from pipeline.stage import Progress, StageResult, Worker
+from schemas.manifest import TrainManifest
+
+TrainCall = Callable[[int], StageResult]
+
+
+def next_round(run: Run, rounds: int) -> int:
+    """Return the first round that is not finished, by bisection: finished rounds come first."""
+    low, high = 0, rounds
+    while low < high:
+        middle = (low + high) // 2
+        if _is_finished(run, middle, rounds):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def wants_eval(run: Run, round_index: int, rounds: int) -> bool:
+    """Return whether a round is followed by an evaluation."""
+    section = run.config.eval
+    if section is None:
+        return False
+    return (round_index + 1) % section.every_rounds == 0 or round_index + 1 == rounds
+
+
+def run_rounds(
+    run: Run, rounds: int, *, train: TrainCall, progress: Progress
+) -> Iterator[StageResult]:
+    """Run all stages of all unfinished rounds; yield the result of each stage as it ends.
+
+    Args:
+        run: the run.
+        rounds: rounds to reach in total.
+        train: trains a round, in this process or in several.
+        progress: told of each unit.
+    """
+    from pipeline.evaluate import baseline_subjects, round_subject, run_eval
+    from pipeline.rollout import run_rollout
+    from pipeline.score import run_score
+
+    alone = Worker()
+    if run.config.eval is not None:
+        for subject in baseline_subjects(run):
+            yield run_eval(run, subject, worker=alone, progress=progress)
+    for index in range(next_round(run, rounds), rounds):
+        yield run_rollout(run, index, worker=alone, progress=progress)
+        yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
+        yield train(index)
+        if wants_eval(run, index, rounds):
+            subject = round_subject(run, index)
+            yield run_eval(run, subject, worker=alone, progress=progress)
+
+
+def _is_finished(run: Run, round_index: int, rounds: int) -> bool:
+    trained: TrainManifest | None = run.train(round_index)
+    if trained is None:
+        return False
+    key = run.manifest_key(round_index, "eval")
+    return not wants_eval(run, round_index, rounds) or run.storage.exists(key)

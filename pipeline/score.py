@@ -1,0 +1,221 @@
+"""The score stage: a teacher scores exactly the tokens that the student sampled, once.
+
+Promises: a unit whose token sequences the scorer has seen costs no teacher work; the teacher is
+loaded only when something is missing; a unit is visible only whole.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.commit import (
+    check_fingerprint,
+    commit_key,
+    content_shard,
+    create_record,
+    find_record,
+    read_record,
+    writer,
+)
+from pipeline.engine import LazyEngine
+from pipeline.run import Run, check_run, pin_run
+from pipeline.scorer import Scorer, find_scorer, pin_scorer
+from pipeline.scoretable import read_scores, score_table, write_scores
+from pipeline.shards import read_rollout
+from pipeline.stage import Progress, StageResult, Worker, run_units
+from schemas.errors import ConfigError
+from schemas.fingerprint import fingerprint
+from schemas.manifest import (
+    CacheCommit,
+    RolloutManifest,
+    ScoreCommit,
+    ScoreManifest,
+    UnitShard,
+)
+from schemas.tables import flat_values, list_lengths
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all units of one teacher's part of a round share."""
+
+    run: Run
+    rollout: RolloutManifest
+    scorer: Scorer
+    folder: str
+    fingerprint: str
+
+
+def run_score(
+    run: Run, round_index: int, *, teacher: str | None, worker: Worker, progress: Progress
+) -> list[StageResult]:
+    """Score what a round still lacks, for one teacher or for all; write their manifests.
+
+    Raises:
+        ConfigError: the round is not sampled, or there is no such teacher.
+        IdentityError: a teacher may not score this student, or is not the one of this run.
+        DataError: a rollout shard is damaged, or a teacher returned impossible numbers.
+    """
+    check_run(run)
+    names = [teacher] if teacher is not None else list(run.config.teachers)
+    if teacher is not None and teacher not in run.config.teachers:
+        known = ", ".join(run.config.teachers)
+        raise ConfigError(f"there is no teacher {teacher!r} in the configuration; known: {known}")
+    results = []
+    for name in names:
+        manifest = run.score(round_index, name)
+        if manifest is not None:
+            results.append(_result(run, round_index, name, manifest=manifest))
+            continue
+        with writer(run.storage):
+            pin_run(run)
+            results.append(_score(run, round_index, name, worker=worker, progress=progress))
+    return results
+
+
+def _score(
+    run: Run, round_index: int, teacher: str, *, worker: Worker, progress: Progress
+) -> StageResult:
+    rollout = run.rollout(round_index)
+    if rollout is None:
+        raise ConfigError(
+            f"round {round_index} has no finished rollout to score: run "
+            f"`opd rollout --round {round_index}` first, or `opd run` for everything in order"
+        )
+    scorer = find_scorer(run, round_index, teacher)
+    pin_scorer(run, scorer)
+    job = _Job(
+        run=run,
+        rollout=rollout,
+        scorer=scorer,
+        folder=run.stage_folder(round_index, f"score/{teacher}"),
+        fingerprint=fingerprint({"scorer": scorer.key, "rollout": rollout.fingerprint}),
+    )
+    names, commits = [unit.unit for unit in rollout.units], list[ScoreCommit]()
+    with LazyEngine(lambda: scorer.open(run)) as engine:
+
+        def compute(index: int) -> int:
+            commits.append(_score_unit(job, index, engine))
+            return commits[-1].shard.tokens
+
+        done = run_units(
+            run.storage, job.folder, names, worker=worker, compute=compute, progress=progress
+        )
+    manifest = _finish(job) if done.issuperset(names) else None
+    return _result(
+        run,
+        round_index,
+        teacher,
+        manifest=manifest,
+        commits=commits,
+        start_s=engine.start_s,
+    )
+
+
+def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
+    """Cover one rollout shard with a cache shard, from the cache or by the teacher."""
+    storage, unit = job.run.storage, job.rollout.units[index]
+    rows = read_rollout(storage, unit.shard)
+    rows = rows.filter(pc.equal(rows.column("teacher"), job.scorer.name))
+    input_digest = fingerprint(rows.column("sequence_digest").to_pylist())
+    key = commit_key(job.scorer.folder, input_digest)
+    cached = find_record(storage, key, CacheCommit) or _compute(job, input_digest, rows, engine)
+    check_fingerprint(storage, key, cached.fingerprint, job.scorer.key)
+    scores = read_scores(storage, cached.shard, scorer=job.scorer.key)
+    covered = _covered(job, unit.unit, rows, scores, cached=cached)
+    return create_record(storage, commit_key(job.folder, unit.unit), covered)
+
+
+def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -> CacheCommit:
+    """Score rows with the teacher and commit them to the scorer's cache."""
+    storage, scorer = job.run.storage, job.scorer
+    table, teacher_tokens = score_table(rows, engine, scorer.identity)
+    data = write_scores(table, scorer)
+    tokens = int(list_lengths(table, "token_logprob").sum())
+    shard = content_shard(f"{scorer.folder}/data", data, rows=table.num_rows, tokens=tokens)
+    storage.put(shard.key, data)
+    commit = CacheCommit(
+        unit=input_digest,
+        shard=shard,
+        fingerprint=scorer.key,
+        attempt=uuid.uuid4().hex,
+        paid_by=_payer(job),
+        teacher_tokens=teacher_tokens,
+    )
+    return create_record(storage, commit_key(scorer.folder, input_digest), commit)
+
+
+def _covered(
+    job: _Job, unit: str, rows: pa.Table, scores: pa.Table, *, cached: CacheCommit
+) -> ScoreCommit:
+    """Return the record that a unit is covered: what it took, how far teacher and student are."""
+    paid = cached.paid_by == _payer(job)
+    own = flat_values(rows, "response_mask")
+    gap = flat_values(rows, "rollout_student_logprobs") - flat_values(scores, "token_logprob")
+    return ScoreCommit(
+        unit=unit,
+        shard=cached.shard,
+        fingerprint=job.fingerprint,
+        reused_rows=0 if paid else rows.num_rows,
+        teacher_tokens=cached.teacher_tokens if paid else 0,
+        sampled_kl=float(gap[own].astype(np.float64).sum()),
+        sampled_tokens=int(own.sum()),
+    )
+
+
+def _payer(job: _Job) -> str:
+    return f"{job.run.name}/{job.rollout.round:04d}"
+
+
+def _finish(job: _Job) -> ScoreManifest:
+    """Write the manifest of a teacher's part of a round from the commits of all units."""
+    commits = []
+    for unit in job.rollout.units:
+        key = commit_key(job.folder, unit.unit)
+        commit = read_record(job.run.storage, key, ScoreCommit)
+        check_fingerprint(job.run.storage, key, commit.fingerprint, job.fingerprint)
+        commits.append(commit)
+    sampled = sum(c.sampled_tokens for c in commits)
+    manifest = ScoreManifest(
+        run=job.run.name,
+        round=job.rollout.round,
+        teacher=job.scorer.name,
+        scorer=job.scorer.key,
+        rollout_fingerprint=job.rollout.fingerprint,
+        units=tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits),
+        rows=sum(c.shard.rows for c in commits),
+        tokens=sum(c.shard.tokens for c in commits),
+        reused_rows=sum(c.reused_rows for c in commits),
+        teacher_tokens=sum(c.teacher_tokens for c in commits),
+        reverse_kl=sum(c.sampled_kl for c in commits) / sampled if sampled else None,
+    )
+    return create_record(job.run.storage, f"{job.folder}/manifest.json", manifest)
+
+
+def _result(
+    run: Run,
+    round_index: int,
+    teacher: str,
+    *,
+    manifest: ScoreManifest | None,
+    commits: Sequence[ScoreCommit] = (),
+    start_s: float = 0.0,
+) -> StageResult:
+    key = run.manifest_key(round_index, f"score/{teacher}")
+    return StageResult(
+        stage="score",
+        run=run.name,
+        round=round_index,
+        units=len(commits),
+        rows=manifest.rows if manifest else sum(c.shard.rows for c in commits),
+        tokens=manifest.tokens if manifest else sum(c.shard.tokens for c in commits),
+        manifest=run.storage.url(key) if manifest else None,
+        reused_rows=sum(c.reused_rows for c in commits),
+        teacher_tokens=sum(c.teacher_tokens for c in commits),
+        engine_start_s=start_s,
+        extra={"teacher": teacher, "reverse_kl": manifest.reverse_kl if manifest else None},
+    )

@@ -1,0 +1,146 @@
+"""One teacher with one signal: who it is, whether it may score this student, where its cache is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import opened
+from pipeline.commit import create_record
+from pipeline.engine import Engine, engine_version, open_engine
+from pipeline.models import ModelSource, find_model, load_settings, model_identity
+from pipeline.run import Run
+from pipeline.student import policy_of_round
+from pipeline.tokenizer import (
+    check_same_tokenizer,
+    load_tokenizer,
+    tokenizer_digest,
+    vocabulary_size,
+)
+from schemas.errors import ConfigError, IdentityError
+from schemas.fingerprint import fingerprint
+from schemas.manifest import ScorerIdentity, TeacherRecord
+
+CODEC = "typed-v1"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A teacher that has been found fit to score a run's student, not loaded yet."""
+
+    name: str
+    source: ModelSource
+    identity: ScorerIdentity
+
+    @property
+    def key(self) -> str:
+        """Digest of the identity; any change of it is another scorer."""
+        return fingerprint(self.identity.model_dump(mode="json"))
+
+    @property
+    def folder(self) -> str:
+        """Key prefix of the scorer's cache."""
+        return f"cache/{self.key}"
+
+    def open(self, run: Run) -> Engine:
+        """Load the teacher."""
+        return open_engine(run.config.score, self.source, dtype=self.identity.dtype)
+
+
+def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
+    """Return the scorer of a teacher of the run, checked against the student before any work.
+
+    Raises:
+        ConfigError: no such teacher or model, a context too short, k above the vocabulary.
+        IdentityError: tokenizers differ, the vocabulary is larger than the student's, or the
+            teacher is not the one that the student was prepared with.
+    """
+    config = run.config
+    section = config.teachers[teacher]
+    _check_consistent(run, teacher)
+    source = find_model(config, section, f"teachers.{teacher}")
+    settings = load_settings(source)
+    tokenizer = load_tokenizer(
+        source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
+    _check_context(run, teacher, settings)
+    with opened(run, policy_of_round(run, round_index), weights=False) as folder:
+        student = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
+        check_same_tokenizer(student, tokenizer, teacher_name=teacher, mode=section.tokenizer_check)
+        student_vocab = _vocab_size(folder, config.student.trust_remote_code)
+    vocab_size = _shared_vocab(
+        teacher, settings.vocab_size, student_vocab, vocabulary_size(tokenizer)
+    )
+    if config.score.k > vocab_size:
+        raise ConfigError(
+            f"score.k = {config.score.k}, but the vocabulary has {vocab_size} ids: lower it"
+        )
+    identity = ScorerIdentity(
+        model=model_identity(source),
+        engine=config.score.engine,
+        engine_version=engine_version(config.score.engine),
+        dtype=section.dtype,
+        quantization=_quantization(settings),
+        tokenizer=tokenizer_digest(tokenizer),
+        template=None,
+        vocab_size=vocab_size,
+        codec=CODEC,
+        signal={"k": config.score.k},
+    )
+    return Scorer(teacher, source, identity)
+
+
+def pin_scorer(run: Run, scorer: Scorer) -> None:
+    """Record which teacher stands behind a name of the run, and describe the scorer in its cache.
+
+    Raises:
+        IdentityError: the name stood for another teacher when the run began.
+    """
+    key = f"{run.folder}/teachers/{scorer.name}.json"
+    mine = TeacherRecord(model=scorer.identity.model, tokenizer=scorer.identity.tokenizer)
+    if create_record(run.storage, key, mine) != mine:
+        raise IdentityError(
+            f"teachers.{scorer.name} ({scorer.source.location}) is not the model that this run "
+            f"began with: {run.storage.url(key)} holds another identity. Restore the model, or "
+            "start a new run under another run.name"
+        )
+    create_record(run.storage, f"{scorer.folder}/scorer.json", scorer.identity)
+
+
+def _check_consistent(run: Run, teacher: str) -> None:
+    known = run.config.student.sft_teacher
+    if known is not None and known != teacher:
+        raise IdentityError(
+            f"the student was prepared with teacher {known!r} (student.sft_teacher), and "
+            f"{teacher!r} is to score it: another teacher biases the gradient. Score with "
+            f"{known!r}, or remove student.sft_teacher to allow it"
+        )
+
+
+def _check_context(run: Run, teacher: str, settings: Any) -> None:
+    needed = run.config.prompts.max_tokens + run.config.rollout.max_new_tokens + 1
+    held = getattr(settings, "max_position_embeddings", None)
+    if held is not None and held < needed:
+        raise ConfigError(
+            f"teachers.{teacher} holds {held} tokens, but prompts.max_tokens + "
+            f"rollout.max_new_tokens + 1 = {needed}: lower one of them"
+        )
+
+
+def _vocab_size(folder: Path, trust_remote_code: bool) -> int:
+    settings = load_settings(ModelSource(str(folder), None, trust_remote_code))
+    return int(settings.vocab_size)
+
+
+def _shared_vocab(teacher: str, held: int, student: int, used: int) -> int:
+    """Return how many ids may enter the top-k: those that the student has too."""
+    if used > student:
+        raise IdentityError(
+            f"the tokenizer of teachers.{teacher} has {used} ids, but the student's vocabulary has "
+            f"{student}: the student cannot learn the rest"
+        )
+    return min(int(held), student)
+
+
+def _quantization(settings: Any) -> str | None:
+    found = getattr(settings, "quantization_config", None)
+    return None if found is None else fingerprint(str(found))

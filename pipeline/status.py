@@ -1,0 +1,140 @@
+"""Where a run stands, from its manifests alone; loads no model and no torch."""
+
+from dataclasses import dataclass, field
+
+from pipeline.commit import committed_units, find_record
+from pipeline.metrics import stage_seconds
+from pipeline.run import Run
+from schemas.manifest import EvalManifest, RolloutPlan
+
+STAGES = ("rollout", "score", "train", "eval")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of one round."""
+
+    state: str
+    """`done`, `partial`, `missing`, or `off` where the configuration does without it."""
+    units_done: int = 0
+    units: int | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RoundStatus:
+    """One round that has begun."""
+
+    round: int
+    stages: dict[str, StageStatus]
+    accuracy: float | None = None
+    reverse_kl: float | None = None
+    teacher_tokens: int = 0
+    reused_rows: int = 0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A whole run."""
+
+    run: str
+    root: str
+    rounds_planned: int
+    teacher_accuracy: float | None = None
+    initial_accuracy: float | None = None
+    rounds: list[RoundStatus] = field(default_factory=list)
+
+
+def run_status(run: Run) -> RunStatus:
+    """Return where every round that has begun stands.
+
+    `accuracy` of a round is of the student it trained; `reverse_kl` is of the student that sampled
+    in it, on its own samples, in nats per token.
+    """
+    rounds = []
+    for index in range(run.config.run.rounds):
+        plan = _plan(run, index)
+        if plan is None:
+            break
+        rounds.append(_round(run, index, plan))
+    return RunStatus(
+        run=run.name,
+        root=run.storage.root,
+        rounds_planned=run.config.run.rounds,
+        teacher_accuracy=_baseline(run, f"teacher/{run.config.default_teacher}"),
+        initial_accuracy=_baseline(run, "student"),
+        rounds=rounds,
+    )
+
+
+def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
+    seconds = stage_seconds(run, index)
+    scores = [run.score(index, name) for name in run.config.teachers]
+    done = [s for s in scores if s is not None]
+    graded = _eval(run, f"{run.stage_folder(index, 'eval')}/manifest.json")
+    gaps = [(s.reverse_kl, s.tokens) for s in done if s.reverse_kl is not None]
+    tokens = sum(count for _, count in gaps)
+    return RoundStatus(
+        round=index,
+        stages={
+            "rollout": _rollout(run, index, plan, seconds.get("rollout", 0.0)),
+            "score": _score(run, index, plan, seconds.get("score", 0.0)),
+            "train": _train(run, index, seconds.get("train", 0.0)),
+            "eval": _graded(run, graded, seconds.get("eval", 0.0)),
+        },
+        accuracy=graded.accuracy if graded else None,
+        reverse_kl=sum(k * n for k, n in gaps) / tokens if tokens else None,
+        teacher_tokens=sum(s.teacher_tokens for s in done),
+        reused_rows=sum(s.reused_rows for s in done),
+    )
+
+
+def _rollout(run: Run, index: int, plan: RolloutPlan, seconds: float) -> StageStatus:
+    manifest = run.rollout(index)
+    if manifest is not None:
+        units = len(manifest.units)
+        return StageStatus("done", units, units, manifest.tokens, seconds)
+    found = len(committed_units(run.storage, run.stage_folder(index, "rollout")))
+    return StageStatus("partial" if found else "missing", found, plan.units, 0, seconds)
+
+
+def _score(run: Run, index: int, plan: RolloutPlan, seconds: float) -> StageStatus:
+    units, found, tokens = plan.units * len(run.config.teachers), 0, 0
+    for name in run.config.teachers:
+        manifest = run.score(index, name)
+        if manifest is not None:
+            found, tokens = found + len(manifest.units), tokens + manifest.tokens
+        else:
+            found += len(committed_units(run.storage, run.stage_folder(index, f"score/{name}")))
+    state = "done" if tokens and found == units else "partial" if found else "missing"
+    return StageStatus(state, found, units, tokens, seconds)
+
+
+def _train(run: Run, index: int, seconds: float) -> StageStatus:
+    manifest = run.train(index)
+    if manifest is None:
+        saved = committed_units(run.storage, run.stage_folder(index, "train"))
+        return StageStatus("partial" if saved else "missing", seconds=seconds)
+    return StageStatus("done", manifest.steps, manifest.steps, manifest.tokens, seconds)
+
+
+def _graded(run: Run, manifest: EvalManifest | None, seconds: float) -> StageStatus:
+    if manifest is not None:
+        units = len(manifest.units)
+        return StageStatus("done", units, units, manifest.tokens, seconds)
+    return StageStatus("off" if run.config.eval is None else "missing", seconds=seconds)
+
+
+def _plan(run: Run, index: int) -> RolloutPlan | None:
+    key = f"{run.stage_folder(index, 'rollout')}/plan.json"
+    return find_record(run.storage, key, RolloutPlan)
+
+
+def _eval(run: Run, key: str) -> EvalManifest | None:
+    return find_record(run.storage, key, EvalManifest)
+
+
+def _baseline(run: Run, label: str) -> float | None:
+    found = _eval(run, f"{run.folder}/baseline/{label}/manifest.json")
+    return None if found is None else found.accuracy

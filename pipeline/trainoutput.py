@@ -1,0 +1,80 @@
+"""The trained student: exported, reloaded, compared with the learner, then published."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import export_folder, publish_checkpoint
+from pipeline.distributed import Ranks, barrier
+from pipeline.learner import Learner, batch_inputs, token_logprobs
+from pipeline.models import ModelSource, load_model
+from pipeline.rounddata import Batch
+from pipeline.run import Run
+from pipeline.tokenizer import load_tokenizer
+from pipeline.traininputs import TrainInputs
+from schemas.errors import DataError
+from schemas.manifest import StateManifest
+
+LOW_PRECISION_NATS = 0.1
+"""Mean difference that a bfloat16 or float16 student may have to its learner."""
+
+
+def publish_student(
+    run: Run,
+    inputs: TrainInputs,
+    learner: Learner,
+    ranks: Ranks,
+    *,
+    folder: Path,
+    probe: Batch,
+    state: StateManifest,
+    state_key: str,
+) -> None:
+    """Commit the learner's student as the next checkpoint; every process must call.
+
+    Args:
+        run: the run.
+        inputs: what was trained on.
+        learner: holds the student.
+        ranks: this process.
+        folder: the checkpoint that training started from, for its tokenizer.
+        probe: sequences whose log-probabilities are compared.
+        state: the learner's final state.
+        state_key: key of that state's record.
+
+    Raises:
+        DataError: the reloaded checkpoint does not give the learner's log-probabilities.
+    """
+    index = inputs.round_index + 1
+    weights, expected = learner.full_state(), learner.probe(probe)
+    if ranks.is_main and run.checkpoint(index) is None and weights is not None:
+        dtype = getattr(torch, run.config.student.dtype)
+        cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
+        tokenizer = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
+        with tempfile.TemporaryDirectory(prefix="opd-export-") as name:
+            export_folder(learner.student, tokenizer, cast, Path(name))
+            _check_export(run, Path(name), probe, expected.cpu())
+            origin: dict[str, Any] = {"run": run.name, "round": index - 1, "step": state.step}
+            publish_checkpoint(run, index, Path(name), origin=origin, state=state_key)
+    barrier()
+
+
+def _check_export(run: Run, folder: Path, probe: Batch, expected_T: torch.Tensor) -> None:
+    dtype = run.config.student.dtype
+    source = ModelSource(str(folder), None, run.config.student.trust_remote_code)
+    model = load_model(source, dtype=dtype, device="cpu")
+    ids_BT, mask_BT, states_2T = batch_inputs(probe, "cpu")
+    with torch.inference_mode():
+        logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+        gap_T = (token_logprobs(logits, ids_BT, states_2T) - expected_T).abs()
+    exact = dtype == "float32" and run.config.train.dtype == "float32"
+    found = float(gap_T.max() if exact else gap_T.mean())
+    allowed = run.config.train.verify_tolerance if exact else LOW_PRECISION_NATS
+    if not found <= allowed:
+        raise DataError(
+            f"the exported checkpoint gives log-probabilities {found:.3g} nats away from the "
+            f"learner's, at most {allowed:.3g} is expected; nothing was committed. The "
+            "architecture is not saved faithfully by transformers: report it with its name"
+        )
