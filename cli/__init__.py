@@ -1,0 +1,1 @@
+"""Command line of opd: arguments, exit codes and what people see."""

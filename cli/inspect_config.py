@@ -1,0 +1,38 @@
+"""The config commands: show, schema and validate."""
+
+import json
+from typing import Any
+
+import typer
+
+from cli.options import ConfigOption, SetOption
+from cli.output import print_json
+from schemas.config import RunConfig
+from schemas.configfile import config_fingerprint, load_config
+
+app = typer.Typer(help="Show, describe and check the configuration of a run.", no_args_is_help=True)
+
+
+@app.command()
+def show(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Print the resolved configuration, defaults included, as JSON."""
+    resolved = load_config(config, overrides or ())
+    print(json.dumps(resolved.model_dump(mode="json"), indent=2))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema: every key, its type, unit, default and meaning."""
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def validate(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Check the configuration and the files it names, without loading a model."""
+    from pipeline.models import find_model
+
+    resolved = load_config(config, overrides or ())
+    models: dict[str, Any] = {"student": resolved.student}
+    models |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
+    found = {key: find_model(resolved, section, key).location for key, section in models.items()}
+    print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": found})

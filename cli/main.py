@@ -1,0 +1,110 @@
+"""Entry point of `opd`: commands, exit codes and what a mistake looks like.
+
+Must not import torch, vllm or deepspeed: commands import what they need when they run.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+import click
+import typer
+
+from cli import inspect_config, quickstart, stages
+from cli.options import ConfigOption, JsonOption, SetOption, load_run
+from cli.output import is_main_process, print_json, print_status
+from schemas.errors import INTERRUPTED_EXIT_CODE, CapacityError, OpdError, StorageError
+
+app = typer.Typer(
+    help="On-policy distillation with an offline teacher cache.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("rollout")(stages.rollout)
+app.command("score")(stages.score)
+app.command("train")(stages.train)
+app.command("eval")(stages.evaluate)
+app.command("run")(stages.run_all)
+app.command("quickstart")(quickstart.quickstart)
+app.add_typer(inspect_config.app, name="config")
+
+
+@app.command("status")
+def status(config: ConfigOption, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show where every round stands, and what it cost."""
+    from dataclasses import asdict
+
+    from pipeline.status import run_status
+
+    found = run_status(load_run(config, overrides))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_status(found)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    _prepare_process()
+    try:
+        code = app(args=arguments, prog_name="opd", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; the same command goes on from here", INTERRUPTED_EXIT_CODE)
+    except OpdError as error:
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        known = _capacity(error) or _storage(error)
+        if known is None:
+            traceback.print_exc()
+            _fail(f"this is a bug in opd: {type(error).__name__}: {error}", 1)
+        else:
+            _fail(str(known), known.exit_code)
+
+
+def _prepare_process() -> None:
+    """Set what must hold before torch is imported, and make SIGTERM an interrupt."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _fail(message: str, code: int) -> None:
+    if is_main_process() or code not in (0, INTERRUPTED_EXIT_CODE):
+        print(f"opd: {message}", file=sys.stderr, flush=True)
+    if "--json" in sys.argv and is_main_process():
+        print_json({"error": message, "exit_code": code})
+    sys.exit(code)
+
+
+def _capacity(error: Exception) -> OpdError | None:
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate" in text:
+        return CapacityError(
+            f"memory ran out: {text.splitlines()[0] if text else name}. Lower batch_tokens of the "
+            "stage, or train.micro_batch_tokens, and run the same command again: what is "
+            "committed is kept"
+        )
+    return None
+
+
+def _storage(error: Exception) -> OpdError | None:
+    """Return a storage error for a fault of the local disk outside the store, such as /tmp."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return StorageError(f"{error.strerror}: {error.filename}. Mend that and run again")
+    return None
+
+
+if __name__ == "__main__":
+    main()

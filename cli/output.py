@@ -1,0 +1,117 @@
+"""Results on stdout: lines and tables for people, one JSON object for machines."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.progress import BarProgress, EventProgress, QuietProgress
+from pipeline.stage import Progress, StageResult
+from pipeline.status import RoundStatus, RunStatus
+
+MARKS = {
+    "done": "done",
+    "partial": "[yellow]partial[/]",
+    "missing": "[dim]–[/]",
+    "off": "[dim]off[/]",
+}
+
+
+def is_main_process() -> bool:
+    """Return whether this process talks: only the first of a learner's processes does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def make_progress(*, as_json: bool) -> Progress:
+    """Return the progress display that fits the caller."""
+    if not is_main_process():
+        return QuietProgress()
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        return EventProgress()
+    return BarProgress(console)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object as a line of stdout."""
+    print(json.dumps(value), flush=True)
+
+
+def result_json(result: StageResult, seconds: float) -> dict[str, Any]:
+    """Return the JSON object of a stage's result."""
+    fields = asdict(result)
+    extra = fields.pop("extra")
+    return {**fields, "seconds": round(seconds, 3), **extra}
+
+
+def print_result(result: StageResult, seconds: float) -> None:
+    """Print a stage's result as one line for people."""
+    where = "baseline" if result.round is None else f"round {result.round}"
+    if result.manifest is None:
+        state = f"{result.units} units done here; others are still missing"
+    elif result.units == 0 and result.reused_rows == 0:
+        state = "already done"
+    else:
+        state = f"{result.rows:,} rows, {result.tokens:,} tokens"
+    notes = [state, *_notes(result)]
+    print(f"{where:>9}  {result.stage:<8} {', '.join(notes)}  ({seconds:.1f} s)", flush=True)
+
+
+def _notes(result: StageResult) -> list[str]:
+    extra, notes = result.extra, []
+    if result.stage == "score" and (result.teacher_tokens or result.reused_rows):
+        notes.append(f"teacher read {result.teacher_tokens:,}, reused {result.reused_rows:,} rows")
+    if extra.get("reverse_kl") is not None:
+        notes.append(f"reverse KL {extra['reverse_kl']:.4f} nats")
+    if "accuracy" in extra:
+        error = extra["standard_error"]
+        notes.append(f"{extra['subject']} accuracy {extra['accuracy']:.1%} ± {error:.1%}")
+    if "loss" in extra:
+        notes.append(f"{extra['steps']} steps, loss {extra['loss']:.4f}")
+    return notes
+
+
+def print_status(status: RunStatus) -> None:
+    """Print where a run stands as a table."""
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    title = f"run {status.run} at {status.root}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("round", "rollout", "score", "train", "eval"):
+        table.add_column(name, justify="right")
+    for name in ("accuracy", "reverse KL", "teacher tokens", "reused rows", "seconds"):
+        table.add_column(name, justify="right")
+    if status.initial_accuracy is not None:
+        table.add_row("start", "", "", "", "", f"{status.initial_accuracy:.1%}", "", "", "", "")
+    for row in status.rounds:
+        table.add_row(*_cells(row))
+    console.print(table)
+    if status.teacher_accuracy is not None:
+        console.print(f"teacher accuracy {status.teacher_accuracy:.1%}", highlight=False)
+    left = status.rounds_planned - len(status.rounds)
+    if left:
+        console.print(f"{left} of {status.rounds_planned} rounds not begun", highlight=False)
+
+
+def _cells(row: RoundStatus) -> list[str]:
+    stages = [_stage_cell(row, name) for name in ("rollout", "score", "train", "eval")]
+    seconds = sum(stage.seconds for stage in row.stages.values())
+    return [
+        str(row.round),
+        *stages,
+        "" if row.accuracy is None else f"{row.accuracy:.1%}",
+        "" if row.reverse_kl is None else f"{row.reverse_kl:.4f}",
+        f"{row.teacher_tokens:,}",
+        f"{row.reused_rows:,}",
+        f"{seconds:.1f}",
+    ]
+
+
+def _stage_cell(row: RoundStatus, name: str) -> str:
+    stage = row.stages[name]
+    if stage.state == "partial" and stage.units:
+        return f"[yellow]{stage.units_done}/{stage.units}[/]"
+    return MARKS[stage.state]

@@ -1,0 +1,116 @@
+"""What people and machines see while a stage works: a bar on a terminal, else JSON events."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class BarProgress:
+    """A bar on stderr with units, tokens per second and time left."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on a console."""
+        self._console = console
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._tokens, self._begin = 0, 0.0
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """Begin a stage of `total` units of which `done` are done."""
+        if done == total:
+            return
+        self._tokens, self._begin = 0, time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description:>14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(stage, total=total, completed=done, speed="")
+        self._bar.start()
+
+    def advance(self, units: int = 1, *, tokens: int = 0) -> None:
+        """Count finished units and tokens."""
+        if self._bar is not None:
+            self._tokens += tokens
+            speed = self._tokens / max(time.monotonic() - self._begin, 1e-6)
+            self._bar.update(self._task, advance=units, speed=f"{speed:,.0f} tokens/s")
+
+    def note(self, text: str) -> None:
+        """Show a line of text."""
+        self._console.print(f"note: {text}", style="yellow", highlight=False)
+
+    def stop(self) -> None:
+        """End the stage."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class EventProgress:
+    """One JSON line per event on stderr."""
+
+    def __init__(self) -> None:
+        """Begin with no stage."""
+        self._stage, self._total, self._done = "", 0, 0
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """Begin a stage of `total` units of which `done` are done."""
+        self._stage, self._total, self._done = stage, total, done
+        self._emit("start")
+
+    def advance(self, units: int = 1, *, tokens: int = 0) -> None:
+        """Count finished units and tokens."""
+        self._done += units
+        self._emit("progress", tokens=tokens)
+
+    def note(self, text: str) -> None:
+        """Report a line of text."""
+        self._emit("note", text=text)
+
+    def stop(self) -> None:
+        """End the stage."""
+        self._emit("stop")
+
+    def _emit(self, event: str, **facts: Any) -> None:
+        line = {
+            "event": event,
+            "time": round(time.time(), 3),
+            "stage": self._stage,
+            "done": self._done,
+            "units": self._total,
+            **facts,
+        }
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+class QuietProgress:
+    """Shows nothing: for the processes of a learner that do not talk to people."""
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """Ignore the start of a stage."""
+
+    def advance(self, units: int = 1, *, tokens: int = 0) -> None:
+        """Ignore finished units."""
+
+    def note(self, text: str) -> None:
+        """Ignore a line of text."""
+
+    def stop(self) -> None:
+        """Ignore the end of a stage."""

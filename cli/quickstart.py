@@ -1,0 +1,63 @@
+"""The quickstart command: models and prompts from nothing, then an ordinary run."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import JsonOption, load_run
+from cli.output import make_progress, print_status
+from cli.stages import drive
+from schemas.errors import ConfigError
+
+
+def quickstart(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Folder to make.", show_default=True)
+    ] = Path("opd-quickstart"),
+    root: Annotated[
+        str, typer.Option(help="Store of the run: a path inside DIR, or s3://bucket/prefix.")
+    ] = "store",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of rollout, score and train.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Root of every random choice.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch a student learn addition from a teacher's cached scores, on this machine's CPU.
+
+    Makes a tokenizer, a teacher and a student, runs rounds of rollout, score, train and eval on
+    them, and leaves an ordinary run.toml behind. Run again, it goes on from where it stopped.
+    """
+    from pipeline.quickstart import make_quickstart
+
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder to make, such as opd-quickstart")
+    progress = make_progress(as_json=as_json)
+
+    def report(name: str, step: int, total: int) -> None:
+        if step == 1:
+            progress.stop()
+            progress.start(f"make {name}", total, 0)
+        progress.advance()
+
+    path = make_quickstart(folder, root=root, seed=seed, rounds=rounds, report=report)
+    progress.stop()
+    run = load_run(path, None)
+    drive(run, path, run.config.run.rounds, [], as_json=as_json)
+    if not as_json:
+        _epilogue(path)
+
+
+def _epilogue(path: Path) -> None:
+    from pipeline.status import run_status
+
+    print()
+    print_status(run_status(load_run(path, None)))
+    config = shlex.quote(str(path))
+    print(
+        "\nNext, all without retraining the models:\n"
+        f"  opd run -c {config} --set run.name=reverse --set loss.kind=reverse_kl\n"
+        f"  opd status -c {config}\n"
+        f"  opd config show -c {config}\n"
+        f"  open {config} and change it: give the run another name first"
+    )

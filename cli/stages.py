@@ -1,0 +1,200 @@
+"""The stage commands: rollout, score, train, eval and run."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import typer
+
+from cli.launch import launch_learner, needs_launch
+from cli.options import (
+    ConfigOption,
+    JsonOption,
+    RoundOption,
+    SetOption,
+    WorkerOption,
+    load_run,
+    parse_worker,
+)
+from cli.output import is_main_process, make_progress, print_json, print_result, result_json
+from pipeline.run import Run
+from pipeline.stage import Progress, StageResult
+from schemas.errors import DataError
+
+
+def rollout(
+    config: ConfigOption,
+    round_index: RoundOption,
+    overrides: SetOption = None,
+    worker: WorkerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the student sample responses to a round's prompts."""
+    from pipeline.rollout import run_rollout
+
+    run, mine = load_run(config, overrides), parse_worker(worker)
+    progress = make_progress(as_json=as_json)
+    _report(run, as_json, lambda: [run_rollout(run, round_index, worker=mine, progress=progress)])
+
+
+def score(
+    config: ConfigOption,
+    round_index: RoundOption,
+    overrides: SetOption = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Score with this teacher only; default all.")
+    ] = None,
+    worker: WorkerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the teachers score exactly the tokens that the student sampled."""
+    from pipeline.score import run_score
+
+    run, mine = load_run(config, overrides), parse_worker(worker)
+    progress = make_progress(as_json=as_json)
+    _report(
+        run,
+        as_json,
+        lambda: run_score(run, round_index, teacher=teacher, worker=mine, progress=progress),
+    )
+
+
+def train(
+    config: ConfigOption,
+    round_index: RoundOption,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the next checkpoint on a round's cached scores; needs no teacher.
+
+    For several processes set train.num_processes, or start it yourself:
+    torchrun --nproc-per-node 8 -m cli.main train -c run.toml --round 0
+    """
+    run = load_run(config, overrides)
+    if needs_launch(run):
+        launch_learner(run, config, round_index, overrides or [], as_json=as_json)
+        return
+    from pipeline.train import run_train
+
+    progress = make_progress(as_json=as_json)
+    _report(run, as_json, lambda: [run_train(run, round_index, progress=progress)])
+
+
+def evaluate(
+    config: ConfigOption,
+    round_index: Annotated[
+        int | None,
+        typer.Option("--round", "-r", min=0, help="Grade the student that this round trained."),
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Grade the student as it came, and the teachers.")
+    ] = False,
+    overrides: SetOption = None,
+    worker: WorkerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample on held-out prompts and grade the responses."""
+    from pipeline.evaluate import baseline_subjects, round_subject, run_eval
+
+    if (round_index is None) != baseline:
+        raise typer.BadParameter("give either --round N or --baseline")
+    run, mine = load_run(config, overrides), parse_worker(worker)
+    subjects = baseline_subjects(run) if round_index is None else [round_subject(run, round_index)]
+    progress = make_progress(as_json=as_json)
+    _report(
+        run,
+        as_json,
+        lambda: (run_eval(run, s, worker=mine, progress=progress) for s in subjects),
+    )
+
+
+def run_all(
+    config: ConfigOption,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds to reach; default run.rounds.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all stages of all rounds in order, from wherever the run stands."""
+    run = load_run(config, overrides)
+    drive(run, config, rounds or run.config.run.rounds, overrides or [], as_json=as_json)
+
+
+def drive(run: Run, config: Any, rounds: int, overrides: list[str], *, as_json: bool) -> None:
+    """Run rounds up to a number and report each stage as it ends."""
+    from pipeline.rounds import run_rounds
+
+    progress = make_progress(as_json=as_json)
+
+    def train_round(index: int) -> StageResult:
+        return _train_round(run, config, index, overrides, progress=progress, as_json=as_json)
+
+    results = run_rounds(run, rounds, train=train_round, progress=progress)
+    _report(run, as_json, lambda: results, whole_run=True)
+
+
+def _train_round(
+    run: Run, config: Any, index: int, overrides: list[str], *, progress: Progress, as_json: bool
+) -> StageResult:
+    from pipeline.train import finished_result, run_train
+
+    if not needs_launch(run):
+        return run_train(run, index, progress=progress)
+    if run.train(index) is None:
+        launch_learner(run, config, index, overrides, as_json=as_json, quiet=True)
+    manifest = run.train(index)
+    if manifest is None:
+        raise DataError(f"the learner of round {index} ended without a manifest: see its output")
+    return finished_result(run, manifest)
+
+
+def _report(
+    run: Run,
+    as_json: bool,
+    work: Callable[[], Iterable[StageResult]],
+    *,
+    whole_run: bool = False,
+) -> None:
+    """Do the work, store how long each part took, and print results as they come."""
+    from pipeline.metrics import record_time
+
+    lines, begin, total = [], time.monotonic(), 0.0
+    for result in work():
+        seconds, begin = time.monotonic() - begin, time.monotonic()
+        total += seconds
+        if not is_main_process():
+            continue
+        record_time(run, result, seconds)
+        lines.append(result_json(result, seconds))
+        if not as_json:
+            print_result(result, seconds)
+    if as_json and lines and is_main_process():
+        print_json(_whole(run, lines, total) if whole_run else _joined(lines))
+
+
+def _joined(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one object for a stage: its only part, or the sums over its parts."""
+    if len(lines) == 1:
+        return lines[0]
+    summed = ("units", "rows", "tokens", "reused_rows", "teacher_tokens", "seconds")
+    manifests = [line["manifest"] for line in lines]
+    return {
+        **{key: lines[0][key] for key in ("stage", "run", "round")},
+        **{key: sum(line[key] for line in lines) for key in summed},
+        "manifest": manifests[-1] if all(manifests) else None,
+        "parts": lines,
+    }
+
+
+def _whole(run: Run, lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    summed = ("units", "tokens", "reused_rows", "teacher_tokens")
+    return {
+        "stage": "run",
+        "run": run.name,
+        "round": lines[-1]["round"],
+        **{key: sum(line[key] for line in lines) for key in summed},
+        "rows": lines[-1]["rows"],
+        "seconds": round(seconds, 3),
+        "manifest": lines[-1]["manifest"],
+    }
