@@ -59,7 +59,7 @@ def launch_learner(
         _, failure = error.get_first_failure()
         raise _failed(failure.exitcode) from None
     except SignalException:
-        raise KeyboardInterrupt from None
+        raise OpdError("interrupted while the learner's processes ran") from None
 
 
 def _failed(code: int) -> OpdError:

@@ -9,7 +9,6 @@ import sys
 import traceback
 from typing import Any
 
-import click
 import typer
 
 from cli import inspect_config, quickstart, stages
@@ -47,16 +46,16 @@ def status(config: ConfigOption, overrides: SetOption = None, as_json: JsonOptio
         print_status(found)
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM came; nothing but the end of the process handles it."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     _prepare_process()
     try:
-        code = app(args=arguments, prog_name="opd", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+        app(args=arguments, prog_name="opd")
+    except Interrupted:
         _fail("interrupted; the same command goes on from here", INTERRUPTED_EXIT_CODE)
     except OpdError as error:
         _fail(str(error), error.exit_code)
@@ -70,14 +69,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _prepare_process() -> None:
-    """Set what must hold before torch is imported, and make SIGTERM an interrupt."""
+    """Set what must hold before torch is imported, and make Ctrl-C and SIGTERM an orderly end."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted
 
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _fail(message: str, code: int) -> None:

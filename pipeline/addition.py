@@ -1,7 +1,7 @@
 """The quickstart's task: addition with written-out columns, and everything to learn it from.
 
 `347+589=` is answered column by column from the lowest digit, each as `a b carry-in sum`, then `#`,
-the sum and the stop token: `7916481135190#936`. A problem is held out by a hash of its operands.
+the sum and the stop token: `790648133519#936`. A problem is held out by a hash of its operands.
 """
 
 import random

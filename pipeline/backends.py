@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from pipeline import localfiles
 from schemas.config import StorageSection
@@ -19,6 +20,13 @@ from schemas.errors import ConfigError
 
 MEMORY_LOCK = threading.Lock()
 """Held while `memory://` writes: its create looks first and writes afterwards."""
+
+LIVE: WeakValueDictionary[int, Any] = WeakValueDictionary()
+INHERITED: list[Any] = []
+"""Filesystems of the parent process, kept until this one ends: closing one here takes its sockets
+off the epoll queue that both processes share, and the parent waits for replies in vain."""
+
+os.register_at_fork(after_in_child=lambda: INHERITED.extend(LIVE.values()))
 
 
 class Backend(Protocol):
@@ -109,7 +117,7 @@ class FsspecBackend:
             filesystem = fsspec.filesystem(self._protocol, **self._options)
             if hasattr(filesystem, "retries"):
                 filesystem.retries = 1  # `with_retries` is the only place that repeats
-            self._by_pid = {pid: filesystem}
+            self._by_pid, LIVE[id(filesystem)] = {pid: filesystem}, filesystem
         return self._by_pid[pid]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from pipeline.storage import Storage
-from schemas.errors import ConflictError, DataError, IdentityError
+from schemas.errors import ConflictError, DataError, IdentityError, StorageError
 from schemas.manifest import Commit, Record, Shard
 
 R = TypeVar("R", bound=Record)
@@ -146,7 +146,9 @@ def writer(storage: Storage) -> Iterator[None]:
     finally:
         stop.set()
         beat.join()
-        storage.delete(WRITER_KEY)
+        held = find_record(storage, WRITER_KEY, _Lock)
+        if held is not None and held.owner == attempt:
+            storage.delete(WRITER_KEY)
 
 
 def honours_create(storage: Storage) -> bool:
@@ -181,4 +183,5 @@ def _take_lock(storage: Storage, attempt: str) -> None:
 
 def _beat(storage: Storage, attempt: str, stop: threading.Event) -> None:
     while not stop.wait(BEAT_S):
-        storage.put(WRITER_KEY, _Lock(owner=attempt, time_s=time.time()).to_bytes())
+        with suppress(StorageError):  # the work itself meets the same fault and reports it
+            storage.put(WRITER_KEY, _Lock(owner=attempt, time_s=time.time()).to_bytes())

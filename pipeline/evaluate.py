@@ -104,6 +104,7 @@ def _grade(
         prompts = prepare_prompts(run.storage, run.config, "eval", tokenizer)
         table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
         job = SampleJob(
+            label=f"eval {subject.label}",
             run=run.name,
             round_index=-1 if subject.round_index is None else subject.round_index,
             policy_version=policy_version,

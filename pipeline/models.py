@@ -80,7 +80,7 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
     """Return what identifies a model's outputs: digest of its weights, or hub id and revision.
 
     Raises:
-        ConfigError: the folder has no weights.
+        ConfigError: the folder has no weights, or its config.json is damaged.
     """
     if not source.is_folder:
         return {"hub": source.location, "revision": source.revision}
@@ -90,7 +90,10 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
         raise ConfigError(f"{folder} has no weights (*.safetensors): it is not a whole model")
     with ThreadPoolExecutor(max_workers=8) as pool:
         digests = dict(zip([w.name for w in weights], pool.map(file_sha256, weights), strict=True))
-    settings = json.loads((folder / "config.json").read_text())
+    try:
+        settings: dict[str, Any] = dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(source, error) from error
     for volatile in ("_name_or_path", "transformers_version"):
         settings.pop(volatile, None)
     return {"weights": fingerprint(sorted(digests.values())), "config": fingerprint(settings)}
@@ -134,6 +137,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
     import torch
 
     _quieten(torch.cuda.is_available())
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     loader: Any = AutoModelForCausalLM.from_pretrained
@@ -144,10 +148,11 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
             trust_remote_code=source.trust_remote_code,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused by their names
         )
         _refuse_incomplete(source, report)
         loaded: PreTrainedModel = model.to(pick_device(device)).eval()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unreadable(source, error) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise CapacityError(

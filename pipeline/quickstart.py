@@ -53,7 +53,7 @@ k = 4                            # teacher's top-4 ids and the mass of the rest,
 kind = "forward_kl"              # try reverse_kl or jsd: the teacher's scores are reused
 
 [train]
-learning_rate = 3e-3
+learning_rate = 2e-3
 sequences_per_step = 128
 warmup_steps = 5
 schedule = "cosine"

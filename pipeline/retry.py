@@ -22,6 +22,9 @@ FINAL_ERRNOS = {
 }
 """Faults of the operating system that waiting does not mend, in words."""
 
+BUGS = (AttributeError, AssertionError, MemoryError, NameError, TypeError)
+"""Exceptions that come from our own process, not from the store."""
+
 FINAL_CODES = ("InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed")
 """S3 error codes that waiting does not mend."""
 
@@ -42,6 +45,8 @@ def with_retries(action: Callable[[], T], *, what: str, patience_s: float) -> T:
     while True:
         try:
             return action()
+        except BUGS:
+            raise
         except Exception as error:
             if _is_precondition(error):
                 raise FileExistsError(what) from error

@@ -56,6 +56,7 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
         units = _units(run, round_index, prompts.rows)
         plan = _pinned_plan(run, round_index, policy, prompts, sampling=sampling, units=units)
         job = SampleJob(
+            label="rollout",
             run=run.name,
             round_index=round_index,
             policy_version=policy.policy_version,

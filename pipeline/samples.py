@@ -31,6 +31,8 @@ from schemas.tables import (
 class SampleJob:
     """What all units of one sampling stage share."""
 
+    label: str
+    """What progress calls the stage."""
     run: str
     round_index: int
     policy_version: str
@@ -97,7 +99,15 @@ def run_sampling(
         return tokens
 
     names = [unit.name for unit in units]
-    done = run_units(storage, folder, names, worker=worker, compute=compute, progress=progress)
+    done = run_units(
+        storage,
+        folder,
+        names,
+        label=job.label,
+        worker=worker,
+        compute=compute,
+        progress=progress,
+    )
     if not done.issuperset(names):
         return None, computed
     commits = [read_commit(storage, folder, name, fingerprint=fingerprint) for name in names]

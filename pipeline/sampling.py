@@ -35,7 +35,9 @@ def processed_logprobs(
     At temperature 0 the model's own distribution is returned.
     """
     logits_BV = logits_BV.float()
-    if temperature not in (0.0, 1.0):
+    if temperature == 0.0:
+        return logits_BV.log_softmax(-1)
+    if temperature != 1.0:
         logits_BV = logits_BV / temperature
     if 0 < top_k < logits_BV.shape[-1]:
         kth_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]

@@ -103,7 +103,13 @@ def _score(
             return commits[-1].shard.tokens
 
         done = run_units(
-            run.storage, job.folder, names, worker=worker, compute=compute, progress=progress
+            run.storage,
+            job.folder,
+            names,
+            label=f"score {teacher}",
+            worker=worker,
+            compute=compute,
+            progress=progress,
         )
     manifest = _finish(job) if done.issuperset(names) else None
     return _result(

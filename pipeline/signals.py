@@ -26,7 +26,7 @@ def score_signals(
     top_TK, ids_TK = logits_TV[:, :vocab_size].topk(k, dim=-1)
     token_T1 = logits_TV.gather(-1, token_ids_T[:, None])
     rank_T = (logits_TV > token_T1).sum(-1) + 1
-    entropy_T = log_z_T1[:, 0] - (logits_TV.softmax(-1) * logits_TV).sum(-1)
+    entropy_T = torch.special.entr(logits_TV.softmax(-1)).sum(-1)  # 0 where a logit is -inf
     rest_TV = logits_TV.scatter(-1, ids_TK, -math.inf)
     return {
         "topk_ids": ids_TK.to(torch.int32),
@@ -34,5 +34,5 @@ def score_signals(
         "tail": rest_TV.logsumexp(-1) - log_z_T1[:, 0],
         "token_logprob": (token_T1 - log_z_T1)[:, 0],
         "token_rank": rank_T.to(torch.int32),
-        "entropy": entropy_T.clamp(min=0.0),
+        "entropy": entropy_T,
     }

@@ -47,6 +47,7 @@ def run_units(
     folder: str,
     units: Sequence[str],
     *,
+    label: str,
     worker: Worker,
     compute: Callable[[int], int],
     progress: Progress,
@@ -57,6 +58,7 @@ def run_units(
         storage: the store.
         folder: the stage's folder.
         units: names of all units, in order.
+        label: what progress calls the stage.
         worker: which of them are ours.
         compute: computes and publishes the unit with an index; returns its tokens.
         progress: told of each unit.
@@ -65,7 +67,7 @@ def run_units(
     mine = [i for i in range(len(units)) if worker.takes(i)]
     todo = [i for i in mine if units[i] not in done]
     random.Random(uuid.uuid4().int).shuffle(todo)
-    progress.start(folder.rsplit("/", 1)[-1], len(mine), len(mine) - len(todo))
+    progress.start(label, len(mine), len(mine) - len(todo))
     try:
         for position, index in enumerate(todo):
             tokens = 0

@@ -1,6 +1,9 @@
 """What tests run in other processes; light to import, for a spawned child starts from nothing."""
 
+import os
 import resource
+import signal
+from collections.abc import Callable
 
 from torch.utils.data import Dataset
 
@@ -41,3 +44,32 @@ def write_past_the_limit(storage: Storage) -> str:
     except StorageError as error:
         return str(error)
     return "no error"
+
+
+def run_until_killed(config: str, after: int, before: bool, env: dict[str, str]) -> None:
+    """Run all rounds of a configuration and die by SIGKILL at a write to the store.
+
+    Args:
+        config: TOML file of the run.
+        after: number of the write at which to die, from 1; 0 lives to the end.
+        before: die before that write, else right after it.
+        env: environment variables, such as those of an S3 account.
+    """
+    from cli.main import main
+
+    os.environ.update(env)
+
+    write = Storage._write
+    count = 0
+
+    def counted(self: Storage, key: str, action: Callable[[], None]) -> None:
+        nonlocal count
+        count += 1
+        if count == after and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, key, action)
+        if count == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Storage._write = counted  # type: ignore[method-assign] # counts the real writes
+    main(["run", "-c", config, "--json"])

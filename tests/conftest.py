@@ -8,6 +8,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.storage import Storage
 from schemas.config import StorageSection
 from tests.faults import FaultProxy
+from tests.runs import Cli, finish, start
 from tests.servers import BUCKET, REGION, S3Account, SeaweedServer, free_port, weed_binary
 
 HYGIENE = {
@@ -148,3 +150,34 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def local_storage(tmp_path: Path) -> Storage:
     """Return a fresh folder."""
     return Storage(str(tmp_path / "store"), QUICK)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Return the command line, run in this process."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return Cli(capsys)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny run of two rounds that went undisturbed; copy it to change it."""
+    from tests.tiny import write_run  # imports torch, after HYGIENE has set its threads
+
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_run(folder, changes={"train.save_steps": 1})
+    outcome = finish(start("run", "-c", config, "--json"))
+    assert outcome.code == 0, outcome.stderr
+    return folder
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished run's folder, to be damaged; its root is the copy's own."""
+    from tests.tiny import write_run
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    write_run(copy, changes={"train.save_steps": 1})
+    return copy

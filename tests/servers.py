@@ -57,7 +57,7 @@ class S3Account:
         """Return the same keys at another endpoint, such as a proxy's."""
         return replace(self, endpoint=endpoint)
 
-    def client(self) -> Any:
+    def client(self, read_timeout_s: float = 10.0) -> Any:
         """Return a plain s3fs filesystem, to look past the code under test."""
         return s3fs.S3FileSystem(
             key=self.key,
@@ -66,7 +66,7 @@ class S3Account:
             client_kwargs={"region_name": REGION},
             config_kwargs={
                 "connect_timeout": 5,
-                "read_timeout": 10,
+                "read_timeout": read_timeout_s,
                 "retries": {"max_attempts": 0},
             },
             use_listings_cache=False,
@@ -160,7 +160,7 @@ class SeaweedServer:
             if self._process is None or self._process.poll() is not None:
                 return False
             try:
-                client = self.account.client()
+                client = self.account.client(read_timeout_s=1.0)
                 client.pipe_file(f"{BUCKET}/ready", b"1")
                 return bool(client.cat_file(f"{BUCKET}/ready") == b"1")
             except (OSError, BotoCoreError):

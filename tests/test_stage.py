@@ -65,6 +65,7 @@ class Work:
             self.storage,
             FOLDER,
             UNITS,
+            label="score big",
             worker=worker or Worker(),
             compute=self.compute,
             progress=progress or Recorder(),
@@ -118,7 +119,7 @@ def test_progress_counts_units_and_tokens(local_storage: Storage) -> None:
         local_storage.delete(commit_key(FOLDER, unit))
     progress = Recorder()
     Work(local_storage).run(progress=progress)
-    assert progress.started == [("big", 12, 9)]
+    assert progress.started == [("score big", 12, 9)]
     assert (progress.units, progress.tokens, progress.stopped) == (3, 3 * TOKENS, 1)
 
 
@@ -134,7 +135,15 @@ def test_a_unit_that_another_worker_finished_meanwhile_is_counted_and_not_comput
         return TOKENS
 
     worker = Worker()
-    run_units(local_storage, FOLDER, UNITS, worker=worker, compute=compute, progress=progress)
+    run_units(
+        local_storage,
+        FOLDER,
+        UNITS,
+        label="score big",
+        worker=worker,
+        compute=compute,
+        progress=progress,
+    )
     assert len(computed) == 1
     assert (progress.units, progress.tokens) == (12, TOKENS)
 
@@ -142,10 +151,16 @@ def test_a_unit_that_another_worker_finished_meanwhile_is_counted_and_not_comput
 def test_no_units_are_no_work(local_storage: Storage) -> None:
     progress = Recorder()
     found = run_units(
-        local_storage, FOLDER, [], worker=Worker(), compute=lambda _: 1 // 0, progress=progress
+        local_storage,
+        FOLDER,
+        [],
+        label="score big",
+        worker=Worker(),
+        compute=lambda _: 1 // 0,
+        progress=progress,
     )
     assert found == set()
-    assert progress.started == [("big", 0, 0)]
+    assert progress.started == [("score big", 0, 0)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 20])
@@ -156,7 +171,7 @@ def test_workers_split_the_units_without_gap_or_overlap(local_storage: Storage, 
         done = work.run(Worker(index, count), progress)
         mine = [unit for i, unit in enumerate(UNITS) if i % count == index]
         assert sorted(work.computed) == mine
-        assert progress.started == [("big", len(mine), 0)]
+        assert progress.started == [("score big", len(mine), 0)]
         computed += work.computed
         assert done == set(computed) or not mine
     assert sorted(computed) == UNITS

@@ -1,0 +1,117 @@
+"""Driving of whole runs: the command line in this process or in another, and what a store holds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.main import main
+from pipeline.storage import Storage
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ended with."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Return the JSON object in the last line of stdout."""
+        found: dict[str, Any] = json.loads(self.stdout.strip().splitlines()[-1])
+        return found
+
+
+class Cli:
+    """The command line, run in this process: fast, for torch is loaded once."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        """Take what the commands print."""
+        self._capture = capture
+
+    def __call__(self, *arguments: str | Path) -> Outcome:
+        """Run a command and return what it ended with."""
+        self._capture.readouterr()
+        with _arguments([str(a) for a in arguments]) as given:
+            try:
+                main(given)
+            except SystemExit as end:
+                code = end.code
+        captured = self._capture.readouterr()
+        assert isinstance(code, int)
+        return Outcome(code, captured.out, captured.err)
+
+    def ok(self, *arguments: str | Path) -> dict[str, Any]:
+        """Run a command with `--json` that must succeed; return its result."""
+        outcome = self(*arguments, "--json")
+        assert outcome.code == 0, outcome.stderr
+        return outcome.result
+
+
+def start(*arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in a process of its own, with its own process group."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> Outcome:
+    """Wait for a command and return what it ended with."""
+    stdout, stderr = process.communicate(timeout=300)
+    return Outcome(process.returncode, stdout, stderr)
+
+
+def snapshot(storage: Storage, folder: str) -> dict[str, Any]:
+    """Return what a run published below a folder: every JSON object, without what may differ.
+
+    Attempts differ from process to process, times from call to call; nothing else may.
+    """
+    found: dict[str, Any] = {}
+    for key in keys_below(storage, folder):
+        if key.endswith(".json") and "/metrics/times/" not in key:
+            value = json.loads(storage.get(key) or b"")
+            value.pop("attempt", None)
+            found[key] = value
+    return found
+
+
+def keys_below(storage: Storage, folder: str) -> list[str]:
+    """Return the keys of all objects below a folder."""
+    import fsspec
+
+    root = storage.local_root
+    if root is not None:
+        paths = [p for p in (root / folder).rglob("*") if p.is_file()]
+        return sorted(str(p.relative_to(root)) for p in paths)
+    filesystem = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+    prefix = storage.root.removeprefix("s3://")
+    found = filesystem.find(f"{prefix}/{folder}")
+    return sorted(name.removeprefix(f"{prefix}/") for name in found)
+
+
+@contextmanager
+def _arguments(given: list[str]) -> Iterator[list[str]]:
+    """Make a command line look like the process's own for the length of a block."""
+    saved = sys.argv
+    sys.argv = ["opd", *given]
+    try:
+        yield given
+    finally:
+        sys.argv = saved
