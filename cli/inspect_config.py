@@ -29,9 +29,13 @@ def schema() -> None:
 @app.command()
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     """Check the configuration and the files it names, without loading a model."""
+    from pipeline.engine import require_engine
     from pipeline.models import find_model
 
     resolved = load_config(config, overrides or ())
+    for section in (resolved.rollout, resolved.score, resolved.eval):
+        if section is not None:
+            require_engine(section.engine)
     models: dict[str, Any] = {"student": resolved.student}
     models |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
     found = {key: find_model(resolved, section, key).location for key, section in models.items()}

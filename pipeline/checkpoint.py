@@ -62,26 +62,15 @@ def publish_checkpoint(
         origin: where the weights come from.
         state: key of the learner's state, if any.
     """
-    prefix, storage = run.checkpoint_folder(index), run.storage
-    names = sorted(path.name for path in folder.iterdir() if path.name != INDEX)
-    files = {name: storage.upload(f"{prefix}/{name}", folder / name) for name in names}
-    manifest = CheckpointManifest(
-        index=index,
-        policy_version=_policy_version(files),
-        origin=origin,
-        state=state,
-        files=files,
-    )
-    head = json.loads((folder / INDEX).read_text())
-    head["metadata"]["opd"] = manifest.model_dump_json()
-    data = json.dumps(head, indent=1, sort_keys=True).encode()
-    if not storage.create(f"{prefix}/{INDEX}", data):
-        data = storage.get(f"{prefix}/{INDEX}") or b""
-        text = json.loads(data)["metadata"]["opd"]
-        manifest = CheckpointManifest.from_bytes(text.encode(), where=f"{prefix}/{INDEX}")
-    whole = {**manifest.files, INDEX: _shard(f"{prefix}/{INDEX}", data)}
+    key, storage = f"{run.checkpoint_folder(index)}/{INDEX}", run.storage
+    data = storage.get(key)
+    if data is None:  # where one stands its files are whole, and must not be written again
+        data = _upload(run, index, folder, origin=origin, state=state)
+    text = json.loads(data)["metadata"]["opd"]
+    manifest = CheckpointManifest.from_bytes(text.encode(), where=storage.url(key))
+    whole = {**manifest.files, INDEX: _shard(key, data)}
     manifest = manifest.model_copy(update={"files": whole})
-    return create_record(storage, f"{prefix}/manifest.json", manifest)
+    return create_record(storage, f"{run.checkpoint_folder(index)}/manifest.json", manifest)
 
 
 @contextmanager
@@ -114,6 +103,28 @@ def opened(run: Run, manifest: CheckpointManifest, *, weights: bool = True) -> I
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _upload(
+    run: Run, index: int, folder: Path, *, origin: dict[str, Any], state: str | None
+) -> bytes:
+    """Write a folder's files and last, create-only, its index; return the index that stands."""
+    prefix, storage = run.checkpoint_folder(index), run.storage
+    names = sorted(path.name for path in folder.iterdir() if path.name != INDEX)
+    files = {name: storage.upload(f"{prefix}/{name}", folder / name) for name in names}
+    manifest = CheckpointManifest(
+        index=index,
+        policy_version=_policy_version(files),
+        origin=origin,
+        state=state,
+        files=files,
+    )
+    head = json.loads((folder / INDEX).read_text())
+    head["metadata"]["opd"] = manifest.model_dump_json()
+    data = json.dumps(head, indent=1, sort_keys=True).encode()
+    if storage.create(f"{prefix}/{INDEX}", data):
+        return data
+    return storage.get(f"{prefix}/{INDEX}") or b""
 
 
 def _policy_version(files: dict[str, Shard]) -> str:

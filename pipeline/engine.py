@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import EngineSection
-from schemas.errors import DataError
+from schemas.errors import ConfigError, DataError
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -138,8 +138,13 @@ class LazyEngine:
 
 
 def engine_version(name: str) -> str:
-    """Return the versions that an engine's numbers depend on, without loading it."""
-    parts = {"hf": ("transformers", "torch")}[name]
+    """Return the versions that an engine's numbers depend on, without loading it.
+
+    Raises:
+        ConfigError: this version of opd cannot run the engine.
+    """
+    require_engine(name)
+    parts = ("transformers", "torch")
     return "+".join(f"{part}-{metadata.version(part)}" for part in parts)
 
 
@@ -154,6 +159,20 @@ def open_engine(section: EngineSection, source: Any, *, dtype: str) -> Engine:
     Raises:
         ConfigError: the model cannot be loaded, or the engine is not installed.
     """
+    require_engine(section.engine)
     from pipeline.hf import HfEngine
 
     return HfEngine(source, dtype=dtype, settings=section)
+
+
+def require_engine(name: str) -> None:
+    """Make sure that this version of opd can run an engine.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if name != "hf":
+        raise ConfigError(
+            f"engine = {name!r} is known to the configuration, but this version of opd runs 'hf' "
+            "only: set rollout.engine, score.engine and eval.engine to 'hf'"
+        )

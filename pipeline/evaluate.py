@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.checkpoint import opened
 from pipeline.commit import create_record, find_record, writer
-from pipeline.engine import LazyEngine, Sampling, open_engine
+from pipeline.engine import LazyEngine, Sampling, open_engine, require_engine
 from pipeline.grading import find_reward
 from pipeline.models import ModelSource, find_model, model_identity
 from pipeline.plan import cut_units
@@ -89,6 +89,7 @@ def run_eval(run: Run, subject: Subject, *, worker: Worker, progress: Progress) 
     manifest = find_eval(run, subject.folder)
     if manifest is not None:
         return _result(run, subject, manifest, computed=0, start_s=0.0)
+    require_engine(section.engine)
     with writer(run.storage):
         pin_run(run)
         return _grade(run, subject, section, worker=worker, progress=progress)
@@ -105,7 +106,6 @@ def _grade(
         table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
         job = SampleJob(
             label=f"eval {subject.label}",
-            run=run.name,
             round_index=-1 if subject.round_index is None else subject.round_index,
             policy_version=policy_version,
             seed=run.config.run.seed,

@@ -60,8 +60,11 @@ def cut_units(
 
 
 def sample_seeds(
-    unit: Unit, prompt_ids: Sequence[str], *, run: str, seed: int, round_index: int
+    unit: Unit, prompt_ids: Sequence[str], *, seed: int, round_index: int
 ) -> list[int]:
-    """Return one seed per sequence of a unit: rounds, prompts and samples differ, replays agree."""
+    """Return one seed per sequence of a unit: rounds, prompts and samples differ, replays agree.
+
+    Runs of one seed and student draw the same first round, so that its scores are paid for once.
+    """
     rows = zip(prompt_ids, unit.epochs.tolist(), unit.sample_indices.tolist(), strict=True)
-    return [derived_seed("sample", run, seed, round_index, *row) for row in rows]
+    return [derived_seed("sample", seed, round_index, *row) for row in rows]

@@ -50,7 +50,7 @@ prompts_per_unit = 320           # a crash loses at most one unit
 k = 4                            # teacher's top-4 ids and the mass of the rest, per token
 
 [loss]
-kind = "forward_kl"              # try reverse_kl or jsd: the teacher's scores are reused
+kind = "forward_kl"              # or reverse_kl, jsd, policy_gradient: round 0's scores are reused
 
 [train]
 learning_rate = 2e-3

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.checkpoint import opened
 from pipeline.commit import check_fingerprint, create_record, writer
-from pipeline.engine import LazyEngine, Sampling, open_engine
+from pipeline.engine import LazyEngine, Sampling, open_engine, require_engine
 from pipeline.models import ModelSource, generation_settings
 from pipeline.plan import Unit, cut_units, draw_prompts
 from pipeline.prompts import prepare_prompts, read_prompts
@@ -35,6 +35,7 @@ def run_rollout(run: Run, round_index: int, *, worker: Worker, progress: Progres
     manifest = run.rollout(round_index)
     if manifest is not None:
         return _result(run, round_index, manifest, computed=0, start_s=0.0)
+    require_engine(run.config.rollout.engine)
     with writer(run.storage):
         pin_run(run)
         return _sample_round(run, round_index, worker=worker, progress=progress)
@@ -57,7 +58,6 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
         plan = _pinned_plan(run, round_index, policy, prompts, sampling=sampling, units=units)
         job = SampleJob(
             label="rollout",
-            run=run.name,
             round_index=round_index,
             policy_version=policy.policy_version,
             seed=run.config.run.seed,

@@ -33,7 +33,6 @@ class SampleJob:
 
     label: str
     """What progress calls the stage."""
-    run: str
     round_index: int
     policy_version: str
     seed: int
@@ -140,7 +139,7 @@ def sample_unit(job: SampleJob, unit: Unit, engine: Engine, tokenizer: Any) -> p
     """Return the rollout table of a unit, one row per sequence, in the order of the unit."""
     rows = job.prompts.take(pa.array(unit.rows))
     prompt_keys = rows.column("prompt_id").to_pylist()
-    seeds = sample_seeds(unit, prompt_keys, run=job.run, seed=job.seed, round_index=job.round_index)
+    seeds = sample_seeds(unit, prompt_keys, seed=job.seed, round_index=job.round_index)
     prompts: list[Ids] = list_rows(rows, "prompt_ids")
     samples = engine.generate(prompts, seeds, job.sampling)
     names = [

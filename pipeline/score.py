@@ -21,7 +21,7 @@ from pipeline.commit import (
     read_record,
     writer,
 )
-from pipeline.engine import LazyEngine
+from pipeline.engine import LazyEngine, require_engine
 from pipeline.run import Run, check_run, pin_run
 from pipeline.scorer import Scorer, find_scorer, pin_scorer
 from pipeline.scoretable import read_scores, score_table, write_scores
@@ -71,6 +71,7 @@ def run_score(
         if manifest is not None:
             results.append(_result(run, round_index, name, manifest=manifest))
             continue
+        require_engine(run.config.score.engine)
         with writer(run.storage):
             pin_run(run)
             results.append(_score(run, round_index, name, worker=worker, progress=progress))

@@ -90,8 +90,9 @@ class PromptsSection(Section):
 class EngineSection(Section):
     """Fields that `[rollout]`, `[score]` and `[eval]` share: the engine and its batches."""
 
-    engine: Literal["hf"] = "hf"
-    """Engine that runs the model: `hf` (transformers, CPU or GPU)."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Engine that runs the model: `hf` (transformers, CPU or GPU). `vllm` is not built yet: it is
+    accepted here so that configurations can be planned, and refused when a stage starts."""
     device: str = tuning("auto")
     """Torch device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     batch_tokens: Positive = tuning(32768)

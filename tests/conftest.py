@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.storage import Storage
 from schemas.config import StorageSection
 from tests.faults import FaultProxy
-from tests.runs import Cli, finish, start
+from tests.runs import Cli, Quickstart, finish, start
 from tests.servers import BUCKET, REGION, S3Account, SeaweedServer, free_port, weed_binary
 
 HYGIENE = {
@@ -181,3 +181,25 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished_run, copy)
     write_run(copy, changes={"train.save_steps": 1})
     return copy
+
+
+@pytest.fixture(scope="session")
+def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quickstart]:
+    """Return a quickstart that runs on the other core while the other tests run on this one."""
+    folder = tmp_path_factory.mktemp("quickstart") / "demo"
+    process = start("quickstart", folder, "--json")
+    yield Quickstart(folder, process)
+    process.kill()
+    process.wait()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that wait for the quickstart last."""
+    items.sort(key=lambda item: "quickstart_process" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quickstart_begins_first(request: pytest.FixtureRequest) -> None:
+    """Start the quickstart before the first test when a test will wait for it."""
+    if any("quickstart_process" in getattr(i, "fixturenames", ()) for i in request.session.items):
+        request.getfixturevalue("quickstart_process")

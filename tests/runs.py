@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,24 @@ class Outcome:
         """Return the JSON object in the last line of stdout."""
         found: dict[str, Any] = json.loads(self.stdout.strip().splitlines()[-1])
         return found
+
+
+@dataclass
+class Quickstart:
+    """A quickstart that runs in a process of its own."""
+
+    folder: Path
+    process: "subprocess.Popen[str]"
+
+    @property
+    def config(self) -> Path:
+        """Return the run.toml that it leaves behind."""
+        return self.folder / "run.toml"
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """Wait for it and return what it ended with."""
+        return finish(self.process)
 
 
 class Cli:
@@ -74,7 +93,7 @@ def start(*arguments: str | Path, env: Mapping[str, str] | None = None) -> subpr
 
 def finish(process: "subprocess.Popen[str]") -> Outcome:
     """Wait for a command and return what it ended with."""
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=550)
     return Outcome(process.returncode, stdout, stderr)
 
 

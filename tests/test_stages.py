@@ -181,14 +181,29 @@ def test_a_changed_setting_is_refused_with_its_name_and_both_values(
     assert tuned.code == 0
 
 
-def test_a_second_run_with_the_same_samples_costs_no_teacher_token(
+def test_a_second_run_with_another_loss_costs_no_teacher_token_in_its_first_round(
     run_copy: Path, cli: Cli
 ) -> None:
-    forget(run_copy, f"{ROUND}/score", f"{ROUND}/train", "runs/tiny/rounds/0001")
+    config = write_run(run_copy, changes={"run.name": "sweep", "loss.kind": "reverse_kl"})
+    shutil.rmtree(run_copy / "store/probe", ignore_errors=True)
+    shards = len(list((run_copy / "store/cache").glob("*/data/*")))
+    stages(cli, config, "rollout")
+    result = cli.ok("score", "-c", config, "--round", "0")
+    assert (result["teacher_tokens"], result["reused_rows"], result["units"]) == (0, 16, 4)
+    assert len(list((run_copy / "store/cache").glob("*/data/*"))) == shards
+    assert cli.ok("status", "-c", config)["rounds"][0]["reused_rows"] == 16
+    stages(cli, config, "train")
+
+
+def test_scores_that_were_paid_for_before_a_crash_count_as_this_rounds(
+    run_copy: Path, cli: Cli
+) -> None:
+    key = f"{ROUND}/score/main/manifest.json"
+    before = Storage(str(run_copy / "store")).get(key)
+    forget(run_copy, f"{ROUND}/score")
     result = cli.ok("score", "-c", run_copy / "run.toml", "--round", "0")
-    assert result["units"] == 4
-    manifest = json.loads((run_copy / "store" / ROUND / "score/main/manifest.json").read_text())
-    assert manifest["rows"] == 16
+    assert (result["units"], result["reused_rows"]) == (4, 0)
+    assert Storage(str(run_copy / "store")).get(key) == before
 
 
 def test_several_teachers_score_their_own_prompts(tmp_path: Path, cli: Cli) -> None:
@@ -229,6 +244,7 @@ def test_stages_run_on_s3_and_leave_the_manifests_of_a_local_run(
         (["eval"], 2, "--baseline"),
         (["rollout", "--round", "0", "--set", "run.root=ftp://x"], 2, "ftp"),
         (["rollout", "--round", "0", "--set", "rollout.device=cuda:7"], 2, "GPU"),
+        (["rollout", "--round", "0", "--set", "rollout.engine=vllm"], 2, "'hf'"),
         (["rollout", "--round", "0", "--set", "rollout.max_new_tokens=500"], 2, "holds 128"),
     ],
 )
