@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
-from pipeline.losses import DIAGNOSTICS, Targets, token_losses
+from pipeline.losses import DIAGNOSTICS, token_losses
+from pipeline.targets import Targets
 from schemas.config import LossConfig
 from schemas.errors import ConfigError
 

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from pipeline.batches import Rows, StepPlan
 from pipeline.distributed import Ranks, sum_over_ranks
 from pipeline.head import check_head, head_loss, head_of
-from pipeline.losses import DIAGNOSTICS, Targets, build_targets
+from pipeline.losses import DIAGNOSTICS
 from pipeline.metrics import Step
 from pipeline.models import ModelSource, load_model
 from pipeline.padding import padded, response_positions
 from pipeline.rounddata import Batch, RoundData
+from pipeline.targets import Targets, build_targets
 from schemas.config import LossConfig, TrainSection
 from schemas.errors import DataError
 

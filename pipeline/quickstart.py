@@ -53,11 +53,12 @@ k = 4                            # teacher's top-4 ids and the mass of the rest,
 kind = "forward_kl"              # or reverse_kl, jsd, policy_gradient: round 0's scores are reused
 
 [train]
-learning_rate = 2e-3
+learning_rate = 3e-3
 sequences_per_step = 128
 warmup_steps = 5
 schedule = "cosine"
 decay_steps = {decay}
+decay_floor = 0.02               # a higher one leaves a few points of accuracy to chance
 betas = [0.9, 0.98]
 weight_decay = 0.01
 

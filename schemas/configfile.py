@@ -143,4 +143,4 @@ def _nearest_file(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
     hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-    return hint or "; `opd init` writes one to start from"
+    return hint or "; the folder examples/ of opd's repository has some to start from"

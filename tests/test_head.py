@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from pipeline.head import Head, check_head, head_loss, head_of
-from pipeline.losses import DIAGNOSTICS, Targets, build_targets, token_losses
+from pipeline.losses import DIAGNOSTICS, token_losses
+from pipeline.targets import Targets, build_targets
 from schemas.config import LossConfig
 from schemas.errors import ConfigError, DataError
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.losses import DIAGNOSTICS, Targets, build_targets, token_losses
+from pipeline.losses import DIAGNOSTICS, token_losses
+from pipeline.targets import Targets, build_targets
 from schemas.config import LossConfig
 from schemas.errors import DataError
 

@@ -1,0 +1,165 @@
+"""Write docs/configuration.md from the schema of a run: every key, its type, unit and default.
+
+Usage: python docs/make_configuration.py [--check]
+
+The text depends on the schema alone. With --check nothing is written, and the exit status is 1
+where the file is out of date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from schemas.config import RunConfig
+
+TARGET = Path(__file__).with_name("configuration.md")
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Written by docs/make_configuration.py from schemas/config.py: change it there. -->
+
+One TOML file describes a run. `opd config validate -c run.toml` checks it, `opd config show` prints
+it with all defaults, `opd config schema` prints what follows as a JSON schema.
+
+- A key that changes results has no default, and an unknown key is an error that names the nearest
+  right one.
+- `--set section.key=value` replaces a key for one call and may be repeated. The value is TOML; a
+  word that is no TOML is text: `--set train.learning_rate=2e-6 --set loss.kind=jsd`.
+- A relative path starts from the folder of the TOML file, `~` is the home folder.
+- A model is a folder in the Hugging Face format, or a hub id with the full commit hash as its
+  `revision`.
+- Credentials are no keys: they come from `AWS_*` variables ([storage.md](storage.md)).
+
+The column *fixed* says what a run does when the value changes after its first stage. **yes**: the
+key is part of what the run is, and another value is refused with exit code 3; give the new settings
+a `run.name` of their own. **no**: the key is about speed, place or length, and may change between
+any two calls.
+
+Some keys depend on each other; these checks raise, they never change a value:
+
+- `train.schedule` other than `"constant"` needs `train.decay_steps`.
+- `train.offload_optimizer` needs `train.zero_stage` of 1 or above.
+- `loss.kind = "policy_gradient"` with `loss.importance = "token"` needs `rollout.top_p = 1.0` and
+  `rollout.top_k = 0`; with `"none"` it needs `rollout.temperature = 1.0`.
+- `[eval]` needs `prompts.eval`; `eval.pattern` belongs to `eval.reward = "regex"`;
+  `eval.samples_per_prompt` above 1 needs `eval.temperature` above 0.
+- `student.sft_teacher` is the name of one of the `[teachers.NAME]`.
+"""
+
+UNITS = {
+    r"(_|^)tokens$": "tokens",
+    r"_s$": "seconds",
+    r"_steps$": "optimizer steps",
+    r"^(rounds|every_rounds|max_staleness)$": "rounds",
+    r"^(prompts_per_.*|max_prompts)$": "prompts",
+    r"^samples_per_prompt$": "samples",
+    r"^sequences_per_step$": "sequences",
+    r"^shuffle_shards$": "shards",
+    r"^num_processes$": "processes",
+    r"^max_connections$": "connections",
+    r"^(advantage_clip|teacher_logprob_floor|verify_tolerance)$": "nats",
+    r"^(k|top_k|stop_token_ids)$": "token ids",
+}
+"""Pattern of a key's name → unit of its value."""
+
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+"""Bound of a JSON schema → sign."""
+
+Schema = dict[str, Any]
+
+
+def render() -> str:
+    """Return the whole text of the page."""
+    schema = RunConfig.model_json_schema()
+    parts = [INTRODUCTION]
+    for name, field in schema["properties"].items():
+        parts.append("\n".join(_section(name, field, schema)))
+    return "\n".join(parts)
+
+
+def _section(name: str, field: Schema, whole: Schema) -> Iterator[str]:
+    """Yield the lines of a section of the TOML."""
+    tables = field.get("patternProperties")
+    section = _resolve(next(iter(tables.values())) if tables else field, whole)
+    optional = name not in whole["required"]
+    yield f"## `[{name}.NAME]`" if tables else f"## `[{name}]`"
+    yield ""
+    yield field["description"] + (" The section may be left out." if optional else "")
+    yield ""
+    yield "| key | type | unit | default | fixed | meaning |"
+    yield "|-|-|-|-|-|-|"
+    required = section.get("required", [])
+    for key, schema in section["properties"].items():
+        default = "*required*" if key in required else f"`{_value(schema.get('default', {}))}`"
+        cells = [
+            f"`{key}`",
+            _kind(schema, whole),
+            "" if schema.get("type") == "boolean" else _unit(key),
+            default.replace("`none`", "none"),
+            "no" if schema.get("identity") is False else "yes",
+            " ".join(schema["description"].split()),
+        ]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+
+
+def _unit(key: str) -> str:
+    """Return the unit of a key's value, empty where it has none."""
+    return next((unit for pattern, unit in UNITS.items() if re.search(pattern, key)), "")
+
+
+def _resolve(schema: Schema, whole: Schema) -> Schema:
+    """Return the object schema behind a reference, alone or beside null."""
+    options = schema.get("anyOf", [schema])
+    reference = next(option["$ref"] for option in options if "$ref" in option)
+    resolved: Schema = whole["$defs"][reference.rsplit("/", 1)[1]]
+    return resolved
+
+
+def _kind(schema: Schema, whole: Schema) -> str:
+    """Return a type in words."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(o, whole) for o in schema["anyOf"] if o.get("type") != "null")
+    if "const" in schema:
+        return f"`{_value(schema['const'])}`"
+    if "enum" in schema:
+        return ", ".join(f"`{_value(item)}`" for item in schema["enum"])
+    kind = schema["type"]
+    if kind == "array":
+        items = schema.get("prefixItems") or [schema["items"]]
+        count = f"{len(items)} " if "prefixItems" in schema else ""
+        return f"list of {count}{_kind(items[0], whole)}s"
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
+    bounds = [f"{sign} {schema[bound]:.10g}" for bound, sign in BOUNDS.items() if bound in schema]
+    if "pattern" in schema:
+        bounds.append(f"matching `{schema['pattern']}`")
+    return " ".join([words.get(kind, "table"), ", ".join(bounds)]).strip()
+
+
+def _value(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, float) and 0 < abs(value) < 1e-2:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return json.dumps(value)
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
+    text, check = render(), parser.parse_args().check
+    if not check:
+        TARGET.write_text(text, encoding="utf-8")
+    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
+        sys.exit(f"{TARGET} is out of date: run python docs/make_configuration.py")
+
+
+if __name__ == "__main__":
+    main()
