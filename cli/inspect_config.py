@@ -28,9 +28,10 @@ def schema() -> None:
 
 @app.command()
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Check the configuration and the files it names, without loading a model."""
+    """Check the configuration, and that the models and prompt files it names are there."""
     from pipeline.engine import require_engine
     from pipeline.models import find_model
+    from pipeline.promptfile import require_prompt_file
 
     resolved = load_config(config, overrides or ())
     for section in (resolved.rollout, resolved.score, resolved.eval):
@@ -39,4 +40,8 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     models: dict[str, Any] = {"student": resolved.student}
     models |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
     found = {key: find_model(resolved, section, key).location for key, section in models.items()}
+    for key in ("train", "eval"):
+        location = getattr(resolved.prompts, key)
+        if location is not None:
+            require_prompt_file(resolved, location, key=f"prompts.{key}")
     print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": found})

@@ -136,7 +136,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
     """
     import torch
 
-    _quieten(torch.cuda.is_available())
+    settle_libraries()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -179,9 +179,14 @@ def pick_device(device: str) -> str:
         raise ConfigError(f"device = {device!r} is not a torch device") from error
 
 
-def _quieten(has_gpu: bool) -> None:
-    """Keep transformers' bars and DeepSpeed's guess at the accelerator off the screen."""
-    if not has_gpu:
+def settle_libraries() -> None:
+    """Keep transformers' bars and DeepSpeed's guess at the accelerator off the screen.
+
+    To be called before a model class is imported: that imports accelerate, and so DeepSpeed.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils.logging import disable_progress_bar
 

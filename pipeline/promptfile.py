@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.promptrecord import KINDS, BadRecord
 from pipeline.storage import Storage, file_sha256
-from schemas.config import StorageSection
+from schemas.config import RunConfig, StorageSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import sha256
 
@@ -97,6 +97,20 @@ def find_prompt_file(location: str, *, key: str, settings: StorageSection) -> Pr
         return None
     except OSError as error:
         raise ConfigError(f"{key}: cannot read {location}: {error.strerror}") from error
+
+
+def require_prompt_file(config: RunConfig, location: str, *, key: str) -> PromptFile:
+    """Return the prompt file that a configuration names.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+        StorageError: the store does not answer.
+    """
+    place = config.resolve(location)
+    found = find_prompt_file(place, key=key, settings=config.storage)
+    if found is None:
+        raise missing_prompt_file(place, key=key, settings=config.storage)
+    return found
 
 
 def missing_prompt_file(location: str, *, key: str, settings: StorageSection) -> ConfigError:

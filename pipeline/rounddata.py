@@ -84,7 +84,7 @@ class RoundData:
 
     def _lengths(self, shard: Any, oldest_round: int) -> tuple[Rows, Rows, Rows]:
         table = read_rollout(self._storage, shard)
-        _check_policy(self._storage.url(shard.key), table, self._rollout.policy_version)
+        _check_policy(self._storage.url(shard.key), table, self._rollout)
         responses = list_lengths(table, "response_ids")
         row = np.repeat(np.arange(len(responses)), responses)
         mask = flat_values(table, "response_mask").astype(np.int64)
@@ -184,12 +184,17 @@ def _join(parts: list[Batch]) -> Batch:
     )
 
 
-def _check_policy(where: str, table: pa.Table, expected: str) -> None:
-    found = pc.unique(table.column("policy_version")).to_pylist()
-    if found != [expected]:
+def _check_policy(where: str, table: pa.Table, rollout: RolloutManifest) -> None:
+    """Refuse rows of this round by another policy, and rows of rounds to come."""
+    rounds = table.column("round")
+    own = table.filter(pc.equal(rounds, rollout.round)).column("policy_version")
+    foreign = [p for p in pc.unique(own).to_pylist() if p != rollout.policy_version]
+    newest = pc.max(rounds).as_py()
+    if foreign or (newest is not None and newest > rollout.round):
+        found = f"policy {foreign[0]}" if foreign else f"round {newest}"
         raise IdentityError(
-            f"{where} was sampled by policy {found}, but its manifest says {expected}: the shard "
-            "belongs to another round or run"
+            f"{where} was sampled by {found}, but its manifest says round {rollout.round} by "
+            f"policy {rollout.policy_version}: the shard belongs to another round or run"
         )
 
 

@@ -32,7 +32,7 @@ from pipeline.addition import (
 )
 from pipeline.engine import Sampling
 from pipeline.hf import HfEngine
-from pipeline.models import ModelSource
+from pipeline.models import ModelSource, settle_libraries
 from pipeline.padding import padded, response_positions
 from schemas.config import EngineSection
 
@@ -114,11 +114,9 @@ def train_model(
 
 def make_model(recipe: Recipe, seed: int) -> Any:
     """Return an untrained Qwen3 model with tied embeddings, float32."""
+    settle_libraries()
     from transformers import Qwen3Config, Qwen3ForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    quieten: Any = disable_progress_bar
-    quieten()
     torch.manual_seed(seed)
     heads = 4
     config = Qwen3Config(

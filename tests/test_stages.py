@@ -307,3 +307,15 @@ def test_wrong_credentials_and_a_read_only_key_are_told_with_exit_6(
     assert readonly.code == 6
     for outcome in (wrong, readonly):
         assert "Traceback" not in outcome.stderr
+
+
+def test_validate_names_a_missing_prompt_file_and_accepts_a_whole_configuration(
+    tmp_path: Path, cli: Cli
+) -> None:
+    config = write_run(tmp_path)
+    good = cli("config", "validate", "-c", config)
+    assert good.code == 0
+    assert good.result["valid"] is True
+    typo = cli("config", "validate", "-c", config, "--set", "prompts.train=promts.jsonl")
+    assert typo.code == 2
+    assert "did you mean" in typo.stderr

@@ -108,7 +108,7 @@ def store_rollout(
         units.append(UnitShard(unit=f"u{index:05d}", shard=shard))
     return RolloutManifest(
         run="tiny",
-        round=0,
+        round=max(max(table.column("round").to_pylist()) for table in tables),
         policy_version=policy,
         fingerprint="rollout",
         units=tuple(units),
