@@ -101,6 +101,13 @@ def _capacity(error: Exception) -> OpdError | None:
 
 def _storage(error: Exception) -> OpdError | None:
     """Return a storage error for a fault of the local disk outside the store, such as /tmp."""
+    text = str(error)
+    if any(words in text for words in ("No space left", "PytorchStreamWriter", "os error 28")):
+        return StorageError(
+            f"the disk is full ({text.splitlines()[0]}). Free room in the store and in the folder "
+            "for temporary files (TMPDIR), then run the same command again: nothing is "
+            "half-written"
+        )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StorageError(f"{error.strerror}: {error.filename}. Mend that and run again")
     return None

@@ -16,6 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+EVENT_S = 1.0
+"""Seconds between two progress events."""
+
 
 class BarProgress:
     """A bar on stderr with units, tokens per second and time left."""
@@ -49,8 +52,9 @@ class BarProgress:
         """Count finished units and tokens."""
         if self._bar is not None:
             self._tokens += tokens
-            speed = self._tokens / max(time.monotonic() - self._begin, 1e-6)
-            self._bar.update(self._task, advance=units, speed=f"{speed:,.0f} tokens/s")
+            rate = self._tokens / max(time.monotonic() - self._begin, 1e-6)
+            speed = f"{rate:,.0f} tokens/s" if self._tokens else ""
+            self._bar.update(self._task, advance=units, speed=speed)
 
     def note(self, text: str) -> None:
         """Show a line of text."""
@@ -64,21 +68,26 @@ class BarProgress:
 
 
 class EventProgress:
-    """One JSON line per event on stderr."""
+    """One JSON line per event on stderr, progress at most once a second."""
 
     def __init__(self) -> None:
         """Begin with no stage."""
         self._stage, self._total, self._done = "", 0, 0
+        self._tokens, self._told = 0, 0.0
 
     def start(self, stage: str, total: int, done: int) -> None:
         """Begin a stage of `total` units of which `done` are done."""
         self._stage, self._total, self._done = stage, total, done
+        self._tokens, self._told = 0, 0.0
         self._emit("start")
 
     def advance(self, units: int = 1, *, tokens: int = 0) -> None:
         """Count finished units and tokens."""
         self._done += units
-        self._emit("progress", tokens=tokens)
+        self._tokens += tokens
+        if time.monotonic() - self._told >= EVENT_S:
+            self._told = time.monotonic()
+            self._emit("progress", tokens=self._tokens)
 
     def note(self, text: str) -> None:
         """Report a line of text."""
@@ -86,7 +95,7 @@ class EventProgress:
 
     def stop(self) -> None:
         """End the stage."""
-        self._emit("stop")
+        self._emit("stop", tokens=self._tokens)
 
     def _emit(self, event: str, **facts: Any) -> None:
         line = {

@@ -28,7 +28,7 @@ def quickstart(
     Makes a tokenizer, a teacher and a student, runs rounds of rollout, score, train and eval on
     them, and leaves an ordinary run.toml behind. Run again, it goes on from where it stopped.
     """
-    from pipeline.quickstart import make_quickstart
+    from pipeline.quickstart import config_text, make_quickstart
 
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder to make, such as opd-quickstart")
@@ -42,6 +42,8 @@ def quickstart(
 
     path = make_quickstart(folder, root=root, seed=seed, rounds=rounds, report=report)
     progress.stop()
+    if path.read_text() != config_text(root=root, seed=seed, rounds=rounds):
+        progress.note(f"{path} was there and is kept: the options of this call are not applied")
     run = load_run(path, None)
     drive(run, path, run.config.run.rounds, [], as_json=as_json)
     if not as_json:

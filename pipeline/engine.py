@@ -29,6 +29,8 @@ class Sampling:
     top_k: int
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
+    vocab_size: int | None = None
+    """Only ids below it are drawn; None for every id that the model has logits for."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipeline.samples import SampleJob, run_sampling
 from pipeline.shards import read_rollout
 from pipeline.stage import Progress, StageResult, Worker
 from pipeline.student import policy_of_round
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import load_tokenizer, vocabulary_size
 from schemas.config import EvalSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
@@ -193,6 +193,7 @@ def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSourc
         top_k=section.top_k,
         max_new_tokens=section.max_new_tokens or rollout.max_new_tokens,
         stop_token_ids=stop_tokens(rollout.stop_token_ids, tokenizer, Path(source.location)),
+        vocab_size=vocabulary_size(tokenizer),
     )
 
 

@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from schemas.errors import ConfigError
 
 Reward = Callable[[str, str | None, dict[str, Any]], float]
 
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*)(?:\.\d+)?|[-+]?\.\d+")
+NUMBER = re.compile(r"(?:(?<![\d.])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def find_reward(section: EvalSection, folder: Path) -> Reward:
@@ -70,10 +71,10 @@ def _imported(name: str, folder: Path) -> Reward:
     sys.path.insert(0, str(folder))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a user's module may raise anything while it is imported
         raise ConfigError(
-            f"eval.reward = {name!r} cannot be imported ({error}); it is looked for in {folder} "
-            "and on the Python path"
+            f"eval.reward = {name!r} cannot be imported ({type(error).__name__}: {error}); it is "
+            f"looked for in {folder} and on the Python path"
         ) from error
     finally:
         sys.path.remove(str(folder))
@@ -82,7 +83,7 @@ def _imported(name: str, folder: Path) -> Reward:
 
     def reward(response: str, reference: str | None, columns: dict[str, Any]) -> float:
         value = function(response, reference, columns)
-        if not isinstance(value, bool | int | float):
+        if not isinstance(value, Real):
             raise ConfigError(f"eval.reward {name!r} returned {value!r}, expected a number")
         return float(value)
 

@@ -147,7 +147,7 @@ class HfEngine:
         self, logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling
     ) -> tuple[Tensor, Tensor]:
         logprobs_BV = processed_logprobs(
-            logits_BV,
+            logits_BV[:, : sampling.vocab_size],
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,

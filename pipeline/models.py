@@ -105,6 +105,7 @@ def load_settings(source: ModelSource) -> Any:
     Raises:
         ConfigError: it cannot be read.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
@@ -113,7 +114,7 @@ def load_settings(source: ModelSource) -> Any:
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise _unreadable(source, error) from error
     return settings.get_text_config()
 
@@ -137,6 +138,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
     import torch
 
     settle_libraries()
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -152,7 +154,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
         )
         _refuse_incomplete(source, report)
         loaded: PreTrainedModel = model.to(pick_device(device)).eval()
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise _unreadable(source, error) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise CapacityError(

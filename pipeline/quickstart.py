@@ -85,17 +85,21 @@ def make_quickstart(folder: Path, *, root: str, seed: int, rounds: int, report: 
         _make_model(name, folder / name, seed, report)
     path = folder / "run.toml"
     if not path.exists():
-        text = CONFIG.format(
-            root=json.dumps(root),
-            seed=seed,
-            rounds=rounds,
-            max_prompt=MAX_PROMPT_TOKENS,
-            per_round=PROMPTS_PER_ROUND,
-            max_response=MAX_RESPONSE_TOKENS,
-            decay=rounds * PROMPTS_PER_ROUND // 128,
-        )
-        localfiles.create(path, text.encode())
+        localfiles.create(path, config_text(root=root, seed=seed, rounds=rounds).encode())
     return path
+
+
+def config_text(*, root: str, seed: int, rounds: int) -> str:
+    """Return the TOML of the quickstart's run."""
+    return CONFIG.format(
+        root=json.dumps(root),
+        seed=seed,
+        rounds=rounds,
+        max_prompt=MAX_PROMPT_TOKENS,
+        per_round=PROMPTS_PER_ROUND,
+        max_response=MAX_RESPONSE_TOKENS,
+        decay=rounds * PROMPTS_PER_ROUND // 128,
+    )
 
 
 def distinct_prompts(rounds: int, seed: int) -> list[Problem]:

@@ -18,7 +18,7 @@ from pipeline.run import Run, check_run, pin_run
 from pipeline.samples import SampleJob, run_sampling
 from pipeline.stage import Progress, StageResult, Worker
 from pipeline.student import policy_of_round
-from pipeline.tokenizer import end_token_ids, load_tokenizer
+from pipeline.tokenizer import end_token_ids, load_tokenizer, vocabulary_size
 from schemas.config import EngineSection
 from schemas.fingerprint import fingerprint
 from schemas.manifest import CheckpointManifest, PromptsManifest, RolloutManifest, RolloutPlan
@@ -53,6 +53,7 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
             top_k=section.top_k,
             max_new_tokens=section.max_new_tokens,
             stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, model_folder),
+            vocab_size=vocabulary_size(tokenizer),
         )
         units = _units(run, round_index, prompts.rows)
         plan = _pinned_plan(run, round_index, policy, prompts, sampling=sampling, units=units)

@@ -38,6 +38,9 @@ from schemas.manifest import (
 )
 from schemas.tables import flat_values, list_lengths
 
+LOWEST_LOGPROB = -100.0
+"""Teacher log-probability that stands for −inf in the reported reverse KL."""
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -162,7 +165,8 @@ def _covered(
     """Return the record that a unit is covered: what it took, how far teacher and student are."""
     paid = cached.paid_by == _payer(job)
     own = flat_values(rows, "response_mask")
-    gap = flat_values(rows, "rollout_student_logprobs") - flat_values(scores, "token_logprob")
+    teacher = np.maximum(flat_values(scores, "token_logprob"), LOWEST_LOGPROB)
+    gap = flat_values(rows, "rollout_student_logprobs") - teacher
     return ScoreCommit(
         unit=unit,
         shard=cached.shard,

@@ -15,7 +15,7 @@ from pipeline.scorer import Scorer
 from pipeline.storage import Storage
 from schemas.errors import DataError, IdentityError
 from schemas.manifest import ScorerIdentity, Shard
-from schemas.tables import SCORES, check_scores, list_array, list_rows
+from schemas.tables import SCORES, check_scores, flat_values, list_array, list_rows
 
 
 def score_table(
@@ -34,6 +34,7 @@ def score_table(
         return _empty(), 0
     distinct = [prompts[i] for i in first], [responses[i] for i in first]
     k, vocab_size = identity.signal["k"], identity.vocab_size
+    _check_ids(rows, engine.get().vocab_size)
     scores = engine.get().score(*distinct, k=k, vocab_size=vocab_size)
     scores.check(vocab_size=vocab_size, where="scoring")
     scores = scores.take(token_index(lengths[first], inverse))
@@ -67,6 +68,16 @@ def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
     if table.num_rows != shard.rows:
         raise DataError(f"{where} has {table.num_rows} rows, its commit says {shard.rows}")
     return table
+
+
+def _check_ids(rows: pa.Table, vocab_size: int) -> None:
+    for name in ("prompt_ids", "response_ids"):
+        highest = int(flat_values(rows, name).max(initial=0))
+        if highest >= vocab_size:
+            raise DataError(
+                f"a rollout holds id {highest} in {name!r}, but the teacher's vocabulary ends at "
+                f"{vocab_size - 1}: it cannot read the sequence"
+            )
 
 
 def _table(digests: list[str], scores: Scores, lengths: NDArray[np.int64], k: int) -> pa.Table:

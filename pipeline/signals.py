@@ -19,7 +19,8 @@ def score_signals(
         logits_TV: raw teacher logits; cast to float32 inside.
         token_ids_T: int64 ids that stand at these positions.
         k: ids to keep, at most `vocab_size`.
-        vocab_size: ids that may enter the top-k; the mass of ids above goes to the tail.
+        vocab_size: ids that may enter the top-k; the mass of ids above goes to the tail. Rank and
+            entropy are over all ids.
     """
     logits_TV = logits_TV.float()
     log_z_T1 = logits_TV.logsumexp(-1, keepdim=True)

@@ -127,3 +127,10 @@ def test_the_number_of_processes_never_changes_what_a_step_trains(
     ]
     one, *others = [[(sorted(rows_of(s)), s.trained_tokens) for s in plan] for plan in plans]
     assert others == [one, one]
+
+
+def test_processes_get_rows_of_neighbouring_lengths_at_a_time() -> None:
+    total = np.array([7, 3, 12, 5, 9, 2, 11, 4, 8, 6, 10], dtype=np.int64)
+    plans = plan_steps([np.arange(11)], total, total, per_step=11, micro_tokens=1, processes=3)
+    lengths = [[total[rows].tolist() for rows in micro] for micro in plans[0].micro]
+    assert lengths == [[[12], [11], [10]], [[9], [8], [7]], [[6], [5], [4]], [[3], [2], []]]

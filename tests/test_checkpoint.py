@@ -18,7 +18,7 @@ from pipeline.addition import make_tokenizer
 from pipeline.checkpoint import INDEX, export_folder, opened, publish_checkpoint
 from pipeline.models import ModelSource, load_model
 from pipeline.run import Run, open_run
-from pipeline.storage import file_sha256
+from pipeline.storage import Storage, file_sha256
 from pipeline.tokenizer import load_tokenizer, tokenizer_digest
 from schemas.configfile import load_config
 from schemas.errors import DataError
@@ -61,6 +61,18 @@ def exported(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
     model = model_of(made)
     export_folder(model, make_tokenizer(), model.state_dict(), target)
     return target
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export; tests only read it."""
+    return exported(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export of other weights; tests only read it."""
+    return exported(tmp_path_factory.mktemp("second"), seed=1)
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -146,56 +158,78 @@ def assert_whole(run: Run, manifest: CheckpointManifest, expected: Path) -> None
         load_tokenizer(str(folder), revision=None, trust_remote_code=False)
 
 
-def test_a_published_checkpoint_opens_as_it_was_exported(run: Run, tmp_path: Path) -> None:
-    folder = exported(tmp_path)
+def test_a_published_checkpoint_opens_as_it_was_exported(run: Run, first: Path) -> None:
     assert run.checkpoint(1) is None
-    manifest = publish(run, folder)
+    manifest = publish(run, first)
     assert run.checkpoint(1) == manifest
     assert (manifest.index, manifest.origin, manifest.state) == (1, ORIGIN, "state.json")
-    assert set(manifest.files) == {p.name for p in folder.iterdir()}
-    assert_whole(run, manifest, folder)
+    assert set(manifest.files) == {p.name for p in first.iterdir()}
+    assert_whole(run, manifest, first)
 
 
-def test_the_version_is_that_of_the_weights(config_path: Path, tmp_path: Path) -> None:
+def test_the_version_is_that_of_the_weights(
+    config_path: Path, tmp_path: Path, first: Path, second: Path
+) -> None:
     versions = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    for name, folder in (("a", first), ("b", exported(tmp_path)), ("c", second)):
         root = f"run.root={json.dumps(str(tmp_path / 'store' / name))}"
-        made = open_run(load_config(config_path, [root]))
-        (tmp_path / name).mkdir()
-        versions.append(publish(made, exported(tmp_path / name, seed=seed)).policy_version)
+        versions.append(publish(open_run(load_config(config_path, [root])), folder).policy_version)
     assert versions[0] == versions[1] != versions[2]
 
 
-def test_the_first_of_two_attempts_stands_and_is_whole(run: Run, tmp_path: Path) -> None:
-    first, second = exported(tmp_path, seed=0), exported(tmp_path, seed=1)
+def test_the_first_of_two_attempts_stands_and_is_whole(run: Run, first: Path, second: Path) -> None:
     stands = publish(run, first)
     assert publish(run, second) == stands == run.checkpoint(1)
     assert_whole(run, stands, first)
     assert publish(run, first) == stands
 
 
-def test_a_later_attempt_by_other_software_leaves_the_first_whole(run: Run, tmp_path: Path) -> None:
-    first, second = exported(tmp_path, seed=0), exported(tmp_path, seed=1)
-    settings = json.loads((second / "config.json").read_text())
-    (second / "config.json").write_text(json.dumps(settings | {"transformers_version": "9"}))
+def test_a_later_attempt_by_other_software_leaves_the_first_whole(
+    run: Run, tmp_path: Path, first: Path, second: Path
+) -> None:
+    other = Path(shutil.copytree(second, tmp_path / "other"))
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(settings | {"transformers_version": "9"}))
     stands = publish(run, first)
     run.storage.delete(f"{run.checkpoint_folder(1)}/manifest.json")
-    assert publish(run, second) == stands
+    assert publish(run, other) == stands
     assert_whole(run, stands, first)
 
 
 def test_an_attempt_that_died_before_its_manifest_is_finished_by_the_next(
-    run: Run, tmp_path: Path
+    run: Run, first: Path, second: Path
 ) -> None:
-    first, second = exported(tmp_path, seed=0), exported(tmp_path, seed=1)
     stands = publish(run, first)
     run.storage.delete(f"{run.checkpoint_folder(1)}/manifest.json")
     assert publish(run, second) == stands
     assert_whole(run, stands, first)
 
 
-def test_files_of_a_dead_attempt_do_not_enter_the_next(run: Run, tmp_path: Path) -> None:
-    first, second = exported(tmp_path, seed=0), exported(tmp_path, seed=1)
+class Overtaken(Storage):
+    """A store in which a rival publishes just before we do."""
+
+    def __init__(self, rival: Callable[[], object], run: Run) -> None:
+        """Name what the rival does, and share the run's store."""
+        super().__init__(run.storage.root)
+        self._rival = rival
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Let the rival go first once the index is about to be written."""
+        if key.endswith(INDEX):
+            self._rival()
+        return super().create(key, data)
+
+
+def test_of_two_attempts_at_once_one_stands_and_is_whole(
+    run: Run, first: Path, second: Path
+) -> None:
+    slow = Run(run.config, Overtaken(lambda: publish(run, first), run))
+    stands = publish(slow, second)
+    assert stands == run.checkpoint(1)
+    assert_whole(run, stands, first)
+
+
+def test_files_of_a_dead_attempt_do_not_enter_the_next(run: Run, first: Path, second: Path) -> None:
     publish(run, first)
     for name in ("manifest.json", INDEX):
         run.storage.delete(f"{run.checkpoint_folder(1)}/{name}")
@@ -206,8 +240,8 @@ def test_files_of_a_dead_attempt_do_not_enter_the_next(run: Run, tmp_path: Path)
 
 @pytest.mark.parametrize("damage", ["corrupt", "missing"])
 @pytest.mark.parametrize("suffix", [".safetensors", "config.json", INDEX, "tokenizer.json"])
-def test_a_damaged_file_is_named(run: Run, tmp_path: Path, damage: str, suffix: str) -> None:
-    manifest = publish(run, exported(tmp_path))
+def test_a_damaged_file_is_named(run: Run, first: Path, damage: str, suffix: str) -> None:
+    manifest = publish(run, first)
     shard = next(s for name, s in sorted(manifest.files.items()) if name.endswith(suffix))
     data = bytearray(run.storage.get(shard.key) or b"")
     data[len(data) // 2] ^= 1
@@ -219,8 +253,8 @@ def test_a_damaged_file_is_named(run: Run, tmp_path: Path, damage: str, suffix: 
         raise AssertionError("a damaged checkpoint was opened")
 
 
-def test_settings_and_tokenizer_open_without_the_weights(run: Run, tmp_path: Path) -> None:
-    manifest = publish(run, exported(tmp_path))
+def test_settings_and_tokenizer_open_without_the_weights(run: Run, first: Path) -> None:
+    manifest = publish(run, first)
     for name, shard in manifest.files.items():
         if name.endswith(".safetensors"):
             run.storage.delete(shard.key)
@@ -230,10 +264,10 @@ def test_settings_and_tokenizer_open_without_the_weights(run: Run, tmp_path: Pat
 
 
 def test_a_downloaded_checkpoint_leaves_nothing_behind(
-    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Path
 ) -> None:
     made = open_run(load_config(config_path, ["run.root=memory://leaves-nothing-behind"]))
-    manifest = publish(made, exported(tmp_path))
+    manifest = publish(made, first)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))

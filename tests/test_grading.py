@@ -51,6 +51,8 @@ def test_the_last_number_is_compared_by_its_value(found: str, expected: str, tex
         ("+3", "3", 1.0),
         ("minus -3", "3", 0.0),
         ("4, then 5", "4", 0.0),
+        ("10-7", "7", 1.0),
+        ("about 1.5e3", "1500", 1.0),
     ],
 )
 def test_the_last_number_in_many_dresses(response: str, reference: str, expected: float) -> None:

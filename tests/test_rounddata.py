@@ -59,7 +59,8 @@ def store(
         own = [table.filter(pc.equal(table.column("teacher"), name)) for table in tables]
         scores[name] = [score_rows(rows, seed=10 * number + i) for i, rows in enumerate(own)]
     manifests = {name: store_scores(storage, s, make_scorer(name)) for name, s in scores.items()}
-    return Stored(tables, scores, store_rollout(storage, tables), manifests)
+    rollout = store_rollout(storage, tables, round_index=max(rounds))
+    return Stored(tables, scores, rollout, manifests)
 
 
 def reference_rows(stored: Stored) -> list[dict[str, Any]]:
@@ -225,15 +226,33 @@ def test_scores_of_another_scorer_are_refused(memory: Storage) -> None:
         data.batch(np.array([0]))
 
 
-def test_a_shard_of_another_policy_is_refused(memory: Storage) -> None:
+def with_unit(memory: Storage, **fields: Any) -> tuple[Stored, RolloutManifest, str]:
+    """Return a round 1 with a further unit of another policy, and the name of its shard."""
     stored = store(memory)
-    other = store_rollout(memory, [rollout_table(3, policy="policy-b")]).units[0]
-    units = (*stored.rollout.units[:2], other)
-    rollout = stored.rollout.model_copy(update={"units": units})
+    other = store_rollout(memory, [rollout_table(3, policy="policy-b", **fields)]).units[0]
+    units = (*stored.rollout.units, other)
+    rollout = store_rollout(memory, [], round_index=1).model_copy(update={"units": units})
+    return stored, rollout, memory.url(other.shard.key)
+
+
+def test_a_shard_of_another_policy_in_this_round_is_refused(memory: Storage) -> None:
+    stored, rollout, where = with_unit(memory, rounds=(1,))
     with pytest.raises(IdentityError) as caught:
         RoundData(memory, rollout, stored.manifests, oldest_round=0, keep=4)
-    assert memory.url(other.shard.key) in str(caught.value)
+    assert where in str(caught.value)
     assert "policy-b" in str(caught.value) and "policy-a" in str(caught.value)
+
+
+def test_a_shard_of_a_round_to_come_is_refused(memory: Storage) -> None:
+    stored, rollout, where = with_unit(memory, rounds=(2,))
+    with pytest.raises(IdentityError, match=f"{where} was sampled by round 2"):
+        RoundData(memory, rollout, stored.manifests, oldest_round=0, keep=4)
+
+
+def test_rows_of_an_older_round_may_be_of_an_older_policy(memory: Storage) -> None:
+    stored, rollout, _ = with_unit(memory, rounds=(0,))
+    data = RoundData(memory, rollout, stored.manifests, oldest_round=1, keep=4)
+    assert data.unit_rows.tolist() == [*SIZES, 3] and not data.fresh.any()
 
 
 @pytest.mark.parametrize("kind", ["rollout", "scores"])

@@ -15,6 +15,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.addition import distinct, make_tokenizer
+from pipeline.models import settle_libraries
 
 ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2"}
 MAX_PROMPT_TOKENS = 40
@@ -85,6 +86,7 @@ def make_model(
     """
     if teacher:
         hidden, layers, seed = 2 * hidden, layers + 1, seed + 1_000_003
+    settle_libraries()
     text = tokenizer_of(tokenizer)
     make: Any = getattr(transformers, f"{ARCHITECTURES[arch]}Config")
     given = {
@@ -106,7 +108,6 @@ def make_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, f"{ARCHITECTURES[arch]}ForCausalLM")(config).float()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     text.save_pretrained(folder)
     return folder

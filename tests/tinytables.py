@@ -96,9 +96,9 @@ def make_scorer(name: str = "main", *, k: int = K, vocab: int = VOCAB) -> Scorer
 
 
 def store_rollout(
-    storage: Storage, tables: Sequence[pa.Table], *, policy: str = POLICY
+    storage: Storage, tables: Sequence[pa.Table], *, round_index: int = 0
 ) -> RolloutManifest:
-    """Store one shard per table and return the manifest that names them."""
+    """Store one shard per table and return the manifest of a round that names them."""
     units = []
     for index, table in enumerate(tables):
         data = write_table(table, {}, token_column="response_ids")
@@ -108,8 +108,8 @@ def store_rollout(
         units.append(UnitShard(unit=f"u{index:05d}", shard=shard))
     return RolloutManifest(
         run="tiny",
-        round=max(max(table.column("round").to_pylist()) for table in tables),
-        policy_version=policy,
+        round=round_index,
+        policy_version=POLICY,
         fingerprint="rollout",
         units=tuple(units),
         rows=sum(unit.shard.rows for unit in units),
