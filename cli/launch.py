@@ -1,11 +1,26 @@
-"""Start of the learner's processes on this machine, through torch's own launcher."""
+"""Start of the learner's processes on this machine, through torch's own launcher.
 
+Promises: what the main process prints to stdout comes out once and last; a process that fails
+ends all of them, and its exit code becomes ours; a signal to us ends them before us.
+"""
+
+import logging
 import os
+import signal
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.run import Run
-from schemas.errors import ConfigError, OpdError
+from schemas.errors import OpdError
+from schemas.manifest import TrainManifest
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.launcher.api import LaunchConfig
 
 
 def needs_launch(run: Run) -> bool:
@@ -30,40 +45,114 @@ def launch_learner(
         round_index: round to train.
         overrides: `--set` items to pass on.
         as_json: pass `--json` on.
-        quiet: keep the processes' stdout away from ours.
+        quiet: drop what the processes print to stdout, unless it is the main one's error.
 
     Raises:
-        OpdError: a process failed; the exit code is that process's.
+        OpdError: the round cannot be trained, or a process other than the main one failed.
+        SystemExit: the main process failed and has said why; the exit code is its own.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from pipeline.traininputs import find_work
 
+    work = find_work(run, round_index)  # a mistake is told once, and before anything is started
     arguments = ["-m", "cli.main", "train", "-c", str(config), "--round", str(round_index)]
     for item in overrides:
         arguments += ["--set", item]
-    if as_json and not quiet:
+    if as_json:
         arguments.append("--json")
-    settings = LaunchConfig(
+    count = 1 if isinstance(work, TrainManifest) else run.config.train.num_processes
+    with tempfile.TemporaryDirectory(prefix="opd-launch-") as folder:
+        failures = _run_processes(_settings(Path(folder), count), arguments)
+        printed = "".join(p.read_text() for p in Path(folder).glob("**/0/stdout.log"))
+    rank, code = _root_cause(failures)
+    if printed and (code or not quiet):
+        print(printed, end="", flush=True)
+    if code and rank == 0 and code > 0:
+        sys.exit(code)
+    if code:
+        raise _failed(rank, code)
+
+
+def _settings(folder: Path, count: int) -> "LaunchConfig":
+    """Return torch's settings for processes that print to files below a folder."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=run.config.train.num_processes,
+        nproc_per_node=count,
+        run_id=f"opd-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,
         monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.OUT),
     )
+
+
+def _run_processes(
+    settings: "LaunchConfig", arguments: list[str]
+) -> "Mapping[int, ProcessFailure]":
+    """Return the failed processes by rank, none where all ended well."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # it says at length what we say in a line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    interrupted = None
+    with _signals_restored():
+        try:
+            elastic_launch(settings, sys.executable)(*arguments)
+        except ChildFailedError as error:
+            return error.failures
+        except SignalException as error:
+            interrupted = error.sigval
+    if interrupted is not None:
+        signal.raise_signal(interrupted)  # now that the processes are gone, it is ours
+    return {}
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """Give the signals that torch's launcher takes for itself back at the end of a block."""
+    taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    saved = {number: signal.getsignal(number) for number in taken}
     try:
-        elastic_launch(settings, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        raise _failed(failure.exitcode) from None
-    except SignalException:
-        raise OpdError("interrupted while the learner's processes ran") from None
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
 
 
-def _failed(code: int) -> OpdError:
+def _root_cause(failures: "Mapping[int, ProcessFailure]") -> tuple[int, int]:
+    """Return rank and exit code of the process that failed by itself, or 0 and 0.
+
+    The others end because it did: with code 1 as they lose it, or by the launcher's SIGTERM.
+    """
+
+    def order(rank: int) -> tuple[int, int]:
+        code = failures[rank].exitcode
+        follows = code in (1, -signal.SIGTERM)
+        return (2 if follows else 1 if code < 0 else 0), rank
+
+    if not failures:
+        return 0, 0
+    rank = min(failures, key=order)
+    return rank, failures[rank].exitcode
+
+
+def _failed(rank: int, code: int) -> OpdError:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return OpdError(
+            f"process {rank} of the learner was killed by {name}"
+            f"{' (by hand, or because memory ran out)' if code == -signal.SIGKILL else ''}. The "
+            "same command goes on from the last saved state (train.save_steps)"
+        )
     kinds = {kind.exit_code: kind for kind in OpdError.__subclasses__()}
-    kind = kinds.get(code, OpdError)
-    text = f"a process of the learner ended with exit code {code}; its message is above"
-    return kind(text) if code != ConfigError.exit_code else ConfigError(text)
+    text = f"process {rank} of the learner ended with exit code {code}; its message is above"
+    return kinds.get(code, OpdError)(text)

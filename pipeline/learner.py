@@ -5,9 +5,11 @@ whatever the micro-batches; [tokens, vocabulary] logits never exist at once.
 Shapes: B rows, T tokens, H hidden.
 """
 
+import gc
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.batches import Rows, StepPlan
-from pipeline.distributed import Ranks, sum_over_ranks
+from pipeline.distributed import Ranks, sum_over_ranks, together
 from pipeline.head import check_head, head_loss, head_of
 from pipeline.losses import DIAGNOSTICS
 from pipeline.metrics import Step
@@ -38,14 +40,23 @@ class LearnerSettings:
     """Micro-batches of every step on this process."""
 
 
+_Inputs = tuple[Batch, Targets]
+
+
 class DistillationModule(nn.Module):
     """The student and the loss on its hidden states: what DeepSpeed wraps."""
 
     def __init__(self, student: Any, loss: LossConfig, chunk_tokens: int) -> None:
         """Hold the student; it keeps its own parameters."""
+        import deepspeed
+
         super().__init__()
         self.student = student
         self._loss, self._chunk_tokens = loss, chunk_tokens
+        head = head_of(student)  # not this module's own: ZeRO-3 must gather it for our forward
+        for tensor in (head.weight_VH, head.bias_V):
+            if tensor is not None:
+                deepspeed.zero.register_external_parameter(self, tensor)
 
     def forward(
         self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
@@ -73,16 +84,9 @@ class Learner:
         import deepspeed
 
         train = settings.train
-        student = load_model(source, dtype="float32", device=ranks.device)
-        probe = torch.arange(4, device=ranks.device)[None]
-        check_head(student, head_of(student), probe)
+        student = together(lambda: _load_student(source, settings, ranks))
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
-        student.train()
-        if train.activation_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
         module = DistillationModule(student, settings.loss, train.logit_chunk_tokens)
-        if train.zero_stage == 3:
-            deepspeed.zero.register_external_parameter(module, head_of(student).weight_VH)
         optimizer = torch.optim.AdamW(
             module.parameters(),
             lr=train.learning_rate,
@@ -111,21 +115,22 @@ class Learner:
             group["lr"] = learning_rate
         scale = self._settings.accumulation * self._ranks.count / max(plan.trained_tokens, 1)
         sums = dict.fromkeys(("loss", "weight", *DIAGNOSTICS), 0.0)
-        spare = next(rows for micro in plan.micro for rows in micro if len(rows))[-1:]
+        spare, norm = _spare(plan), None
         for micro in plan.micro:
-            batch = _own_batch(data, micro[self._ranks.rank], spare)
-            targets = self._targets(batch)
+            batch, targets = together(partial(self._inputs, data, micro, spare))
             loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
             self._engine.backward(loss)
-            norm = self._grad_norm()
+            if self._engine.is_gradient_accumulation_boundary():
+                norm = self._grad_norm()
             self._engine.step()
-            norm = self._engine.get_global_grad_norm() if norm is None else norm
             sums["loss"] += float(loss.detach()) / scale
             sums["weight"] += float(targets.weight_T.sum())
             for name, value in values.items():
                 sums[name] += float(value)
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
         totals = sum_over_ranks(list(sums.values()), self._ranks.device)
-        return _metrics(dict(zip(sums, totals, strict=True)), plan, norm, learning_rate)
+        found = dict(zip(sums, totals, strict=True))
+        return together(lambda: _metrics(found, plan, norm, learning_rate))
 
     def full_state(self) -> dict[str, Tensor] | None:
         """Return the student's whole state on the CPU, on the main process; every one must call."""
@@ -172,12 +177,23 @@ class Learner:
 
     def close(self) -> None:
         """Give the engine's memory back."""
+        from deepspeed.runtime.zero import parameter_offload
+
         self._engine.destroy()
-        del self._engine
+        stack = getattr(parameter_offload, "FWD_MODULE_STACK", [])  # ZeRO-3 leaves the module here
+        stack[:] = [module for module in stack if module is not self._engine.module]
+        del self._engine, stack
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def _student(self) -> Any:
         return self._engine.module.student
+
+    def _inputs(self, data: RoundData, micro: tuple[Rows, ...], spare: Rows) -> _Inputs:
+        batch = _own_batch(data, micro[self._ranks.rank], spare)
+        return batch, self._targets(batch)
 
     def _targets(self, batch: Batch) -> Targets:
         tokens = {name: torch.from_numpy(np.array(v)) for name, v in batch.tokens.items()}
@@ -207,9 +223,14 @@ class Learner:
 
 
 def engine_config(settings: LearnerSettings) -> dict[str, Any]:
-    """Return DeepSpeed's configuration of a learner."""
+    """Return DeepSpeed's configuration of a learner.
+
+    With bfloat16 the stage is at least 2: below it DeepSpeed sums micro-batches in bfloat16, and at
+    stage 0 it begins with a step on zero gradients, which spoils Adam's bias correction.
+    """
     train = settings.train
-    zero: dict[str, Any] = {"stage": train.zero_stage}
+    low = train.dtype == "bfloat16"
+    zero: dict[str, Any] = {"stage": max(train.zero_stage, 2) if low else train.zero_stage}
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.device != "cpu"}
     return {
@@ -219,7 +240,8 @@ def engine_config(settings: LearnerSettings) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": train.dtype == "bfloat16"},
+        "bf16": {"enabled": low},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**31,
     }
 
@@ -243,6 +265,20 @@ def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Ten
     return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
 
 
+def _load_student(source: ModelSource, settings: LearnerSettings, ranks: Ranks) -> Any:
+    student = load_model(source, dtype="float32", device=ranks.device)
+    check_head(student, head_of(student), torch.arange(4, device=ranks.device)[None])
+    student.train()
+    if settings.train.activation_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    return student
+
+
+def _spare(plan: StepPlan) -> Rows:
+    """Return the shortest row of a step, for processes that have none of a micro-batch."""
+    return [rows for micro in plan.micro for rows in micro if len(rows)][-1][-1:]
+
+
 def _own_batch(data: RoundData, rows: Rows, spare: Rows) -> Batch:
     """Return a process's rows; where it has none, a spare one of which nothing is trained."""
     if len(rows):
@@ -263,11 +299,12 @@ def _metrics(
     totals: dict[str, float], plan: StepPlan, norm: float | None, learning_rate: float
 ) -> Step:
     loss, weight = totals.pop("loss"), totals.pop("weight")
-    if not math.isfinite(loss):
-        raise DataError(
-            f"the loss became {loss}: lower train.learning_rate, or look for impossible scores; "
-            "the last checkpoint stands"
-        )
+    for name, value in (("loss", loss), ("gradient norm", 0.0 if norm is None else float(norm))):
+        if not math.isfinite(value):
+            raise DataError(
+                f"the {name} became {value}: lower train.learning_rate, or look for impossible "
+                "scores; the last checkpoint stands"
+            )
     means = {name: total / max(weight, 1e-9) for name, total in totals.items()}
     return {
         "loss": loss / max(plan.trained_tokens, 1),

@@ -6,13 +6,13 @@ visible only through a record that is written after every file of every process.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.commit import create_record, find_record
-from pipeline.distributed import Ranks, barrier, gather_objects
+from pipeline.distributed import Ranks, barrier, from_main, gather_objects, together
 from pipeline.learner import Learner
 from pipeline.run import Run
 from pipeline.storage import file_sha256
@@ -20,27 +20,21 @@ from schemas.config import TrainSection
 from schemas.manifest import Shard, StateManifest
 
 
-def save_state(
-    run: Run, key: str, learner: Learner, ranks: Ranks, *, record: StateManifest
-) -> StateManifest:
+def save_state(run: Run, key: str, learner: Learner, *, record: StateManifest) -> StateManifest:
     """Write the learner's state and commit it under a key; every process must call.
 
     Args:
         run: the run.
         key: key of the record.
         learner: whose state it is.
-        ranks: this process.
         record: what the state belongs to; its files are filled in.
     """
     with tempfile.TemporaryDirectory(prefix="opd-state-") as name:
         learner.save(Path(name), {})
-        files = gather_objects(_upload(run, Path(name)))
+        files = gather_objects(together(lambda: _upload(run, Path(name))))
     merged = {path: shard for part in files for path, shard in part.items()}
     record = record.model_copy(update={"files": merged})
-    if ranks.is_main:
-        record = create_record(run.storage, key, record)
-    committed: StateManifest = gather_objects(record)[0]
-    return committed
+    return from_main(lambda: _commit(run, key, record))
 
 
 def load_state(run: Run, state: StateManifest, learner: Learner, ranks: Ranks) -> None:
@@ -51,11 +45,9 @@ def load_state(run: Run, state: StateManifest, learner: Learner, ranks: Ranks) -
     """
     with _shared_folder(ranks) as folder:
         if ranks.local_rank == 0:
-            for name, shard in state.files.items():
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                run.storage.download(shard, path)
-        barrier()
+            together(lambda: _download(run, state, folder))
+        else:
+            together(lambda: None)
         learner.load(folder)
         barrier()
 
@@ -79,13 +71,33 @@ def misfit(state: StateManifest, train: TrainSection, ranks: Ranks) -> str | Non
     return ", ".join(found) or None
 
 
-def drop_state(run: Run, key: str | None, *, keep: dict[str, Shard]) -> None:
-    """Delete the files of a state that no longer matters; its record stays."""
-    state = None if key is None else find_record(run.storage, key, StateManifest)
-    kept = {shard.key for shard in keep.values()}
-    for shard in state.files.values() if state else ():
+def drop_states(run: Run, keys: Iterable[str], *, keep: Iterable[str]) -> None:
+    """Delete the files of states that no longer matter; their records stay."""
+    kept = {shard.key for key in keep for shard in _files(run, key)}
+    for shard in (shard for key in keys for shard in _files(run, key)):
         if shard.key not in kept:
             run.storage.delete(shard.key)
+
+
+def _files(run: Run, key: str) -> Iterable[Shard]:
+    state = find_record(run.storage, key, StateManifest)
+    return state.files.values() if state else ()
+
+
+def _commit(run: Run, key: str, record: StateManifest) -> StateManifest:
+    """Create a state's record, or replace one whose files are gone."""
+    stands = create_record(run.storage, key, record)
+    if stands is not record and find_state(run, key) is None:
+        run.storage.put(key, record.to_bytes())
+        return record
+    return stands
+
+
+def _download(run: Run, state: StateManifest, folder: Path) -> None:
+    for name, shard in state.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.storage.download(shard, path)
 
 
 def _upload(run: Run, folder: Path) -> dict[str, Shard]:

@@ -4,7 +4,8 @@ Promises: no teacher is touched; a checkpoint is reloaded and compared before it
 again after a crash, the stage goes on from the last saved state.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +14,34 @@ import numpy as np
 from pipeline.batches import StepPlan, epoch_order, plan_steps
 from pipeline.checkpoint import opened
 from pipeline.commit import commit_key, committed_units, create_record, writer
-from pipeline.distributed import Ranks, barrier, gather_objects, join_ranks
+from pipeline.distributed import (
+    Ranks,
+    from_main,
+    gather_objects,
+    is_alone,
+    join_ranks,
+    peers_watched,
+    together,
+)
 from pipeline.learner import Learner, LearnerSettings, learning_rate_at
-from pipeline.learnerstate import drop_state, find_state, load_state, misfit, save_state
+from pipeline.learnerstate import drop_states, find_state, load_state, misfit, save_state
 from pipeline.metrics import steps_shard
 from pipeline.models import ModelSource
 from pipeline.rounddata import RoundData, Rows
-from pipeline.run import Run, check_run, pin_run
+from pipeline.run import Run, pin_run
 from pipeline.stage import Progress, StageResult
-from pipeline.traininputs import TrainInputs, find_inputs
+from pipeline.traininputs import TrainInputs, find_work
 from pipeline.trainoutput import publish_student
 from schemas.config import TrainSection
 from schemas.errors import DataError
 from schemas.fingerprint import derived_seed
 from schemas.manifest import StateManifest, TrainManifest
+
+PROBE_TOKENS = 256
+"""Tokens of the sequences that an exported checkpoint is compared on; one sequence at least."""
+
+PROBE_FROM_ROWS = 64
+"""Rows of a round that these sequences are chosen from, the shortest ones."""
 
 KEEP_STATES = 2
 """Rounds whose final optimizer state is kept; older ones are deleted."""
@@ -49,7 +64,8 @@ class _Round:
 
     def state_key(self, step: int) -> str:
         folder = self.run.stage_folder(self.inputs.round_index, "train")
-        return commit_key(folder, f"step-{step:06d}")
+        kind = f"{self.ranks.count}x-zero{self.train.zero_stage}-{self.train.dtype}"
+        return commit_key(folder, f"step-{step:06d}-{kind}")
 
 
 def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
@@ -60,28 +76,49 @@ def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
         IdentityError: the scores are of another teacher, rollout or run.
         DataError: a shard is damaged, a loss is not a number, or the export differs.
     """
-    check_run(run)
-    manifest = run.train(round_index)
-    if manifest is not None:
-        return finished_result(run, manifest)
-    inputs = find_inputs(run, round_index)
+    work = find_work(run, round_index) if is_alone() else None  # mistakes first: torch is slow
+    if isinstance(work, TrainManifest):
+        return finished_result(run, work)
     ranks = join_ranks(run.config.train.device)
+    with peers_watched():
+        work = work or from_main(lambda: find_work(run, round_index))
+        if isinstance(work, TrainManifest):
+            return finished_result(run, work)
+        return _run_round(run, work, ranks, progress)
+
+
+def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) -> StageResult:
     with writer(run.storage) if ranks.is_main else nullcontext():
-        if ranks.is_main:
-            pin_run(run)
-        data = RoundData(
-            run.storage,
-            inputs.rollout,
-            inputs.scores,
-            oldest_round=round_index - run.config.train.max_staleness,
-            keep=2 * run.config.train.shuffle_shards,
-        )
-        steps = _plan(run, round_index, data, ranks)
+        from_main(lambda: pin_run(run))
+        data = together(lambda: _round_data(run, inputs))
+        steps = together(lambda: _plan(run, inputs.round_index, data, ranks))
         work = _Round(run, inputs, data, steps, ranks, progress)
-        with opened(run, inputs.policy) as folder:
+        with _policy_folder(work) as folder:
             state, trained = _train(work, folder)
-        manifest = _finish(work, state)
+        manifest = from_main(lambda: _finish(work, state))
     return finished_result(run, manifest, trained=trained)
+
+
+def _round_data(run: Run, inputs: TrainInputs) -> RoundData:
+    train = run.config.train
+    return RoundData(
+        run.storage,
+        inputs.rollout,
+        inputs.scores,
+        oldest_round=inputs.round_index - train.max_staleness,
+        keep=2 * train.shuffle_shards,
+    )
+
+
+@contextmanager
+def _policy_folder(work: _Round) -> Iterator[Path]:
+    """Give a machine's processes one folder with the checkpoint that sampled the round."""
+    ranks, policy = work.ranks, work.inputs.policy
+    with ExitStack() as stack:
+        first = ranks.local_rank == 0
+        mine = together(lambda: stack.enter_context(opened(work.run, policy)) if first else None)
+        folder = gather_objects(mine)[ranks.rank - ranks.local_rank]
+        yield folder
 
 
 def _plan(run: Run, round_index: int, data: RoundData, ranks: Ranks) -> list[StepPlan]:
@@ -126,9 +163,8 @@ def _train(work: _Round, folder: Path) -> tuple[StateManifest, int]:
             work.run,
             work.inputs,
             learner,
-            work.ranks,
             folder=folder,
-            probe=work.data.batch(np.arange(min(8, len(work.data.fresh)))),
+            probe=work.data.batch(_probe_rows(work.data)),
             state=state,
             state_key=work.state_key(len(state.steps)),
         )
@@ -137,42 +173,62 @@ def _train(work: _Round, folder: Path) -> tuple[StateManifest, int]:
     return state, len(state.steps) - begun
 
 
+def _probe_rows(data: RoundData) -> Rows:
+    """Return a few short rows to compare an export with: their logits are held whole."""
+    short = np.argsort(data.total_tokens[:PROBE_FROM_ROWS], kind="stable")
+    fits = np.cumsum(data.total_tokens[short]) <= PROBE_TOKENS
+    return np.sort(short[: max(1, int(fits.sum()))])
+
+
 def _resume(work: _Round, learner: Learner) -> StateManifest:
     """Restore the newest state that fits: of this round, else the end of the last one."""
-    inside, before = (gather_objects(s)[0] for s in _states(work))
-    restarted = inside is None and before is None and work.inputs.round_index > 0
-    if (inside or before) is not None:
-        load_state(work.run, inside or before, learner, work.ranks)
-    if restarted:
-        work.progress.note(
-            "the optimizer starts afresh: no state of the last round fits this learner (other "
-            "number of processes, zero_stage or dtype, or deleted); weights are the checkpoint's"
-        )
+    inside, before, notes = from_main(lambda: _find_states(work))
+    for note in notes:
+        work.progress.note(note)
+    found = inside or before
+    if found is not None:
+        load_state(work.run, found, learner, work.ranks)
     if inside is not None:
-        return StateManifest.model_validate(inside)
+        return inside
     return StateManifest(
         step=work.inputs.first_step,
         world_size=work.ranks.count,
         zero_stage=work.train.zero_stage,
         dtype=work.train.dtype,
         steps=(),
-        optimizer_restarted=restarted,
+        optimizer_restarted=before is None and work.inputs.round_index > 0,
         files={},
     )
 
 
-def _states(work: _Round) -> tuple[StateManifest | None, StateManifest | None]:
-    """Return the newest fitting state inside this round, and that of the end of the last."""
-    if not work.ranks.is_main:
-        return None, None
+_Found = tuple[StateManifest | None, StateManifest | None, list[str]]
+
+
+def _find_states(work: _Round) -> _Found:
+    """Return the newest state of this round, else that of the last, and what could not be used."""
     folder = work.run.stage_folder(work.inputs.round_index, "train")
-    names = sorted(committed_units(work.run.storage, folder), reverse=True)
-    for key in [*(commit_key(folder, name) for name in names), work.inputs.policy.state]:
-        state = find_state(work.run, key)
-        if state is not None and misfit(state, work.train, work.ranks) is None:
-            inside = key != work.inputs.policy.state
-            return (state, None) if inside else (None, state)
-    return None, None
+    notes: list[str] = []
+    for name in sorted(committed_units(work.run.storage, folder), reverse=True):
+        inside, why = _usable(work, commit_key(folder, name))
+        if inside is not None:
+            return inside, None, notes
+        notes.append(f"the saved state {name} cannot be used: {why}")
+    before, why = _usable(work, work.inputs.policy.state)
+    if before is None and work.inputs.round_index > 0:
+        notes.append(
+            f"the optimizer starts afresh, the weights are the checkpoint's: the state that the "
+            f"last round ended with cannot be used: {why}"
+        )
+    return None, before, notes
+
+
+def _usable(work: _Round, key: str | None) -> tuple[StateManifest | None, str]:
+    """Return a state that this learner can load, or None and why not."""
+    state = find_state(work.run, key)
+    if state is None:
+        return None, "it was deleted"
+    why = misfit(state, work.train, work.ranks)
+    return (None, why) if why else (state, "")
 
 
 def _loop(work: _Round, learner: Learner, state: StateManifest) -> StateManifest:
@@ -195,7 +251,6 @@ def _loop(work: _Round, learner: Learner, state: StateManifest) -> StateManifest
                     work.run,
                     work.state_key(index + 1),
                     learner,
-                    work.ranks,
                     record=state,
                 )
             work.progress.advance(1, tokens=plan.trained_tokens)
@@ -205,49 +260,47 @@ def _loop(work: _Round, learner: Learner, state: StateManifest) -> StateManifest
 
 
 def _finish(work: _Round, state: StateManifest) -> TrainManifest:
-    """Write the train manifest on the main process; return it on every one."""
+    """Write and return the train manifest; for the main process alone."""
     run, inputs, data = work.run, work.inputs, work.data
-    manifest = None
-    if work.ranks.is_main:
-        shard, summary = steps_shard(run, inputs.round_index, inputs.first_step, state.steps)
-        checkpoint = run.checkpoint(inputs.round_index + 1)
-        if checkpoint is None:
-            raise DataError(f"checkpoint {inputs.round_index + 1:04d} vanished while training")
-        record = TrainManifest(
-            run=run.name,
-            round=inputs.round_index,
-            fingerprint=inputs.fingerprint,
-            policy_version_in=inputs.policy.policy_version,
-            policy_version_out=checkpoint.policy_version,
-            shards=inputs.shard_keys(),
-            rows=int((data.fresh & (data.trained_tokens > 0)).sum()),
-            stale_rows=int((~data.fresh).sum()),
-            untrained_rows=int((data.fresh & (data.trained_tokens == 0)).sum()),
-            tokens=sum(step.trained_tokens for step in work.steps),
-            first_step=inputs.first_step,
-            steps=len(work.steps),
-            optimizer_restarted=state.optimizer_restarted,
-            metrics=shard,
-            summary=summary,
-        )
-        key = run.manifest_key(inputs.round_index, "train")
-        manifest = create_record(run.storage, key, record)
-        _drop_old_states(work, state)
-    barrier()
-    found: TrainManifest = gather_objects(manifest)[0]
-    return found
+    shard, summary = steps_shard(run, inputs.round_index, inputs.first_step, state.steps)
+    checkpoint = run.checkpoint(inputs.round_index + 1)
+    if checkpoint is None:
+        raise DataError(f"checkpoint {inputs.round_index + 1:04d} vanished while training")
+    record = TrainManifest(
+        run=run.name,
+        round=inputs.round_index,
+        fingerprint=inputs.fingerprint,
+        policy_version_in=inputs.policy.policy_version,
+        policy_version_out=checkpoint.policy_version,
+        shards=inputs.shard_keys(),
+        rows=int((data.fresh & (data.trained_tokens > 0)).sum()),
+        stale_rows=int((~data.fresh).sum()),
+        untrained_rows=int((data.fresh & (data.trained_tokens == 0)).sum()),
+        tokens=sum(step.trained_tokens for step in work.steps),
+        first_step=inputs.first_step,
+        steps=len(work.steps),
+        optimizer_restarted=state.optimizer_restarted,
+        metrics=shard,
+        summary=summary,
+    )
+    key = run.manifest_key(inputs.round_index, "train")
+    manifest = create_record(run.storage, key, record)
+    _drop_old_states(run, inputs.round_index)
+    return manifest
 
 
-def _drop_old_states(work: _Round, state: StateManifest) -> None:
-    """Delete states inside this round but the last, and the final one of an older round."""
-    total, every = len(work.steps), work.train.save_steps
-    inside = range(every, total, every) if every else ()
-    for step in inside:
-        drop_state(work.run, work.state_key(step), keep=state.files)
-    old = work.inputs.round_index + 1 - KEEP_STATES
-    checkpoint = work.run.checkpoint(old) if old > 0 else None
-    if checkpoint is not None:
-        drop_state(work.run, checkpoint.state, keep=state.files)
+def _drop_old_states(run: Run, round_index: int) -> None:
+    """Delete the files of states that no later round can start from.
+
+    The round before is looked at again, for a crash may have come before its own turn.
+    """
+    last = [run.checkpoint(index + 1) for index in range(max(0, round_index - 3), round_index + 1)]
+    ends = [found.state for found in last if found is not None and found.state is not None]
+    kept = ends[-KEEP_STATES:]
+    for index in range(max(0, round_index - 1), round_index + 1):
+        folder = run.stage_folder(index, "train")
+        ends += [commit_key(folder, name) for name in committed_units(run.storage, folder)]
+    drop_states(run, [key for key in ends if key not in kept], keep=kept)
 
 
 def finished_result(run: Run, manifest: TrainManifest, *, trained: int = 0) -> StageResult:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.commit import check_fingerprint, read_record
-from pipeline.run import Run
+from pipeline.run import Run, check_run
 from pipeline.student import policy_of_round
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
@@ -13,6 +13,7 @@ from schemas.manifest import (
     ScoreManifest,
     ScorerIdentity,
     TeacherRecord,
+    TrainManifest,
 )
 
 
@@ -37,6 +38,17 @@ class TrainInputs:
         """Return the keys of all shards that are read."""
         scored = [unit for manifest in self.scores.values() for unit in manifest.units]
         return tuple(unit.shard.key for unit in (*self.rollout.units, *scored))
+
+
+def find_work(run: Run, round_index: int) -> TrainInputs | TrainManifest:
+    """Return what a round trains on, or its manifest where it is trained already.
+
+    Raises:
+        ConfigError: the round is not sampled or not scored, or the one before is not trained.
+        IdentityError: the scores are of another teacher, another rollout or another run.
+    """
+    check_run(run)
+    return run.train(round_index) or find_inputs(run, round_index)
 
 
 def find_inputs(run: Run, round_index: int) -> TrainInputs:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import export_folder, publish_checkpoint
-from pipeline.distributed import Ranks, barrier
+from pipeline.distributed import from_main
 from pipeline.learner import Learner, batch_inputs, token_logprobs
 from pipeline.models import ModelSource, load_model
 from pipeline.rounddata import Batch
@@ -25,7 +25,6 @@ def publish_student(
     run: Run,
     inputs: TrainInputs,
     learner: Learner,
-    ranks: Ranks,
     *,
     folder: Path,
     probe: Batch,
@@ -38,7 +37,6 @@ def publish_student(
         run: the run.
         inputs: what was trained on.
         learner: holds the student.
-        ranks: this process.
         folder: the checkpoint that training started from, for its tokenizer.
         probe: sequences whose log-probabilities are compared.
         state: the learner's final state.
@@ -49,7 +47,10 @@ def publish_student(
     """
     index = inputs.round_index + 1
     weights, expected = learner.full_state(), learner.probe(probe)
-    if ranks.is_main and run.checkpoint(index) is None and weights is not None:
+
+    def publish() -> None:
+        if run.checkpoint(index) is not None or weights is None:
+            return
         dtype = getattr(torch, run.config.student.dtype)
         cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
         tokenizer = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
@@ -58,7 +59,8 @@ def publish_student(
             _check_export(run, Path(name), probe, expected.cpu())
             origin: dict[str, Any] = {"run": run.name, "round": index - 1, "step": state.step}
             publish_checkpoint(run, index, Path(name), origin=origin, state=state_key)
-    barrier()
+
+    from_main(publish)
 
 
 def _check_export(run: Run, folder: Path, probe: Batch, expected_T: torch.Tensor) -> None:
