@@ -13,6 +13,11 @@ from cli.progress import BarProgress, EventProgress, QuietProgress
 from pipeline.stage import Progress, StageResult
 from pipeline.status import RoundStatus, RunStatus
 
+COLUMNS = (
+    *("round", "rollout", "score", "train", "eval"),
+    *("accuracy", "reverse KL", "teacher tokens", "reused rows", "seconds"),
+)
+
 MARKS = {
     "done": "done",
     "partial": "[yellow]partial[/]",
@@ -80,10 +85,8 @@ def print_status(status: RunStatus) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     title = f"run {status.run} at {status.root}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("round", "rollout", "score", "train", "eval"):
-        table.add_column(name, justify="right")
-    for name in ("accuracy", "reverse KL", "teacher tokens", "reused rows", "seconds"):
-        table.add_column(name, justify="right")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
     if status.initial_accuracy is not None:
         table.add_row("start", "", "", "", "", f"{status.initial_accuracy:.1%}", "", "", "", "")
     for row in status.rounds:
@@ -106,7 +109,7 @@ def _cells(row: RoundStatus) -> list[str]:
         "" if row.reverse_kl is None else f"{row.reverse_kl:.4f}",
         f"{row.teacher_tokens:,}",
         f"{row.reused_rows:,}",
-        f"{seconds:.1f}",
+        f"{seconds:,.0f}",
     ]
 
 

@@ -19,7 +19,7 @@ def quickstart(
     root: Annotated[
         str, typer.Option(help="Store of the run: a path inside DIR, or s3://bucket/prefix.")
     ] = "store",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of rollout, score and train.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of rollout, score and train.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random choice.")] = 0,
     as_json: JsonOption = False,
 ) -> None:

@@ -38,7 +38,7 @@ eval = "held-out.jsonl"          # problems that no model was trained on
 max_tokens = {max_prompt}
 
 [rollout]
-prompts_per_round = {per_round}         # 10 optimizer steps; with many more, samples go stale
+prompts_per_round = {per_round}         # few enough steps a round that samples do not go stale
 samples_per_prompt = 1
 max_new_tokens = {max_response}
 temperature = 1.0                # sample the student's own distribution
@@ -55,10 +55,11 @@ kind = "forward_kl"              # or reverse_kl, jsd, policy_gradient: round 0'
 [train]
 learning_rate = 3e-3
 sequences_per_step = 128
+epochs = 2                       # 20 optimizer steps a round
 warmup_steps = 5
 schedule = "cosine"
 decay_steps = {decay}
-decay_floor = 0.02               # a higher one leaves a few points of accuracy to chance
+decay_floor = 0.01               # a higher one leaves a few points of accuracy to chance
 betas = [0.9, 0.98]
 weight_decay = 0.01
 
@@ -98,7 +99,7 @@ def config_text(*, root: str, seed: int, rounds: int) -> str:
         max_prompt=MAX_PROMPT_TOKENS,
         per_round=PROMPTS_PER_ROUND,
         max_response=MAX_RESPONSE_TOKENS,
-        decay=rounds * PROMPTS_PER_ROUND // 128,
+        decay=2 * rounds * PROMPTS_PER_ROUND // 128,
     )
 
 
