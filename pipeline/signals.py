@@ -4,10 +4,11 @@ Everything comes from full logits in float32; the caller bounds how many positio
 Shapes: T tokens, K top-k, V vocabulary.
 """
 
-import math
-
 import torch
 from torch import Tensor
+
+LOWEST = -1e30
+"""Stands for a logit of -inf in products."""
 
 
 def score_signals(
@@ -26,14 +27,16 @@ def score_signals(
     log_z_T1 = logits_TV.logsumexp(-1, keepdim=True)
     top_TK, ids_TK = logits_TV[:, :vocab_size].topk(k, dim=-1)
     token_T1 = logits_TV.gather(-1, token_ids_T[:, None])
-    rank_T = (logits_TV > token_T1).sum(-1) + 1
-    entropy_T = torch.special.entr(logits_TV.softmax(-1)).sum(-1)  # 0 where a logit is -inf
-    rest_TV = logits_TV.scatter(-1, ids_TK, -math.inf)
+    rank_T = (logits_TV > token_T1).sum(-1, dtype=torch.int32) + 1
+    probs_TV = (logits_TV - log_z_T1).exp_()
+    finite_TV = logits_TV.clamp(min=LOWEST)  # so that 0 · -inf is 0
+    entropy_T = log_z_T1[:, 0] - torch.linalg.vecdot(probs_TV, finite_TV)
+    tail_T = probs_TV.scatter_(-1, ids_TK, 0.0).sum(-1).log()  # a sum without cancellation
     return {
         "topk_ids": ids_TK.to(torch.int32),
         "topk_logprobs": top_TK - log_z_T1,
-        "tail": rest_TV.logsumexp(-1) - log_z_T1[:, 0],
+        "tail": tail_T,
         "token_logprob": (token_T1 - log_z_T1)[:, 0],
-        "token_rank": rank_T.to(torch.int32),
-        "entropy": entropy_T,
+        "token_rank": rank_T,
+        "entropy": entropy_T.clamp(min=0.0),
     }
