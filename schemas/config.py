@@ -97,7 +97,7 @@ class EngineSection(Section):
     """Torch device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     batch_tokens: Positive = tuning(32768)
     """Tokens per forward pass, padding included; lower it when memory runs out."""
-    logit_chunk_tokens: Positive = tuning(1024)
+    logit_chunk_tokens: Positive = tuning(256)
     """Positions whose full-vocabulary logits exist at once."""
 
 
@@ -188,7 +188,7 @@ class TrainSection(Section):
     """Torch device: `auto`, `cpu` or `cuda`."""
     micro_batch_tokens: Positive = tuning(16384)
     """Tokens per micro-batch and process, padding included; lower it when memory runs out."""
-    logit_chunk_tokens: Positive = tuning(1024)
+    logit_chunk_tokens: Positive = tuning(256)
     """Positions whose full-vocabulary logits exist at once."""
     shuffle_shards: Positive = 16
     """Shards whose rows are shuffled together, and held in memory at once."""

@@ -117,12 +117,13 @@ def keys_below(storage: Storage, folder: str) -> list[str]:
 
     root = storage.local_root
     if root is not None:
-        paths = [p for p in (root / folder).rglob("*") if p.is_file()]
+        found = (root / folder).rglob("*")
+        paths = [p for p in found if p.is_file() and not p.name.startswith(".tmp-")]
         return sorted(str(p.relative_to(root)) for p in paths)
     filesystem = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
     prefix = storage.root.removeprefix("s3://")
-    found = filesystem.find(f"{prefix}/{folder}")
-    return sorted(name.removeprefix(f"{prefix}/") for name in found)
+    names = filesystem.find(f"{prefix}/{folder}")
+    return sorted(name.removeprefix(f"{prefix}/") for name in names)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def test_relative_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> Non
 
 
 def test_a_missing_file_is_a_config_error_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`opd init` writes one"):
+    with pytest.raises(ConfigError, match="examples"):
         load_config(tmp_path / "run.toml")
     (tmp_path / "run.toml").write_text(TEXT)
     with pytest.raises(ConfigError, match=r"did you mean .*/run\.toml\?"):

@@ -1,0 +1,114 @@
+"""`python -m benchmarks NAME [--quick] [--json] [--out FILE]`: measure, then print or write."""
+
+import argparse
+import importlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import machine, versions
+from benchmarks.measure import Result, Spread
+
+NAMES = {
+    "learner": "a learner step against a plain torch loop",
+    "losses": "head and loss in chunks against a full log-softmax: time and memory",
+    "rollout": "sampling against transformers' generate",
+    "score": "the teacher pass against a bare loop, and what storing it costs",
+    "storage": "publishing and reading shards, and whether history slows it",
+}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+    "DS_ACCELERATOR": "cpu",
+}
+"""What a measurement needs to be one of one thread; set before torch is imported."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the named benchmarks; return the exit code."""
+    given = _parser().parse_args(arguments)
+    if not given.names:
+        for name, title in NAMES.items():
+            print(f"{name:<9} {title}")
+        return 0
+    os.environ.update(ENVIRONMENT)
+    for name in given.names:
+        record = measure(name, quick=given.quick, seed=given.seed)
+        if given.out is not None:
+            given.out.write_text(json.dumps(record, indent=1) + "\n")
+        if given.json:
+            print(json.dumps(record), flush=True)
+        else:
+            Console().print(table(record))
+    return 0
+
+
+def measure(name: str, *, quick: bool, seed: int) -> dict[str, Any]:
+    """Return the record of one run of a benchmark."""
+    begin, used = time.perf_counter(), time.process_time()
+    result: Result = importlib.import_module(f"benchmarks.{name}").run(quick=quick, seed=seed)
+    words = ["python", "-m", "benchmarks", name, *(["--quick"] if quick else [])]
+    return {
+        "benchmark": name,
+        **{key: _rounded(value) for key, value in result.figures.items()},
+        "cases": [{key: _rounded(value) for key, value in case.items()} for case in result.cases],
+        "seconds": _rounded(time.perf_counter() - begin),
+        "cpu_seconds": _rounded(time.process_time() - used),
+        "quick": quick,
+        "seed": seed,
+        "command": " ".join([*words, "--seed", str(seed)]),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def table(record: dict[str, Any]) -> Table:
+    """Return a record as a table: a column per case, a row per figure."""
+    cases = record["cases"]
+    shown = Table(title=f"{record['benchmark']}: {record['seconds']:.0f} s", title_justify="left")
+    shown.add_column("median (min to max)", no_wrap=True)
+    for case in cases:
+        shown.add_column(str(case["case"]), justify="right")
+    for key in dict.fromkeys(key for case in cases for key in case if key != "case"):
+        shown.add_row(key, *(_words(case.get(key, "–")) for case in cases))
+    return shown
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Spread):
+        return {key: _rounded(number) for key, number in asdict(value).items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{_number(value['median'])} ({_number(value['min'])} to {_number(value['max'])})"
+    return _number(value)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else str(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*NAMES, []], help="see above")
+    parser.add_argument("--quick", action="store_true", help="a small size, in seconds")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON there")
+    parser.add_argument("--seed", type=int, default=0, help="root of everything random")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,219 @@
+"""`learner`: an optimizer step of the DeepSpeed learner, against a plain torch loop.
+
+Both sides train the same model on the same micro-batches with the same loss, clipping and AdamW;
+the plain loop has its tensors ready and takes a full log-softmax. Shapes: T tokens.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.inputs import (
+    MEDIUM,
+    TEACHER,
+    TINY,
+    Size,
+    engine_section,
+    make_model,
+    make_scorer,
+    make_sequences,
+    rollout_rows,
+    store_rollout,
+    store_shard,
+)
+from benchmarks.losses import naive_loss
+from benchmarks.measure import (
+    Action,
+    Case,
+    Result,
+    alternate,
+    cost_ratio,
+    headline,
+    units_per_cpu_s,
+    wall_seconds,
+)
+from pipeline.batches import StepPlan, plan_steps
+from pipeline.distributed import join_ranks
+from pipeline.engine import LazyEngine
+from pipeline.hf import HfEngine
+from pipeline.learner import Learner, LearnerSettings, batch_inputs
+from pipeline.models import ModelSource, load_model
+from pipeline.rounddata import Batch, RoundData
+from pipeline.scoretable import score_table, write_scores
+from pipeline.storage import Storage
+from pipeline.targets import Targets, build_targets
+from schemas.config import LossConfig, TrainSection
+from schemas.manifest import RolloutManifest, ScoreManifest, UnitShard
+
+K = 16
+MICRO_TOKENS = 1024
+RATE = 1e-5
+TOLERANCE = 1e-3
+"""Relative difference of the two sides' losses above which they do not do the same work."""
+
+
+def run(*, quick: bool, seed: int) -> Result:
+    """Measure a tiny and a 20M student; the figure is the worst of the cases."""
+    sizes = (TINY,) if quick else (TINY, MEDIUM)
+    cases = [_case(size, quick=quick, seed=seed) for size in sizes]
+    return Result({"step_ratio": headline(cases, "step_ratio", max)}, cases)
+
+
+def _case(size: Size, *, quick: bool, seed: int) -> Case:
+    rows, repeats = (8 if quick or size is MEDIUM else 24), (3 if quick else 5)
+    with tempfile.TemporaryDirectory(prefix="opd-bench-") as name:
+        source = make_model(Path(name) / "student", size, seed=seed)
+        data = _scored_round(Path(name), size, rows, seed=seed)
+        plan = _plan(data, rows)
+        ours, plain = _Ours(source, data, plan), _Plain(source, data, plan)
+        sides: dict[str, Action] = {"opd": ours, "plain": plain}
+        alternate(sides, 1)
+        _require_same(ours.loss, plain.loss)
+        timings = alternate(sides, repeats)
+        ours.close()
+    return {
+        "case": size.name,
+        "rows": rows,
+        "micro_batches": len(plan.micro),
+        "trained_tokens": plan.trained_tokens,
+        "step_ratio": cost_ratio(timings["opd"], timings["plain"]),
+        **{f"{name}_tokens_per_cpu_s": units_per_cpu_s(t) for name, t in timings.items()},
+        **{f"{name}_step_wall_s": wall_seconds(t) for name, t in timings.items()},
+    }
+
+
+class _Ours:
+    """The learner; a call is one optimizer step."""
+
+    def __init__(self, source: ModelSource, data: RoundData, plan: StepPlan) -> None:
+        train = TrainSection(
+            learning_rate=RATE,
+            sequences_per_step=len(data.unit_rows),
+            device="cpu",
+            micro_batch_tokens=MICRO_TOKENS,
+        )
+        settings = LearnerSettings(train, LossConfig(kind="forward_kl"), len(plan.micro))
+        self._learner = Learner(source, settings, join_ranks("cpu"))
+        self._data, self._plan, self.loss = data, plan, 0.0
+
+    def __call__(self) -> int:
+        metrics = self._learner.step(self._plan, self._data, RATE)
+        self.loss = metrics["loss"] or 0.0
+        return self._plan.trained_tokens
+
+    def close(self) -> None:
+        self._learner.close()
+
+
+@dataclass(frozen=True)
+class _Micro:
+    """Tensors of one micro-batch."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    states_2T: Tensor
+    targets: Targets
+
+
+class _Plain:
+    """A loop that needs nothing but torch and transformers; a call is one optimizer step."""
+
+    def __init__(self, source: ModelSource, data: RoundData, plan: StepPlan) -> None:
+        self._model: Any = load_model(source, dtype="float32", device="cpu").train()
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
+        vocab = int(self._model.lm_head.weight.shape[0])
+        batches = [data.batch(micro[0]) for micro in plan.micro]
+        self._micro = [_Micro(*batch_inputs(b, "cpu"), _targets(b, vocab)) for b in batches]
+        self._tokens, self.loss = plan.trained_tokens, 0.0
+
+    def __call__(self) -> int:
+        self.loss = 0.0
+        for micro in self._micro:
+            hidden = self._model.model(
+                input_ids=micro.ids_BT, attention_mask=micro.mask_BT, use_cache=False
+            )
+            states_TH = hidden.last_hidden_state[micro.states_2T[0], micro.states_2T[1]]
+            loss = naive_loss(states_TH, self._model.lm_head.weight, micro.targets) / self._tokens
+            loss.backward()  # type: ignore[no-untyped-call] # torch's gap
+            self.loss += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return self._tokens
+
+
+def _targets(batch: Batch, vocab: int) -> Targets:
+    tokens = {name: torch.from_numpy(np.array(values)) for name, values in batch.tokens.items()}
+    return build_targets(
+        tokens["topk_ids"],
+        tokens["topk_logprobs"],
+        tail_T=tokens["tail"],
+        token_ids_T=tokens["token_ids"],
+        token_logprob_T=tokens["token_logprob"],
+        weight_T=tokens["weight"],
+        vocab_size=vocab,
+    )
+
+
+def _plan(data: RoundData, rows: int) -> StepPlan:
+    order = np.arange(rows, dtype=np.int64)
+    plans = plan_steps(
+        [order],
+        data.total_tokens,
+        data.trained_tokens,
+        per_step=rows,
+        micro_tokens=MICRO_TOKENS,
+        processes=1,
+    )
+    return plans[0]
+
+
+def _scored_round(folder: Path, size: Size, rows: int, *, seed: int) -> RoundData:
+    """Return a stored round of random sequences, scored by a small random teacher."""
+    storage = Storage(str(folder / "store"))
+    sequences = make_sequences(rows, size.vocab, seed=seed, response=(32, 96))
+    table = rollout_rows(sequences)
+    rollout = store_rollout(storage, [table])
+    teacher = make_model(
+        folder / "teacher", Size("teacher", hidden=64, layers=1, vocab=size.vocab), seed=seed + 1
+    )
+    section = engine_section(batch_tokens=MICRO_TOKENS)
+    engine = HfEngine(teacher, dtype="float32", settings=section)
+    scorer = make_scorer(vocab=size.vocab, k=K)
+    scores, _ = score_table(table, LazyEngine(lambda: engine), scorer.identity)
+    data = write_scores(scores, scorer)
+    shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
+    units = [UnitShard(unit="u00000", shard=shard)]
+    manifests = {TEACHER: _score_manifest(rollout, units, scorer.key)}
+    return RoundData(storage, rollout, manifests, oldest_round=0, keep=1)
+
+
+def _score_manifest(
+    rollout: RolloutManifest, units: Sequence[UnitShard], scorer: str
+) -> ScoreManifest:
+    return ScoreManifest(
+        run=rollout.run,
+        round=0,
+        teacher=TEACHER,
+        scorer=scorer,
+        rollout_fingerprint=rollout.fingerprint,
+        units=tuple(units),
+        rows=rollout.rows,
+        tokens=rollout.tokens,
+        reused_rows=0,
+        teacher_tokens=0,
+        reverse_kl=None,
+    )
+
+
+def _require_same(ours: float, other: float) -> None:
+    if not abs(ours - other) <= TOLERANCE * abs(other):
+        raise RuntimeError(f"the sides do not do the same work: loss {ours} against {other}")

@@ -1,0 +1,207 @@
+"""`losses`: head and loss in chunks, against a full log-softmax and against bare matmuls.
+
+All sides run forward and backward in float32 over the same targets, and must give the same loss.
+Shapes: T tokens, H hidden, V vocabulary, K top-k, S support.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import (
+    Case,
+    Result,
+    alternate,
+    cost_ratio,
+    cpu_seconds,
+    headline,
+    in_child,
+    peak_bytes,
+    wall_seconds,
+)
+from pipeline.head import Head, head_loss
+from pipeline.targets import Targets, build_targets
+from schemas.config import LossConfig
+
+LOSS = LossConfig(kind="forward_kl")
+K = 64
+TOP_MASS = 0.9
+"""Teacher mass in the top-k."""
+
+MEMORY_HIDDEN = 128
+"""Width for memory: logits outweigh the head's gradient, as they do on long batches."""
+
+TOLERANCE = 1e-3
+"""Relative difference of two sides' losses above which they do not do the same work."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a problem."""
+
+    tokens: int
+    hidden: int
+    vocab: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Hidden states, head and targets; the first two want gradients."""
+
+    hidden_TH: Tensor
+    weight_VH: Tensor
+    targets: Targets
+
+    def part(self, tokens: int) -> "Problem":
+        """Return the first tokens alone, to warm up on."""
+        hidden = self.hidden_TH.detach()[:tokens].requires_grad_()
+        return Problem(hidden, self.weight_VH, self.targets[:tokens])
+
+
+Side = Callable[[Problem], float]
+"""Forward and backward of a problem; returns the mean loss."""
+
+
+def make_problem(shape: Shape) -> Problem:
+    """Return a random problem; nothing in it is larger than the head."""
+    torch.manual_seed(shape.seed)
+    hidden_TH = torch.empty(shape.tokens, shape.hidden).normal_(std=0.5)
+    weight_VH = torch.empty(shape.vocab, shape.hidden).normal_(std=0.05)
+    first_T1 = torch.randint(shape.vocab, (shape.tokens, 1))
+    ids_TK = (first_T1 + torch.arange(K) * (shape.vocab // K)) % shape.vocab
+    logprobs_TK = torch.randn(shape.tokens, K).log_softmax(-1).sort(descending=True).values
+    logprobs_TK = logprobs_TK + math.log(TOP_MASS)
+    targets = build_targets(
+        ids_TK,
+        logprobs_TK,
+        tail_T=torch.full((shape.tokens,), math.log(1 - TOP_MASS)),
+        token_ids_T=ids_TK[:, 0],
+        token_logprob_T=logprobs_TK[:, 0],
+        weight_T=torch.ones(shape.tokens),
+        vocab_size=shape.vocab,
+    )
+    return Problem(hidden_TH.requires_grad_(), weight_VH.requires_grad_(), targets)
+
+
+def naive_loss(hidden_TH: Tensor, weight_VH: Tensor, targets: Targets) -> Tensor:
+    """Return the summed forward KL over support and tail from a full log-softmax."""
+    logq_TV = F.log_softmax(F.linear(hidden_TH, weight_VH), dim=-1)
+    logq_TS = logq_TV.gather(-1, targets.ids_TS)
+    valid_TS = targets.valid_TS
+    mass_T = logq_TS.exp().masked_fill(~valid_TS, 0.0).sum(-1)
+    tail_T = torch.log1p(-mass_T.clamp(max=1 - 1e-6))
+    logp_TS = targets.logprobs_TS.masked_fill(~valid_TS, 0.0)
+    gap_TS = (logp_TS - logq_TS).masked_fill(~valid_TS, 0.0)
+    tail_kl_T = targets.tail_T.exp() * (targets.tail_T - tail_T)
+    return ((logp_TS.exp() * gap_TS).sum(-1) + tail_kl_T).sum()
+
+
+def opd_side(problem: Problem, *, chunk: int) -> float:
+    """Run `head_loss` forward and backward."""
+    scale = 1 / len(problem.targets)
+    loss, _ = head_loss(
+        problem.hidden_TH,
+        Head(weight_VH=problem.weight_VH),
+        problem.targets,
+        LOSS,
+        chunk_tokens=chunk,
+        scale=scale,
+    )
+    return _backward(problem, loss)
+
+
+def naive_side(problem: Problem) -> float:
+    """Run the naive loss forward and backward."""
+    loss = naive_loss(problem.hidden_TH, problem.weight_VH, problem.targets)
+    return _backward(problem, loss / len(problem.targets))
+
+
+def floor_side(problem: Problem) -> float:
+    """Run the three matmuls that no side can avoid; there is no loss."""
+    hidden_TH, weight_VH = problem.hidden_TH.detach(), problem.weight_VH.detach()
+    product_TV = F.linear(hidden_TH, weight_VH)
+    both = product_TV @ weight_VH, product_TV.t() @ hidden_TH
+    return float(both[0][0, 0] + both[1][0, 0])
+
+
+def _backward(problem: Problem, loss: Tensor) -> float:
+    problem.hidden_TH.grad = problem.weight_VH.grad = None
+    loss.backward()  # type: ignore[no-untyped-call] # torch's gap
+    return float(loss.detach())
+
+
+SIDES: dict[str, Side] = {
+    "opd_128": partial(opd_side, chunk=128),
+    "opd_256": partial(opd_side, chunk=256),
+    "naive": naive_side,
+    "floor": floor_side,
+}
+
+
+def extra_bytes(side: str, shape: Shape) -> int:
+    """Return by how much a side's first run raises the peak memory of this process."""
+    torch.set_num_threads(1)
+    problem = make_problem(shape)
+    before = peak_bytes()
+    SIDES[side](problem)
+    return peak_bytes() - before
+
+
+def run(*, quick: bool, seed: int) -> Result:
+    """Measure each vocabulary; the figures are those of chunk 128, the slowest case counts."""
+    if quick:
+        cases = [_case(Shape(256, 128, 8_192, seed), ["opd_128"], memory_tokens=512)]
+    else:
+        both, large = ["opd_128", "opd_256"], ["opd_128"]
+        cases = [
+            _case(Shape(512, 640, 32_000, seed), both, memory_tokens=1024),
+            _case(Shape(256, 640, 151_936, seed), large, memory_tokens=1024),
+        ]
+    names = ("cpu_vs_naive", "cpu_vs_floor", "memory_vs_naive")
+    figures = {name: headline(cases, f"opd_128_{name}", max) for name in names}
+    return Result(figures, cases)
+
+
+def _case(shape: Shape, ours: list[str], *, memory_tokens: int) -> Case:
+    """Measure time at a shape, and memory at more tokens with narrow hidden states."""
+    larger = replace(shape, tokens=memory_tokens, hidden=MEMORY_HIDDEN)
+    memory = {s: in_child("benchmarks.losses", extra_bytes, s, larger) for s in [*ours, "naive"]}
+    problem, losses = make_problem(shape), dict[str, float]()
+
+    def once(side: str) -> int:
+        losses[side] = SIDES[side](problem)
+        return shape.tokens
+
+    names = [*ours, "naive", "floor"]
+    for name in names:
+        SIDES[name](problem.part(64))
+    timings = alternate({name: partial(once, name) for name in names}, 3)
+    case: Case = {
+        "case": f"V={shape.vocab}",
+        "tokens": shape.tokens,
+        "hidden": shape.hidden,
+        "memory_tokens": larger.tokens,
+        "memory_hidden": larger.hidden,
+    }
+    for name in names:
+        case[f"{name}_cpu_s"] = cpu_seconds(timings[name])
+        case[f"{name}_wall_s"] = wall_seconds(timings[name])
+    for name in ours:
+        _require_same(losses[name], losses["naive"])
+        case[f"{name}_cpu_vs_naive"] = cost_ratio(timings[name], timings["naive"])
+        case[f"{name}_cpu_vs_floor"] = cost_ratio(timings[name], timings["floor"])
+        case[f"{name}_memory_vs_naive"] = memory[name] / max(memory["naive"], 1)
+    for name, extra in memory.items():
+        case[f"{name}_extra_bytes"] = extra
+    return case
+
+
+def _require_same(ours: float, other: float) -> None:
+    if not abs(ours - other) <= TOLERANCE * abs(other):
+        raise RuntimeError(f"the sides do not do the same work: loss {ours} against {other}")
