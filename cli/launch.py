@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.run import Run
-from schemas.errors import OpdError
+from schemas.errors import INTERRUPTED_EXIT_CODE, OpdError
 from schemas.manifest import TrainManifest
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def launch_learner(
         failures = _run_processes(_settings(Path(folder), count), arguments)
         printed = "".join(p.read_text() for p in Path(folder).glob("**/0/stdout.log"))
     rank, code = _root_cause(failures)
-    if printed and (code or not quiet):
-        print(printed, end="", flush=True)
-    if code and rank == 0 and code > 0:
-        sys.exit(code)
-    if code:
+    if code and (rank > 0 or code < 0):
         raise _failed(rank, code)
+    if code or not quiet:
+        print(printed, end="", flush=True)
+    if code:
+        sys.exit(code)
 
 
 def _settings(folder: Path, count: int) -> "LaunchConfig":
@@ -133,10 +133,11 @@ def _root_cause(failures: "Mapping[int, ProcessFailure]") -> tuple[int, int]:
 
     The others end because it did: with code 1 as they lose it, or by the launcher's SIGTERM.
     """
+    following = (1, INTERRUPTED_EXIT_CODE, -signal.SIGTERM)
 
     def order(rank: int) -> tuple[int, int]:
         code = failures[rank].exitcode
-        follows = code in (1, -signal.SIGTERM)
+        follows = code in following
         return (2 if follows else 1 if code < 0 else 0), rank
 
     if not failures:
