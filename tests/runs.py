@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -128,10 +129,17 @@ def keys_below(storage: Storage, folder: str) -> list[str]:
 
 @contextmanager
 def _arguments(given: list[str]) -> Iterator[list[str]]:
-    """Make a command line look like the process's own for the length of a block."""
+    """Make a command line look like the process's own for the length of a block.
+
+    The signal handlers that the command sets are taken back: a pool's forked workers would inherit
+    them, and not end when they are told to.
+    """
     saved = sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     sys.argv = ["opd", *given]
     try:
         yield given
     finally:
         sys.argv = saved
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
