@@ -63,13 +63,38 @@ def launch_learner(
     with tempfile.TemporaryDirectory(prefix="opd-launch-") as folder:
         failures = _run_processes(_settings(Path(folder), count), arguments)
         printed = "".join(p.read_text() for p in Path(folder).glob("**/0/stdout.log"))
-    rank, code = _root_cause(failures)
-    if code and (rank > 0 or code < 0):
-        raise _failed(rank, code)
-    if code or not quiet:
-        print(printed, end="", flush=True)
-    if code:
-        sys.exit(code)
+    if not failures:
+        print("" if quiet else printed, end="", flush=True)
+        return
+    rank, code, error = failure_of(failures)
+    if rank > 0 or code < 0:
+        raise error
+    print(printed, end="", flush=True)
+    sys.exit(code)
+
+
+def failure_of(failures: "Mapping[int, ProcessFailure]") -> tuple[int, int, OpdError]:
+    """Return rank and exit code of the process that failed by itself, and the error to tell.
+
+    The others end because it did: with code 1 as they lose it, or by the launcher's SIGTERM.
+    """
+    following = (1, INTERRUPTED_EXIT_CODE, -signal.SIGTERM)
+
+    def order(rank: int) -> tuple[int, int]:
+        code = failures[rank].exitcode
+        return (2 if code in following else 1 if code < 0 else 0), rank
+
+    rank = min(failures, key=order)
+    code = failures[rank].exitcode
+    kinds = {kind.exit_code: kind for kind in OpdError.__subclasses__()}
+    told = f"ended with exit code {code}; its message is above"
+    if code < 0:
+        by_hand = " (by hand, or because memory ran out)" if code == -signal.SIGKILL else ""
+        told = (
+            f"was killed by {signal.Signals(-code).name}{by_hand}. The same command goes on from "
+            "the last saved state (train.save_steps)"
+        )
+    return rank, code, kinds.get(code, OpdError)(f"process {rank} of the learner {told}")
 
 
 def _settings(folder: Path, count: int) -> "LaunchConfig":
@@ -126,34 +151,3 @@ def _signals_restored() -> Iterator[None]:
     finally:
         for number, handler in saved.items():
             signal.signal(number, handler)
-
-
-def _root_cause(failures: "Mapping[int, ProcessFailure]") -> tuple[int, int]:
-    """Return rank and exit code of the process that failed by itself, or 0 and 0.
-
-    The others end because it did: with code 1 as they lose it, or by the launcher's SIGTERM.
-    """
-    following = (1, INTERRUPTED_EXIT_CODE, -signal.SIGTERM)
-
-    def order(rank: int) -> tuple[int, int]:
-        code = failures[rank].exitcode
-        follows = code in following
-        return (2 if follows else 1 if code < 0 else 0), rank
-
-    if not failures:
-        return 0, 0
-    rank = min(failures, key=order)
-    return rank, failures[rank].exitcode
-
-
-def _failed(rank: int, code: int) -> OpdError:
-    if code < 0:
-        name = signal.Signals(-code).name
-        return OpdError(
-            f"process {rank} of the learner was killed by {name}"
-            f"{' (by hand, or because memory ran out)' if code == -signal.SIGKILL else ''}. The "
-            "same command goes on from the last saved state (train.save_steps)"
-        )
-    kinds = {kind.exit_code: kind for kind in OpdError.__subclasses__()}
-    text = f"process {rank} of the learner ended with exit code {code}; its message is above"
-    return kinds.get(code, OpdError)(text)

@@ -5,17 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
 from cli.main import main
 from pipeline.storage import Storage
+
+PRINTED: WeakKeyDictionary["subprocess.Popen[str]", tuple[IO[str], IO[str]]] = WeakKeyDictionary()
+"""Files that started commands print to, stdout and stderr."""
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -80,22 +85,33 @@ class Cli:
 
 
 def start(*arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a command in a process of its own, with its own process group."""
-    return subprocess.Popen(
+    """Start a command in a process of its own, with its own process group.
+
+    It prints to files: a pipe that nobody reads for a while would fill up and stop it.
+    """
+    printed = _output_file(), _output_file()
+    process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=printed[0],
+        stderr=printed[1],
         text=True,
         start_new_session=True,
     )
+    PRINTED[process] = printed
+    return process
 
 
 def finish(process: "subprocess.Popen[str]") -> Outcome:
     """Wait for a command and return what it ended with."""
-    stdout, stderr = process.communicate(timeout=550)
-    return Outcome(process.returncode, stdout, stderr)
+    code = process.wait(timeout=550)
+    texts = []
+    for file in PRINTED.pop(process):
+        with file:
+            file.seek(0)
+            texts.append(file.read())
+    return Outcome(code, *texts)
 
 
 def snapshot(storage: Storage, folder: str) -> dict[str, Any]:
@@ -125,6 +141,10 @@ def keys_below(storage: Storage, folder: str) -> list[str]:
     prefix = storage.root.removeprefix("s3://")
     names = filesystem.find(f"{prefix}/{folder}")
     return sorted(name.removeprefix(f"{prefix}/") for name in names)
+
+
+def _output_file() -> IO[str]:
+    return tempfile.TemporaryFile("w+")  # noqa: SIM115 - `finish` closes it
 
 
 @contextmanager
