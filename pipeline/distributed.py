@@ -155,14 +155,25 @@ def from_main(action: Callable[[], T]) -> T:
 
 
 @contextmanager
-def peers_watched() -> Iterator[None]:
-    """Make the sudden end of another process, within a block, the quiet end of this one.
+def ranks_joined(device: str) -> Iterator[Ranks]:
+    """Be one of the learner's processes within a block, and leave the others in order at its end.
+
+    The sudden end of another process is the quiet end of this one.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
         OpdError: another process ended and no launcher ended this one too.
     """
+    import torch
+
+    ranks = join_ranks(device)
     try:
-        yield
+        yield ranks
+        if ranks.count > 1:  # threads of a group that is left standing abort the process at its end
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
     except RuntimeError as error:
         text = str(error).lower()
         if not any(sign in text for sign in LOST_PEER):

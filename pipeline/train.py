@@ -19,8 +19,7 @@ from pipeline.distributed import (
     from_main,
     gather_objects,
     is_alone,
-    join_ranks,
-    peers_watched,
+    ranks_joined,
     together,
 )
 from pipeline.learner import Learner, LearnerSettings, learning_rate_at
@@ -79,8 +78,7 @@ def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
     work = find_work(run, round_index) if is_alone() else None  # mistakes first: torch is slow
     if isinstance(work, TrainManifest):
         return finished_result(run, work)
-    ranks = join_ranks(run.config.train.device)
-    with peers_watched():
+    with ranks_joined(run.config.train.device) as ranks:
         work = work or from_main(lambda: find_work(run, round_index))
         if isinstance(work, TrainManifest):
             return finished_result(run, work)

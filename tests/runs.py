@@ -22,6 +22,9 @@ from pipeline.storage import Storage
 PRINTED: WeakKeyDictionary["subprocess.Popen[str]", tuple[IO[str], IO[str]]] = WeakKeyDictionary()
 """Files that started commands print to, stdout and stderr."""
 
+LEFT_BY_TRAINING = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Variables that training in this process sets; with them, another would not start its own."""
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -84,16 +87,20 @@ class Cli:
         return outcome.result
 
 
-def start(*arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    launcher: tuple[str, ...] = ("cli.main",),
+) -> subprocess.Popen[str]:
     """Start a command in a process of its own, with its own process group.
 
     It prints to files: a pipe that nobody reads for a while would fill up and stop it.
     """
     printed = _output_file(), _output_file()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *map(str, arguments)],
+        [sys.executable, "-m", *launcher, *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**os.environ, **(env or {})},
+        env={**{n: v for n, v in os.environ.items() if n not in LEFT_BY_TRAINING}, **(env or {})},
         stdout=printed[0],
         stderr=printed[1],
         text=True,

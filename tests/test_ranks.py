@@ -1,10 +1,15 @@
-"""`opd train` in several processes: the figures of one, exit codes, and declared restarts."""
+"""`opd train` in several processes: the figures of one, deaths, exit codes, declared restarts."""
 
 import json
 import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -12,6 +17,8 @@ from tests.runs import Cli, finish, start
 from tests.tiny import write_run
 
 TRAIN = "runs/tiny/rounds/0000/train"
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node=2", "-m", "cli.main")
+MANY_STEPS = {"train.epochs": 12, "train.save_steps": 1, "train.zero_stage": 2}
 
 
 def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
@@ -34,14 +41,78 @@ def weights(folder: Path) -> dict[str, Any]:
     return load_file(path)
 
 
+def processes_below(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return list(psutil.Process(process.pid).children(recursive=True))
+
+
+def is_rank_1(process: psutil.Process) -> bool:
+    return str(process.environ().get("RANK")) == "1"
+
+
+def ended_after(
+    saved: int, config: Path, end: Callable[["subprocess.Popen[str]"], None]
+) -> tuple[int, str]:
+    """Train until so many states are saved, do something to end it; return exit code and stderr."""
+    states = config.parent / "store" / TRAIN / "commits"
+    process = start("train", "-c", config, "--round", "0", "--json")
+    try:
+        while len(list(states.glob("*.json"))) < saved:
+            assert process.poll() is None
+            time.sleep(0.02)
+        learners = processes_below(process)
+        end(process)
+    finally:
+        outcome = finish(process)
+    assert len(learners) >= 2
+    assert not psutil.wait_procs(learners, timeout=10)[1]
+    assert "Traceback" not in outcome.stderr
+    assert not (config.parent / "store" / TRAIN / "manifest.json").exists()
+    return outcome.code, outcome.stderr
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
+    finished_run: Path, tmp_path: Path, cli: Cli
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(finished_run, one)
+    shutil.rmtree(one / "store/runs")
+    config = write_run(one, changes=MANY_STEPS)
+    for stage in ("rollout", "score"):
+        cli.ok(stage, "-c", config, "--round", "0")
+    shutil.copytree(one, two)
+    other = write_run(two, changes={**MANY_STEPS, "train.num_processes": 2})
+    quiet = cli.ok("train", "-c", config, "--round", "0")
+    assert quiet["units"] == quiet["steps"] > MANY_STEPS["train.epochs"]
+
+    def kill_one(process: "subprocess.Popen[str]") -> None:
+        next(p for p in processes_below(process) if is_rank_1(p)).kill()
+
+    code, told = ended_after(2, other, kill_one)
+    assert code == 1
+    assert "process 1 of the learner was killed by SIGKILL" in told
+    code, told = ended_after(6, other, lambda process: process.send_signal(signal.SIGTERM))
+    assert code == 130, told
+
+    outcome = finish(start("train", "-c", other, "--round", "0", "--json"))
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.result["steps"] == quiet["steps"]
+    assert outcome.result["units"] <= quiet["steps"] - 6
+    for name in ("loss", "reverse_kl", "learning_rate"):
+        assert outcome.result[name] == pytest.approx(quiet[name], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("zero_stage", "launcher"), [(0, TORCHRUN), (2, ("cli.main",)), (3, ("cli.main",))]
+)
 def test_two_processes_train_what_one_trains(
-    zero_stage: int, finished_run: Path, tmp_path: Path
+    zero_stage: int, launcher: tuple[str, ...], finished_run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "two"
-    config = untrained(finished_run, folder, num_processes=2, zero_stage=zero_stage)
-    outcome = finish(start("train", "-c", config, "--round", "0", "--json"))
+    count = 2 if launcher == ("cli.main",) else 1
+    config = untrained(finished_run, folder, num_processes=count, zero_stage=zero_stage)
+    outcome = finish(start("train", "-c", config, "--round", "0", "--json", launcher=launcher))
     assert outcome.code == 0, outcome.stderr
     assert outcome.result["steps"] == 2
     assert sum(line.startswith("{") for line in outcome.stdout.splitlines()) == 1
