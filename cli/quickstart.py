@@ -1,5 +1,6 @@
 """The quickstart command: models and prompts from nothing, then an ordinary run."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ def quickstart(
     root: Annotated[
         str, typer.Option(help="Store of the run: a path inside DIR, or s3://bucket/prefix.")
     ] = "store",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of rollout, score and train.")] = 24,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of rollout, score and train.")] = 14,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random choice.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -28,6 +29,7 @@ def quickstart(
     Makes a tokenizer, a teacher and a student, runs rounds of rollout, score, train and eval on
     them, and leaves an ordinary run.toml behind. Run again, it goes on from where it stopped.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
     from pipeline.quickstart import config_text, make_quickstart
 
     if folder.exists() and not folder.is_dir():

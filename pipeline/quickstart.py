@@ -54,8 +54,8 @@ kind = "forward_kl"              # or reverse_kl, jsd, policy_gradient: round 0'
 
 [train]
 learning_rate = 3e-3
-sequences_per_step = 128
-epochs = 2                       # 20 optimizer steps a round
+sequences_per_step = 64
+epochs = 2                       # 40 optimizer steps a round
 warmup_steps = 5
 schedule = "cosine"
 decay_steps = {decay}
@@ -99,7 +99,7 @@ def config_text(*, root: str, seed: int, rounds: int) -> str:
         max_prompt=MAX_PROMPT_TOKENS,
         per_round=PROMPTS_PER_ROUND,
         max_response=MAX_RESPONSE_TOKENS,
-        decay=2 * rounds * PROMPTS_PER_ROUND // 128,
+        decay=2 * rounds * PROMPTS_PER_ROUND // 64,
     )
 
 

@@ -36,6 +36,9 @@ from pipeline.models import ModelSource, settle_libraries
 from pipeline.padding import padded, response_positions
 from schemas.config import EngineSection
 
+CHECKED = 256
+"""Held-out problems that decide whether training ends."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -106,7 +109,7 @@ def train_model(
         report(step + 1, recipe.steps)
         if (step + 1) % recipe.check_every == 0 or step + 1 == recipe.steps:
             _save(model, folder)
-            accuracy = held_out_accuracy(folder, seed)
+            accuracy = held_out_accuracy(folder, seed, CHECKED)
             if accuracy >= recipe.stop_at:
                 break
     return accuracy
@@ -138,7 +141,7 @@ def make_model(recipe: Recipe, seed: int) -> Any:
     return make(config).float()
 
 
-def held_out_accuracy(folder: Path, seed: int, count: int = 512) -> float:
+def held_out_accuracy(folder: Path, seed: int, count: int) -> float:
     """Return the share of held-out problems that a saved model solves, most likely tokens taken."""
     settings = EngineSection(engine="hf", device="cpu")
     engine = HfEngine(ModelSource(str(folder), None, False), dtype="float32", settings=settings)

@@ -10,7 +10,7 @@ from tests.conftest import UseS3
 from tests.runs import Cli, Quickstart
 from tests.servers import SeaweedServer
 
-ROUNDS = 24
+ROUNDS = 14
 
 
 @pytest.mark.slow
