@@ -170,6 +170,7 @@ def _convert_shares(
             attempt="bench",
             paid_by="bench/0000",
             teacher_tokens=tokens,
+            reused_rows=0,
         )
         create_record(storage, commit_key(scorer.folder, unit), commit)
         total = max(time.process_time() - begin, MIN_CPU_S)

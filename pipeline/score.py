@@ -1,10 +1,9 @@
 """The score stage: a teacher scores exactly the tokens that the student sampled, once.
 
-Promises: a unit whose token sequences the scorer has seen costs no teacher work; the teacher is
-loaded only when something is missing; a unit is visible only whole.
+Promises: a token sequence that the scorer has seen, in whatever unit, round or run, costs no
+teacher work; the teacher is loaded only when something is missing; a unit is visible only whole.
 """
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,19 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.cache import ScoreCache
 from pipeline.commit import (
     check_fingerprint,
     commit_key,
-    content_shard,
     create_record,
-    find_record,
     read_record,
     writer,
 )
 from pipeline.engine import LazyEngine, require_engine
 from pipeline.run import Run, check_run, pin_run
 from pipeline.scorer import Scorer, find_scorer, pin_scorer
-from pipeline.scoretable import read_scores, score_table, write_scores
+from pipeline.scoretable import read_scores, score_table
 from pipeline.shards import read_rollout
 from pipeline.stage import Progress, StageResult, Worker, run_units
 from schemas.errors import ConfigError
@@ -36,7 +34,7 @@ from schemas.manifest import (
     ScoreManifest,
     UnitShard,
 )
-from schemas.tables import flat_values, list_lengths
+from schemas.tables import flat_values
 
 LOWEST_LOGPROB = -100.0
 """Teacher log-probability that stands for −inf in the reported reverse KL."""
@@ -49,6 +47,7 @@ class _Job:
     run: Run
     rollout: RolloutManifest
     scorer: Scorer
+    cache: ScoreCache
     folder: str
     fingerprint: str
 
@@ -96,6 +95,7 @@ def _score(
         run=run,
         rollout=rollout,
         scorer=scorer,
+        cache=ScoreCache(run.storage, scorer, progress.note),
         folder=run.stage_folder(round_index, f"score/{teacher}"),
         fingerprint=fingerprint({"scorer": scorer.key, "rollout": rollout.fingerprint}),
     )
@@ -133,7 +133,7 @@ def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
     rows = rows.filter(pc.equal(rows.column("teacher"), job.scorer.name))
     input_digest = fingerprint(rows.column("sequence_digest").to_pylist())
     key = commit_key(job.scorer.folder, input_digest)
-    cached = find_record(storage, key, CacheCommit) or _compute(job, input_digest, rows, engine)
+    cached = job.cache.unit(input_digest) or _compute(job, input_digest, rows, engine)
     check_fingerprint(storage, key, cached.fingerprint, job.scorer.key)
     scores = read_scores(storage, cached.shard, scorer=job.scorer.key)
     covered = _covered(job, unit.unit, rows, scores, cached=cached)
@@ -141,22 +141,20 @@ def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
 
 
 def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -> CacheCommit:
-    """Score rows with the teacher and commit them to the scorer's cache."""
-    storage, scorer = job.run.storage, job.scorer
-    table, teacher_tokens = score_table(rows, engine, scorer.identity)
-    data = write_scores(table, scorer)
-    tokens = int(list_lengths(table, "token_logprob").sum())
-    shard = content_shard(f"{scorer.folder}/data", data, rows=table.num_rows, tokens=tokens)
-    storage.put(shard.key, data)
-    commit = CacheCommit(
-        unit=input_digest,
-        shard=shard,
-        fingerprint=scorer.key,
-        attempt=uuid.uuid4().hex,
+    """Score with the teacher what the cache does not know, and commit the unit to the cache."""
+    digests = rows.column("sequence_digest")
+    known = job.cache.known(pc.unique(digests).to_pylist())
+    is_known = pc.is_in(digests, value_set=known.column("sequence_digest"))
+    new, teacher_tokens = score_table(rows.filter(pc.invert(is_known)), engine, job.scorer.identity)
+    scores = pa.concat_tables([known, new])
+    order = pc.index_in(digests, value_set=scores.column("sequence_digest"))
+    return job.cache.publish(
+        input_digest,
+        scores.take(order),
         paid_by=_payer(job),
         teacher_tokens=teacher_tokens,
+        reused_rows=rows.num_rows - new.num_rows,
     )
-    return create_record(storage, commit_key(scorer.folder, input_digest), commit)
 
 
 def _covered(
@@ -171,7 +169,7 @@ def _covered(
         unit=unit,
         shard=cached.shard,
         fingerprint=job.fingerprint,
-        reused_rows=0 if paid else rows.num_rows,
+        reused_rows=cached.reused_rows if paid else rows.num_rows,
         teacher_tokens=cached.teacher_tokens if paid else 0,
         sampled_kl=float(gap[own].astype(np.float64).sum()),
         sampled_tokens=int(own.sum()),

@@ -6,7 +6,7 @@ or share a connection across a fork.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -66,6 +66,21 @@ class Storage:
         return self._do(
             f"looking up {self.url(key)}", partial(self._backend.exists, self._name(key))
         )
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes] | None:
+        """Return pieces of objects, or None where one of the objects is gone.
+
+        Args:
+            ranges: key, first byte and byte after the last of each piece.
+        """
+        pieces = [(self._name(key), start, stop) for key, start, stop in ranges]
+        try:
+            return self._do(
+                f"reading parts of {self.url(ranges[0][0]) if ranges else self.root}",
+                partial(self._backend.read_ranges, pieces),
+            )
+        except FileNotFoundError:
+            return None
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whose key is named after its content, so that a repeat is harmless."""

@@ -81,6 +81,39 @@ class CacheCommit(Commit):
     """Run and round whose teacher pass made the shard."""
     teacher_tokens: int
     """Prompt and response tokens that the teacher read for it."""
+    reused_rows: int
+    """Rows that were taken from other shards."""
+
+
+class IndexPart(Record):
+    """Sorted entries of the sequence index in one object."""
+
+    key: str
+    rows: int
+    first: int
+    """Smallest key in it."""
+    last: int
+    """Largest key in it."""
+
+
+class IndexRun(Record):
+    """Sorted entries in parts that follow one another, and the shards that they number."""
+
+    parts: tuple[IndexPart, ...]
+    table: str
+    """Key of the table of shards."""
+
+    @property
+    def rows(self) -> int:
+        """Number of entries."""
+        return sum(part.rows for part in self.parts)
+
+
+class IndexState(Versioned):
+    """The runs of a sequence index, one per level at most."""
+
+    number: int
+    runs: tuple[IndexRun | None, ...]
 
 
 class UnitShard(Record):

@@ -1,0 +1,109 @@
+"""The teacher cache of one scorer: scores found by token sequence, and new ones made visible.
+
+Promises: what is returned was verified, whole digest included; a damaged shard costs only its
+reuse; a unit is written down in the index before it is committed, so that a kill in between loses
+neither. Must not: load a teacher.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.commit import commit_key, content_shard, create_record, find_record
+from pipeline.compaction import compact
+from pipeline.index import Index
+from pipeline.scorer import Scorer
+from pipeline.scoretable import read_scores, write_scores
+from pipeline.storage import Storage
+from schemas.errors import DataError, IdentityError
+from schemas.manifest import CacheCommit, Shard
+from schemas.tables import SCORES, list_lengths
+
+
+class ScoreCache:
+    """The scores of one scorer in a root."""
+
+    def __init__(self, storage: Storage, scorer: Scorer, note: Callable[[str], None]) -> None:
+        """Name the cache; nothing is read yet.
+
+        Args:
+            storage: the store.
+            scorer: whose scores they are.
+            note: told of shards that cannot be used.
+        """
+        self._storage, self._scorer, self._note = storage, scorer, note
+        self._index = Index(storage, scorer.folder)
+
+    def unit(self, digest: str) -> CacheCommit | None:
+        """Return the commit of a unit with exactly these sequences, if it was scored before.
+
+        A unit that was killed between its index entry and its commit is committed here.
+
+        Args:
+            digest: digest of the unit's sequence digests, in order.
+        """
+        key = commit_key(self._scorer.folder, digest)
+        commit = find_record(self._storage, key, CacheCommit)
+        if commit is not None:
+            return commit
+        self._index.refresh()
+        unit = self._index.units.get(digest)
+        return None if unit is None else create_record(self._storage, key, unit.commit)
+
+    def known(self, digests: Sequence[str]) -> pa.Table:
+        """Return the stored scores of some distinct sequences, in any order, without the unknown.
+
+        Args:
+            digests: sequence digests, none of them twice.
+        """
+        hits = self._index.lookup(digests)
+        asked = np.array(digests, dtype=object)
+        tables = [SCORES.empty_table()]
+        for number in np.unique(hits.shard[hits.shard >= 0]).tolist():
+            mine = np.flatnonzero(hits.shard == number)
+            found = self._rows(hits.shards[number], hits.row[mine])
+            if found is not None:
+                same = np.array(found.column("sequence_digest").to_pylist(), object) == asked[mine]
+                tables.append(found.filter(pa.array(same)))
+        return pa.concat_tables(tables)
+
+    def publish(
+        self, digest: str, table: pa.Table, *, paid_by: str, teacher_tokens: int, reused_rows: int
+    ) -> CacheCommit:
+        """Store a unit's scores, index them and commit them; return the commit that stands.
+
+        Args:
+            digest: digest of the unit's sequence digests, in order.
+            table: its scores.
+            paid_by: run and round whose teacher pass this was.
+            teacher_tokens: tokens that the teacher read for it.
+            reused_rows: rows that were in the cache before.
+        """
+        storage, folder = self._storage, self._scorer.folder
+        data = write_scores(table, self._scorer)
+        tokens = int(list_lengths(table, "token_logprob").sum())
+        shard = content_shard(f"{folder}/data", data, rows=table.num_rows, tokens=tokens)
+        storage.put(shard.key, data)
+        commit = CacheCommit(
+            unit=digest,
+            shard=shard,
+            fingerprint=self._scorer.key,
+            attempt=uuid.uuid4().hex,
+            paid_by=paid_by,
+            teacher_tokens=teacher_tokens,
+            reused_rows=reused_rows,
+        )
+        commit = self._index.add(commit, table.column("sequence_digest").to_pylist())
+        commit = create_record(storage, commit_key(folder, digest), commit)
+        compact(storage, self._index, folder)
+        return commit
+
+    def _rows(self, shard: Shard, rows: np.ndarray) -> pa.Table | None:
+        try:
+            table = read_scores(self._storage, shard, scorer=self._scorer.key)
+        except (DataError, IdentityError) as error:
+            self._note(f"its rows are scored again: {error}")
+            return None
+        return table.take(pa.array(np.minimum(rows, table.num_rows - 1)))
