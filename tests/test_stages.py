@@ -195,6 +195,32 @@ def test_a_second_run_with_another_loss_costs_no_teacher_token_in_its_first_roun
     stages(cli, config, "train")
 
 
+def test_sequences_in_other_units_cost_no_teacher_token_either(run_copy: Path, cli: Cli) -> None:
+    changes = {"run.name": "cut", "rollout.prompts_per_unit": 3}
+    config = write_run(run_copy, changes=changes)
+    stages(cli, config, "rollout")
+    result = cli.ok("score", "-c", config, "--round", "0")
+    assert (result["teacher_tokens"], result["reused_rows"], result["units"]) == (0, 16, 6)
+    assert result["engine_start_s"] == 0.0
+    stages(cli, config, "train")
+
+
+def test_a_damaged_shard_in_the_cache_costs_only_its_reuse(run_copy: Path, cli: Cli) -> None:
+    store = run_copy / "store"
+    scores = json.loads((store / ROUND / "score/main/manifest.json").read_text())
+    shard = store / scores["units"][1]["shard"]["key"]
+    shard.write_bytes(shard.read_bytes()[:-7])
+    changes = {"run.name": "cut", "rollout.prompts_per_unit": 3}
+    config = write_run(run_copy, changes=changes)
+    stages(cli, config, "rollout")
+    outcome = cli("score", "-c", config, "--round", "0", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.result["reused_rows"] == 12
+    assert outcome.result["teacher_tokens"] > 0
+    assert f"{shard.name} is corrupt" in outcome.stderr
+    stages(cli, config, "train")
+
+
 def test_scores_that_were_paid_for_before_a_crash_count_as_this_rounds(
     run_copy: Path, cli: Cli
 ) -> None:
