@@ -4,12 +4,16 @@ Promises: an object is written whole or not at all; no listing is cached; a file
 afresh in each process. Must not: retry or translate errors (`storage` does).
 """
 
+import fcntl
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -32,6 +36,16 @@ off the epoll queue that both processes share, and the parent waits for replies 
 os.register_at_fork(after_in_child=lambda: INHERITED.extend(LIVE.values()))
 
 
+@dataclass(frozen=True)
+class Version:
+    """What stands at a name."""
+
+    tag: str
+    """Changes with every write."""
+    age_s: float
+    """Seconds since it was written, by the store's own clock."""
+
+
 class Backend(Protocol):
     """What a kind of store must do with full object names."""
 
@@ -43,6 +57,12 @@ class Backend(Protocol):
 
     def write(self, name: str, data: bytes, *, create: bool) -> None:
         """Write all bytes; FileExistsError where `create` finds the object."""
+
+    def version(self, name: str) -> Version:
+        """Return the version of an object; FileNotFoundError where there is none."""
+
+    def replace(self, name: str, data: bytes, version: Version) -> None:
+        """Write over an object of a version; FileExistsError where it is another or none."""
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the objects directly in a folder, without it."""
@@ -78,6 +98,18 @@ class LocalBackend:
     def write(self, name: str, data: bytes, *, create: bool) -> None:
         """Write a file atomically."""
         (localfiles.create if create else localfiles.replace)(Path(name), data)
+
+    def version(self, name: str) -> Version:
+        """Return a file's version, its age told by the clock that stamps files."""
+        with _locked(Path(name).parent) as now_s:
+            return Version(_file_tag(name), now_s - os.stat(name).st_mtime)
+
+    def replace(self, name: str, data: bytes, version: Version) -> None:
+        """Replace a file of a version; one process of the folder at a time."""
+        with _locked(Path(name).parent):
+            if not Path(name).exists() or _file_tag(name) != version.tag:
+                raise FileExistsError(name)
+            localfiles.replace(Path(name), data)
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder, unfinished ones left out."""
@@ -152,6 +184,27 @@ class FsspecBackend:
         with MEMORY_LOCK if self._protocol == "memory" else nullcontext():
             self._fs.pipe_file(name, data, mode="create" if create else "overwrite")
 
+    def version(self, name: str) -> Version:
+        """Return an object's version."""
+        if self._protocol == "memory":
+            info = self._fs.info(name)
+            age_s = (datetime.now(UTC) - info["created"]).total_seconds()
+            return Version(str(info["created"]), age_s)
+        bucket, key, _ = self._fs.split_path(name)
+        reply = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+        now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return Version(reply["ETag"], (now - reply["LastModified"]).total_seconds())
+
+    def replace(self, name: str, data: bytes, version: Version) -> None:
+        """Put an object with If-Match."""
+        if self._protocol == "memory":
+            with MEMORY_LOCK:
+                if not self.exists(name) or self.version(name).tag != version.tag:
+                    raise FileExistsError(name)
+                self._fs.pipe_file(name, data)
+        else:
+            self._fs.pipe_file(name, data, IfMatch=version.tag)
+
     def names(self, folder: str) -> set[str]:
         """Return the names of the objects in a folder, always asked afresh."""
         try:
@@ -205,6 +258,23 @@ def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:
     if not parts.netloc:
         raise ConfigError(f"run.root = {root!r} names no bucket; write s3://bucket/prefix")
     return FsspecBackend("s3", _s3_options(settings)), f"{parts.netloc}{parts.path}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[float]:
+    """Keep other processes of a folder out for the length of a block; give the folder's time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.utime(descriptor)
+        yield os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+
+
+def _file_tag(name: str) -> str:
+    found = os.stat(name)
+    return f"{found.st_ino}-{found.st_mtime_ns}"
 
 
 def _whole(ranges: Sequence[tuple[str, int, int]], pieces: list[bytes]) -> list[bytes]:

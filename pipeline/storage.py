@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.backends import LocalBackend, open_backend
+from pipeline.backends import LocalBackend, Version, open_backend
 from pipeline.retry import with_retries
 from schemas.config import StorageSection
 from schemas.errors import DataError, StorageError
@@ -42,6 +42,8 @@ class Storage:
         self.root = root.rstrip("/")
         self._backend, self._prefix = open_backend(self.root, settings)
         self._retry_s, self._met = settings.retry_s, False
+        self.lease_s = settings.lease_s
+        """Seconds after which an object that says who works is out of date."""
 
     @property
     def local_root(self) -> Path | None:
@@ -71,7 +73,7 @@ class Storage:
         """Return pieces of objects, or None where one of the objects is gone.
 
         Args:
-            ranges: key, first byte and byte after the last of each piece.
+            ranges: key, first byte and byte after the last of each piece, none of them empty.
         """
         pieces = [(self._name(key), start, stop) for key, start, stop in ranges]
         try:
@@ -96,6 +98,28 @@ class Storage:
         try:
             self._write(key, action)
         except FileExistsError:
+            return self.get(key) == data
+        return True
+
+    def version(self, key: str) -> Version | None:
+        """Return what stands at a key now, for `replace`; None where nothing does."""
+        try:
+            return self._do(
+                f"looking up {self.url(key)}", partial(self._backend.version, self._name(key))
+            )
+        except FileNotFoundError:
+            return None
+
+    def replace(self, key: str, data: bytes, version: Version) -> bool:
+        """Write over an object that is still of a version; return False where it is not.
+
+        A reply that was lost on the way makes the repeat find our own object: equal bytes count
+        as written.
+        """
+        action = partial(self._backend.replace, self._name(key), data, version)
+        try:
+            self._do(f"writing {self.url(key)}", action)
+        except (FileExistsError, FileNotFoundError):
             return self.get(key) == data
         return True
 

@@ -255,6 +255,8 @@ class StorageSection(Section):
     """Seconds to wait for a connection."""
     read_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
     """Seconds to wait for a reply."""
+    lease_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    """Seconds after which the unit of a worker that fell silent is taken over by another one."""
     max_connections: Positive = tuning(64)
     """Connections held to an object store."""
     addressing_style: Literal["auto", "path", "virtual"] = tuning("auto")

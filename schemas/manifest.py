@@ -85,6 +85,15 @@ class CacheCommit(Commit):
     """Rows that were taken from other shards."""
 
 
+class LeaseRecord(Record):
+    """Who works on a unit."""
+
+    owner: str
+    machine: str
+    process: int
+    """Number of the process on its machine."""
+
+
 class IndexPart(Record):
     """Sorted entries of the sequence index in one object."""
 

@@ -67,9 +67,11 @@ def run_until_killed(config: str, after: int, before: bool, env: dict[str, str])
         count += 1
         if count == after and before:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(self, key, action)
-        if count == after:
-            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            write(self, key, action)
+        finally:  # also where a create found the object
+            if count == after:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     Storage._write = counted  # type: ignore[method-assign] # counts the real writes
     main(["run", "-c", config, "--json"])

@@ -1,14 +1,20 @@
 """The loop over units: only what is missing, by any number of workers, each unit once."""
 
 import multiprocessing
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from pipeline.commit import commit_key, committed_units, content_shard, publish, read_commit
+from pipeline.lease import Leases, machine
 from pipeline.stage import Worker, run_units
 from pipeline.storage import Storage
+from schemas.config import StorageSection
+from schemas.manifest import LeaseRecord
 
 FOLDER = "runs/a/rounds/0000/score/big"
 UNITS = [f"{number:05d}" for number in range(12)]
@@ -23,6 +29,7 @@ class Recorder:
     units: int = 0
     tokens: int = 0
     stopped: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def start(self, stage: str, total: int, done: int) -> None:
         """Remember the beginning."""
@@ -34,7 +41,8 @@ class Recorder:
         self.tokens += tokens
 
     def note(self, text: str) -> None:
-        """Do nothing."""
+        """Remember the text."""
+        self.notes.append(text)
 
     def stop(self) -> None:
         """Count."""
@@ -131,7 +139,8 @@ def test_a_unit_that_another_worker_finished_meanwhile_is_counted_and_not_comput
 
     def compute(index: int) -> int:
         computed.append(index)
-        other.run()  # everything else is done while we are busy with our first unit
+        for unit in range(len(UNITS)):  # all are done while we are busy with our first one
+            other.compute(unit)
         return TOKENS
 
     worker = Worker()
@@ -205,3 +214,44 @@ def test_the_order_differs_between_attempts(tmp_path_factory: pytest.TempPathFac
         work.run()
         orders.add(tuple(work.computed))
     assert len(orders) > 1
+
+
+def test_a_unit_whose_holder_is_dead_is_taken_over_at_once(local_storage: Storage) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        dead = pool.apply(os.getpid)
+        pool.close()
+        pool.join()
+    hold(local_storage, UNITS[3], process=dead)
+    assert Work(local_storage).run() == set(UNITS)
+    assert local_storage.names(f"{FOLDER}/leases") == set()
+
+
+def test_a_unit_whose_holder_is_silent_is_taken_over_in_time(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), StorageSection(lease_s=0.5))
+    hold(storage, UNITS[3], process=1)
+    work, progress = Work(storage), Recorder()
+    assert work.run(progress=progress) == set(UNITS)
+    assert work.computed[-1] == UNITS[3]
+    assert progress.notes == ["waiting for 1 units that other workers hold"]
+
+
+def test_a_unit_is_waited_for_while_its_holder_renews(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), StorageSection(lease_s=0.3))
+    other = Work(storage)
+    with Leases(storage, FOLDER) as leases, ThreadPoolExecutor(1) as pool:
+        assert leases.take(UNITS[7])
+        work = Work(storage)
+        waiting = pool.submit(work.run)
+        while len(work.computed) < len(UNITS) - 1:
+            time.sleep(0.01)
+        time.sleep(1.0)
+        assert not waiting.done()
+        other.compute(7)
+        leases.release(UNITS[7])
+        assert waiting.result() == set(UNITS)
+    assert UNITS[7] not in work.computed
+
+
+def hold(storage: Storage, unit: str, *, process: int) -> None:
+    record = LeaseRecord(owner="other", machine=machine(), process=process)
+    assert storage.create(f"{FOLDER}/leases/{unit}.json", record.to_bytes())

@@ -229,3 +229,48 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(local_storage: Storag
     assert "folder/large" in message
     assert local_storage.local_root is not None
     assert os.listdir(local_storage.local_root / "folder") == ["small"]
+
+
+# --- conditional replacement ---
+
+
+def test_an_object_is_replaced_only_where_it_is_still_of_its_version(storage: Storage) -> None:
+    assert storage.version("lease") is None
+    storage.create("lease", b"first")
+    old = storage.version("lease")
+    assert old is not None
+    assert -2 < old.age_s < 60
+    assert storage.replace("lease", b"second", old)
+    assert storage.get("lease") == b"second"
+    assert not storage.replace("lease", b"third", old)
+    assert storage.get("lease") == b"second"
+    new = storage.version("lease")
+    assert new is not None
+    assert new.tag != old.tag
+    storage.delete("lease")
+    assert not storage.replace("lease", b"fourth", new)
+    assert storage.get("lease") is None
+
+
+def test_of_many_that_replace_one_version_one_wins(storage: Storage) -> None:
+    storage.create("lease", b"held")
+    version = storage.version("lease")
+    assert version is not None
+    barrier = threading.Barrier(RIVALS)
+
+    def attempt(number: int) -> bool:
+        barrier.wait()
+        return storage.replace("lease", f"rival {number}".encode(), version)
+
+    with ThreadPoolExecutor(RIVALS) as pool:
+        assert sum(pool.map(attempt, range(RIVALS))) == 1
+
+
+def test_pieces_of_objects_are_read_in_order(storage: Storage) -> None:
+    storage.put("a", bytes(range(100)))
+    storage.put("b", bytes(range(100, 200)))
+    ranges = [("a", 0, 3), ("a", 90, 100), ("b", 1, 2), ("a", 7, 8)]
+    expected = [bytes(range(3)), bytes(range(90, 100)), bytes([101]), bytes([7])]
+    assert storage.read_ranges(ranges) == expected
+    assert storage.read_ranges([]) == []
+    assert storage.read_ranges([("a", 0, 3), ("gone", 0, 3)]) is None
