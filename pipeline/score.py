@@ -24,7 +24,7 @@ from pipeline.commit import (
 from pipeline.engine import LazyEngine, require_engine
 from pipeline.run import Run, check_run, pin_run
 from pipeline.scorer import Scorer, find_scorer, pin_scorer
-from pipeline.scoretable import read_scores, score_table, write_scores
+from pipeline.scoretable import pinned_renumbering, read_scores, score_table, write_scores
 from pipeline.shards import read_rollout
 from pipeline.stage import Progress, StageResult, Worker, run_units
 from schemas.errors import ConfigError
@@ -144,7 +144,8 @@ def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -
     """Score rows with the teacher and commit them to the scorer's cache."""
     storage, scorer = job.run.storage, job.scorer
     table, teacher_tokens = score_table(rows, engine, scorer.identity)
-    data = write_scores(table, scorer)
+    renumbering = pinned_renumbering(storage, scorer, table)
+    data = write_scores(table, scorer, renumbering=renumbering)
     tokens = int(list_lengths(table, "token_logprob").sum())
     shard = content_shard(f"{scorer.folder}/data", data, rows=table.num_rows, tokens=tokens)
     storage.put(shard.key, data)
