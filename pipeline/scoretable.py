@@ -5,6 +5,7 @@ the teacher once; what is written and what is read has passed the same checks.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,20 +95,21 @@ def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
             f"{where} holds scores of scorer {metadata.get('scorer')}, expected {scorer}: they are "
             "of another teacher, signal or engine version. Run `opd score` for this run again"
         )
-    codec = codec_named(metadata.get("codec"), where=where)
-    identity = ScorerIdentity.model_validate(metadata["identity"])
-    signal, digest = Signal.of(identity.signal), metadata.get("renumbering")
-    table = codec.decode(
-        stored,
-        signal=signal,
-        vocab_size=identity.vocab_size,
-        renumbering=None if digest is None else _renumbering(storage, scorer, digest),
-        where=where,
-    )
-    _check(table, signal, identity.vocab_size, where)
+    digest = metadata.get("renumbering")
+    renumbering = None if digest is None else _renumbering(storage, scorer, digest)
+    table = _decoded(stored, metadata, renumbering, where)
     if table.num_rows != shard.rows:
         raise DataError(f"{where} has {table.num_rows} rows, its commit says {shard.rows}")
     return table
+
+
+def decode_scores(data: bytes, *, renumbering: Renumbering | None, where: str) -> pa.Table:
+    """Return the rows of a shard's bytes, checked, whosever they are.
+
+    Raises:
+        DataError: they are misshapen or of an unknown codec.
+    """
+    return _decoded(*read_table(data, where=where), renumbering, where)
 
 
 def pinned_renumbering(storage: Storage, scorer: Scorer, table: pa.Table) -> Renumbering | None:
@@ -145,6 +147,23 @@ def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
 
 def _renumbering_key(scorer: str, digest: str) -> str:
     return f"cache/{scorer}/renumbering/{digest}"
+
+
+def _decoded(
+    stored: pa.Table, metadata: dict[str, Any], renumbering: Renumbering | None, where: str
+) -> pa.Table:
+    codec = codec_named(metadata.get("codec"), where=where)
+    identity = ScorerIdentity.model_validate(metadata["identity"])
+    signal = Signal.of(identity.signal)
+    table = codec.decode(
+        stored,
+        signal=signal,
+        vocab_size=identity.vocab_size,
+        renumbering=renumbering,
+        where=where,
+    ).combine_chunks()
+    _check(table, signal, identity.vocab_size, where)
+    return table
 
 
 def _check(table: pa.Table, signal: Signal, vocab_size: int, where: str) -> None:

@@ -184,8 +184,13 @@ def list_lengths(table: pa.Table, name: str) -> Any:
 
 def flat_values(table: pa.Table, name: str) -> Any:
     """Return all values of a list column, rows joined, as one numpy array (maybe read-only)."""
-    column = table.column(name).combine_chunks()
-    return pc.list_flatten(column).to_numpy(zero_copy_only=False)
+    return pc.list_flatten(_joined(table, name)).to_numpy(zero_copy_only=False)
+
+
+def _joined(table: pa.Table, name: str) -> pa.Array:
+    """Return a column as one array, copied only where it is in parts."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _check_lengths(table: pa.Table, name: str, expected: Any, *, where: str) -> None:
@@ -240,7 +245,7 @@ def binary_array(values: Any, lengths: Any) -> pa.Array:
 
 def binary_values(table: pa.Table, name: str) -> tuple[Any, Any]:
     """Return all bytes of a binary column, uint8, rows joined, and the bytes of each row, int64."""
-    column = table.column(name).combine_chunks()
+    column = _joined(table, name)
     lengths = pc.binary_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
     _, offsets, data = column.buffers()
     if data is None:
