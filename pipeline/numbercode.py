@@ -20,9 +20,6 @@ WIDE_START = SMALL + 256 * (WIDE - SMALL)
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 
-_HEADS = np.concatenate([np.arange(SMALL), np.repeat(np.arange(SMALL, WIDE), 256), [WIDE]]).astype(
-    np.uint8
-)
 _STARTS = np.concatenate(
     [
         np.arange(SMALL),
@@ -56,16 +53,18 @@ def encode(numbers: NDArray[Any], counts: Counts) -> Coded:
     """
     if len(numbers) and not (numbers.min() >= 0 and numbers.max() < LIMIT):
         raise DataError(f"a number to be packed is outside [0, {LIMIT})")
-    heads = _HEADS.take(numbers, mode="clip")
-    lows = (numbers - SMALL).astype(np.uint8)
-    wide = np.flatnonzero(heads == WIDE)
+    heads = numbers.astype(np.uint8)
+    long = np.flatnonzero(numbers >= SMALL)
+    over = numbers[long] - SMALL
+    lows = over.astype(np.uint8)
+    heads[long] = SMALL + np.minimum(over >> 8, WIDE - SMALL)
+    wide = long[over >= WIDE_START - SMALL]
     over = numbers[wide] - WIDE_START
     heads[wide] = np.minimum(WIDE + (over >> 16), WIDEST)
     widest = over >> 16 >= WIDEST - WIDE
     ends = np.cumsum(counts)
     num_mid = rows_of(wide, ends)
     num_high = rows_of(wide[widest], ends)
-    long = np.flatnonzero(heads >= SMALL)
     upper = interleaved(
         (over >> 8).astype(np.uint8),
         (over[widest] >> 16).astype(np.uint8),
@@ -73,7 +72,7 @@ def encode(numbers: NDArray[Any], counts: Counts) -> Coded:
         num_high,
     )
     num_low, num_upper = rows_of(long, ends), num_mid + num_high
-    more = interleaved(lows[long], upper, num_low, num_upper)
+    more = interleaved(lows, upper, num_low, num_upper)
     return Coded(heads, more, num_low + num_upper)
 
 
@@ -84,7 +83,7 @@ def decode(coded: Coded, counts: Counts, *, where: str) -> NDArray[np.int32]:
         DataError: there are not as many bytes as the heads say.
     """
     heads, more, more_counts = coded
-    numbers = _STARTS.take(heads)
+    numbers = heads.astype(np.int32)
     ends = np.cumsum(counts)
     long = np.flatnonzero(heads >= SMALL)
     wide = long[heads[long] >= WIDE]
@@ -94,7 +93,7 @@ def decode(coded: Coded, counts: Counts, *, where: str) -> NDArray[np.int32]:
         raise DataError(f"{where}: packed numbers lack bytes or have too many")
     low, upper = separated(more, num_low, num_mid + num_high)
     mid, high = separated(upper, num_mid, num_high)
-    numbers[long] += low
+    numbers[long] = _STARTS.take(heads[long]) + low
     numbers[wide] += mid.astype(np.int32) << 8
     numbers[widest] += high.astype(np.int32) << 16
     return numbers

@@ -5,12 +5,12 @@ Ids become numbers by frequency, log-probabilities levels of a grid; numbers bec
 rank to rank are kept, both two to a byte. The sampled token's log-probability is exact.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import numbercode
@@ -30,9 +30,6 @@ from schemas.tables import (
     list_array,
     list_lengths,
 )
-
-BLOCK_TOKENS = 8192
-"""Tokens that are coded at once, so that they stay in the processor's cache."""
 
 ESCAPE = 15
 """Step that says: the rest of it is among the long ones."""
@@ -57,14 +54,9 @@ def encode(
     Raises:
         DataError: top-k log-probabilities are not in rank order.
     """
-    ways = _ways(signal, renumbering)
-    return pa.concat_tables(_encoded(block, signal, ways) for block in _blocks(table))
-
-
-def _encoded(table: pa.Table, signal: Signal, ways: dict[str, _Way]) -> pa.Table:
     columns = {name: table.column(name) for name in ("sequence_digest", "token_logprob")}
     entries = list_lengths(table, "topk_ids")
-    for name, way in ways.items():
+    for name, way in _ways(signal, renumbering).items():
         numbers = way.to_numbers(flat_values(table, name))
         if name == "topk_ids":
             columns["topk_ids_low"] = binary_array(*joined(numbers & 15, entries))
@@ -93,27 +85,8 @@ def decode(
         DataError: a column is missing or of another type, or its bytes do not fit the others'.
     """
     check_table(table, _schema(signal), where=where)
-    ways = _ways(signal, renumbering)
-    blocks = [
-        _decoded(block, signal, ways, vocab_size=vocab_size, where=where)
-        for block in _blocks(table)
-    ]
-    return pa.concat_tables(blocks)
-
-
-def _blocks(table: pa.Table) -> list[pa.Table]:
-    """Return the rows of a table in parts of about `BLOCK_TOKENS` tokens, at least one part."""
-    tokens = np.cumsum(list_lengths(table, "token_logprob"))
-    cuts = np.flatnonzero(np.diff(tokens // BLOCK_TOKENS)) + 1
-    bounds = [0, *cuts.tolist(), table.num_rows]
-    return [table.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
-
-
-def _decoded(
-    table: pa.Table, signal: Signal, ways: dict[str, _Way], *, vocab_size: int, where: str
-) -> pa.Table:
     columns = {name: table.column(name) for name in ("sequence_digest", "token_logprob")}
-    for name, way in ways.items():
+    for name, way in _ways(signal, renumbering).items():
         numbers, counts = _get(table, name, where)
         if name == "topk_ids":
             numbers = numbers << 4 | _halves(table, "topk_ids_low", counts, where)
@@ -129,7 +102,7 @@ def _ways(signal: Signal, renumbering: Renumbering | None) -> dict[str, _Way]:
     plain = _Way(lambda v: v, lambda n: n)
     ids = plain
     if renumbering is not None:
-        ids = _Way(renumbering.numbers_V.take, renumbering.ids_V.take)
+        ids = _Way(_lookup(renumbering.numbers_V), _lookup(renumbering.ids_V))
     tail = FINE if signal.tail_buckets == 1 else COARSE
     ways = {"topk_ids": ids, "tail_logprobs": _grid(tail), "token_rank": plain}
     ways["entropy"] = _Way(lambda v: levels(-v, drop=COARSE), lambda n: -values(n, drop=COARSE))
@@ -140,6 +113,12 @@ def _ways(signal: Signal, renumbering: Renumbering | None) -> dict[str, _Way]:
     if signal.draws:
         ways |= {"draw_ids": ids, "draw_counts": plain}
     return ways
+
+
+def _lookup(table_V: Numbers) -> Callable[[Any], Numbers]:
+    """Return what looks up int32 places in a table; unlike numpy's, it copies no 64-bit ones."""
+    values_V = pa.array(table_V)
+    return lambda places: pc.take(values_V, pa.array(places)).to_numpy()
 
 
 def _grid(drop: int) -> _Way:
@@ -205,8 +184,9 @@ def _topk_logprobs(
         per_token, fits = signal.k, np.array_equal(entries, lengths * signal.k)
     if not fits:
         raise DataError(f"{where}: a row has more or fewer top-k ids than its tokens call for")
-    steps = _halves(table, "topk_steps", entries, where).astype(np.int32)
-    long, rest = np.flatnonzero(steps == ESCAPE), _get(table, "topk_long_steps", where)[0]
+    short = _halves(table, "topk_steps", entries, where)
+    steps = short.astype(np.int32)
+    long, rest = np.flatnonzero(short == ESCAPE), _get(table, "topk_long_steps", where)[0]
     if len(long) != len(rest):
         raise DataError(f"{where}: {len(rest)} long steps for {len(long)} escapes")
     steps[long] += rest

@@ -36,7 +36,8 @@ class Renumbering:
         """Return the table that numbers ids by how often they occur, ties and the rest by id."""
         counts = np.bincount(ids.reshape(-1), minlength=vocab_size)
         seen = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-        return cls.from_bytes(_bytes(seen, vocab_size), where="a learnt renumbering")
+        table = cls.from_bytes(_bytes(seen, vocab_size), where="a learnt renumbering")
+        return cls.from_bytes(table.to_bytes(), where="a learnt renumbering")
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Self:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.renumbering import Renumbering
 from schemas.scoresignal import Signal
@@ -15,6 +16,9 @@ from schemas.tables import SCORES, check_table, flat_values, list_array, list_le
 
 LOWEST = np.float16(-65504.0)
 """Lowest finite log-probability that is stored, nats."""
+
+_HALVES = pa.array(np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32))
+"""The float32 of every float16 bit pattern: looking it up beats converting."""
 
 IDS = ("topk_ids", "candidate_ids", "draw_ids")
 ROUNDED = ("topk_logprobs", "candidate_logprobs")
@@ -91,5 +95,8 @@ def _converted(table: pa.Table, name: str, kind: pa.DataType) -> Any:
     """Return a column with another type of value, the same one where that is its own."""
     if table.schema.field(name).type == kind:
         return table.column(name)
-    values = flat_values(table, name).astype(kind.value_type.to_pandas_dtype(), copy=False)
+    values = flat_values(table, name)
+    if values.dtype == np.float16:
+        values = pc.take(_HALVES, pa.array(values.view(np.uint16))).to_numpy()
+    values = values.astype(kind.value_type.to_pandas_dtype(), copy=False)
     return list_array(values, list_lengths(table, name), kind)

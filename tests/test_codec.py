@@ -17,6 +17,7 @@ from pipeline.parquet import read_table, write_table
 from pipeline.renumbering import MAX_VOCABULARY, Renumbering
 from pipeline.scorearrays import scores_of, table_of
 from schemas.errors import DataError
+from schemas.fingerprint import sha256
 from schemas.scoresignal import Signal
 from schemas.tables import check_scores, list_lengths
 
@@ -278,6 +279,7 @@ def test_a_renumbering_is_by_frequency_and_comes_back_from_its_bytes(
     assert (np.diff(counts) <= 0).all()
     back = Renumbering.from_bytes(table.to_bytes(), where="x")
     assert back.ids_V.tolist() == table.ids_V.tolist()
+    assert back.digest == table.digest == sha256(table.to_bytes())
 
 
 @pytest.mark.parametrize("words", [[], [0], [3, 3], [3, 1, 1], [MAX_VOCABULARY + 1]])

@@ -14,13 +14,21 @@ from pipeline.engine import Ids, LazyEngine, Sample, Sampling, Scores
 from pipeline.hf import HfEngine
 from pipeline.models import ModelSource
 from pipeline.parquet import write_table
-from pipeline.scoretable import read_scores, score_table, write_scores
+from pipeline.scorearrays import scores_of
+from pipeline.scorer import Scorer
+from pipeline.scoretable import (
+    _renumbering,
+    pinned_renumbering,
+    read_scores,
+    score_table,
+    write_scores,
+)
 from pipeline.storage import Storage
 from schemas.config import EngineSection
 from schemas.errors import DataError, IdentityError
 from schemas.manifest import Shard
 from schemas.scoresignal import Signal
-from schemas.tables import check_scores, list_rows
+from schemas.tables import ROLLOUT, check_scores, list_rows
 from tests import tiny
 from tests.tinytables import make_scorer, rollout_table, score_rows
 
@@ -232,3 +240,85 @@ def test_a_missing_or_corrupt_shard_is_named(memory: Storage) -> None:
 def test_a_table_with_another_k_than_its_scorer_is_never_written() -> None:
     with pytest.raises(DataError, match="'topk_ids'"):
         write_scores(score_rows(rollout_table(2), k=K - 1), SCORER)
+
+
+# --- packed-v1 ---
+
+
+def packed_scorer(name: str = "main") -> Scorer:
+    scorer = make_scorer(name, k=K, vocab=V)
+    return replace(scorer, identity=scorer.identity.model_copy(update={"codec": "packed-v1"}))
+
+
+def store_packed(storage: Storage, table: pa.Table, scorer: Scorer) -> Shard:
+    renumbering = pinned_renumbering(storage, scorer, table)
+    data = write_scores(table, scorer, renumbering=renumbering)
+    shard = content_shard("data", data, rows=table.num_rows, tokens=0)
+    storage.put(shard.key, data)
+    return shard
+
+
+def test_packed_scores_come_back_by_the_first_units_renumbering(memory: Storage) -> None:
+    scorer = packed_scorer()
+    for seed in range(3):
+        table = score_rows(rollout_table(4, seed=seed), k=K, seed=seed)
+        back = read_scores(memory, store_packed(memory, table, scorer), scorer=scorer.key)
+        exact = ["sequence_digest", "topk_ids", "token_rank", "token_logprob"]
+        assert back.select(exact).equals(table.select(exact))
+    assert len(memory.names(f"{scorer.folder}/renumbering")) == 1
+
+
+def test_a_missing_or_corrupt_renumbering_is_named(memory: Storage) -> None:
+    for spoil, message in ((lambda b: None, "is missing"), (lambda b: b[:-4], "is corrupt")):
+        scorer = packed_scorer(message)
+        shard = store_packed(memory, score_rows(rollout_table(4), k=K), scorer)
+        folder = f"{scorer.folder}/renumbering"
+        key = f"{folder}/{memory.names(folder).pop()}"
+        data = spoil(memory.get(key) or b"")
+        memory.delete(key) if data is None else memory.put(key, data)
+        _renumbering.cache_clear()
+        with pytest.raises(DataError, match=f"{key} {message}"):
+            read_scores(memory, shard, scorer=scorer.key)
+
+
+def test_open_scores_have_no_renumbering(memory: Storage) -> None:
+    assert pinned_renumbering(memory, SCORER, score_rows(rollout_table(2), k=K)) is None
+
+
+def test_a_shard_of_a_newer_codec_is_named(memory: Storage) -> None:
+    table = score_rows(rollout_table(2), k=K)
+    data = write_table(table, {"scorer": SCORER.key, "codec": "packed-v9"})
+    shard = content_shard("data", data, rows=2, tokens=0)
+    memory.put(shard.key, data)
+    with pytest.raises(DataError, match="codec 'packed-v9'.*install a newer opd"):
+        read_scores(memory, shard, scorer=SCORER.key)
+
+
+# --- signals ---
+
+
+def test_every_signal_reaches_the_table(engine: CountingEngine, memory: Storage) -> None:
+    signal = Signal(K, top_p=0.6, tail_buckets=3, candidates=2, draws=5)
+    identity = SCORER.identity.model_copy(update={"signal": signal.words()})
+    scorer = replace(SCORER, identity=identity)
+    rows = rollout_table(6, vocab=V)
+    lengths = [len(row) for row in list_rows(rows, "response_ids")]
+    own = pa.array([[1, 2] * n for n in lengths], ROLLOUT.field("student_topk_ids").type)
+    index = rows.schema.get_field_index("student_topk_ids")
+    with_own = rows.set_column(index, ROLLOUT.field(index), own)
+    with LazyEngine(lambda: engine) as lazy:
+        table, _ = score_table(with_own, lazy, identity)
+        with pytest.raises(DataError, match="does not hold 2 candidates"):
+            score_table(rows, lazy, identity)
+    shard = content_shard("data", data := write_scores(table, scorer), rows=6, tokens=0)
+    memory.put(shard.key, data)
+    scores = scores_of(read_scores(memory, shard, scorer=scorer.key))
+    assert scores.tail.shape == (sum(lengths), 3)
+    assert scores.candidate_ids is not None and (scores.candidate_ids == [1, 2]).all()
+    assert scores.draw_ids is not None and scores.draw_ids.shape == (sum(lengths), 5)
+    mass = np.exp(scores.topk_logprobs).sum(axis=1) + np.exp(scores.tail).sum(axis=1)
+    np.testing.assert_allclose(mass, 1, atol=2e-3)
+    kept = np.exp(scores.topk_logprobs).cumsum(axis=1)
+    last = (scores.topk_ids >= 0).sum(axis=1) - 1
+    ends = kept[np.arange(len(last)), last]
+    assert ((ends >= 0.6 - 1e-3) | (last == K - 1)).all()

@@ -117,3 +117,43 @@ def test_types_are_those_that_are_stored() -> None:
         "topk_ids": (2, 3),
         "topk_logprobs": (2, 3),
     }
+
+
+def test_the_top_k_ends_where_the_mass_is_reached() -> None:
+    logits_TV = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.97, 0.01, 0.01, 0.01]]).log()
+    signal = Signal(3, top_p=0.75)
+    found = score_signals(logits_TV, torch.tensor([0, 0]), signal=signal, vocab_size=4)
+    assert found["topk_ids"].tolist() == [[0, 1, -1], [0, -1, -1]]
+    torch.testing.assert_close(found["tail"].exp(), torch.tensor([0.2, 0.03]))
+    least = Signal(3, top_p=0.75, min_k=2)
+    found = score_signals(logits_TV, torch.tensor([0, 0]), signal=least, vocab_size=4)
+    assert (found["topk_ids"] >= 0).sum(-1).tolist() == [2, 2]
+
+
+def test_buckets_split_the_tail_by_the_hash() -> None:
+    logits_TV = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    whole = score_signals(logits_TV, torch.zeros(5).long(), signal=Signal(4), vocab_size=300)
+    signal = Signal(4, tail_buckets=7)
+    parts = score_signals(logits_TV, torch.zeros(5).long(), signal=signal, vocab_size=300)["tail"]
+    torch.testing.assert_close(parts.logsumexp(-1), whole["tail"])
+    buckets = [((i * 2654435761) % 2**32) * 7 >> 32 for i in range(300)]
+    probs_TV = logits_TV.softmax(-1).scatter(-1, whole["topk_ids"].long(), 0.0)
+    for bucket in range(7):
+        mine = torch.tensor([b == bucket for b in buckets])
+        torch.testing.assert_close(parts[:, bucket].exp(), probs_TV[:, mine].sum(-1))
+
+
+def test_draws_follow_the_distribution_and_candidates_are_looked_up() -> None:
+    probs_TV = torch.tensor([[0.6, 0.0, 0.4]])
+    uniforms_TD = (torch.arange(100, dtype=torch.float64)[None] + 0.5) / 100
+    found = score_signals(
+        probs_TV.log(),
+        torch.tensor([0]),
+        signal=Signal(1, candidates=2, draws=100),
+        vocab_size=3,
+        candidates_TN=torch.tensor([[2, 1]]),
+        uniforms_TD=uniforms_TD.flip(-1),
+    )
+    assert found["draw_ids"].tolist() == [[0] * 60 + [2] * 40]
+    assert found["candidate_ids"].tolist() == [[2, 1]]
+    assert found["candidate_logprobs"].exp().tolist()[0] == pytest.approx([0.4, 0.0])
