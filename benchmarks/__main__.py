@@ -17,6 +17,7 @@ from benchmarks.machine import machine, versions
 from benchmarks.measure import Result, Spread
 
 NAMES = {
+    "cache": "each codec of scores: bytes per token, error and speed",
     "learner": "a learner step against a plain torch loop",
     "losses": "head and loss in chunks against a full log-softmax: time and memory",
     "rollout": "sampling against transformers' generate",
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     os.environ.update(ENVIRONMENT)
     for name in given.names:
-        record = measure(name, quick=given.quick, seed=given.seed)
+        record = measure(name, quick=given.quick, seed=given.seed, data=given.data)
         if given.out is not None:
             given.out.write_text(json.dumps(record, indent=1) + "\n")
         if given.json:
@@ -51,14 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(name: str, *, quick: bool, seed: int) -> dict[str, Any]:
+def measure(name: str, *, quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
     """Return the record of one run of a benchmark."""
+    given = {} if data is None else {"data": data}
     begin, used = time.perf_counter(), time.process_time()
-    result: Result = importlib.import_module(f"benchmarks.{name}").run(quick=quick, seed=seed)
+    result: Result = importlib.import_module(f"benchmarks.{name}").run(
+        quick=quick, seed=seed, **given
+    )
     words = ["python", "-m", "benchmarks", name, *(["--quick"] if quick else [])]
+    words += [] if data is None else ["--data", data.name]
     return {
         "benchmark": name,
         **{key: _rounded(value) for key, value in result.figures.items()},
+        **result.nested,
         "cases": [{key: _rounded(value) for key, value in case.items()} for case in result.cases],
         "seconds": _rounded(time.perf_counter() - begin),
         "cpu_seconds": _rounded(time.process_time() - used),
@@ -106,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a small size, in seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON there")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="cache: scores to measure with")
     parser.add_argument("--seed", type=int, default=0, help="root of everything random")
     return parser
 

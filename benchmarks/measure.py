@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -59,6 +59,8 @@ class Result:
 
     figures: dict[str, float]
     cases: list[Case]
+    nested: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Figures of several things that are known by the same names, such as `codecs`."""
 
 
 def headline(cases: Sequence[Case], name: str, pick: Callable[[list[float]], float]) -> float:

@@ -48,6 +48,7 @@ from pipeline.scoretable import score_table, write_scores
 from pipeline.storage import Storage
 from schemas.fingerprint import fingerprint
 from schemas.manifest import CacheCommit
+from schemas.scoresignal import Signal
 
 BATCH_TOKENS = 2048
 K = 64
@@ -70,12 +71,10 @@ class Clocked:
         """Return what the engine generates."""
         return self._engine.generate(prompts, seeds, sampling)
 
-    def score(
-        self, prompts: Sequence[Ids], responses: Sequence[Ids], *, k: int, vocab_size: int
-    ) -> Scores:
+    def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], **kwargs: Any) -> Scores:
         """Return the engine's scores."""
         begin = time.process_time()
-        scores = self._engine.score(prompts, responses, k=k, vocab_size=vocab_size)
+        scores = self._engine.score(prompts, responses, **kwargs)
         self.cpu_s += time.process_time() - begin
         return scores
 
@@ -127,7 +126,9 @@ def _case(size: Size, *, quick: bool, seed: int) -> Case:
         model = load_model(source, dtype=DTYPE, device="cpu")
 
         def ours() -> int:
-            engine.score(sequences.prompts, sequences.responses, k=K, vocab_size=size.vocab)
+            engine.score(
+                sequences.prompts, sequences.responses, signal=Signal(K), vocab_size=size.vocab
+            )
             return sequences.tokens
 
         sides: dict[str, Action] = {"opd": ours, "bare": partial(bare_score, model, sequences, K)}

@@ -15,7 +15,7 @@ from pipeline.commit import commit_key, content_shard, create_record, find_recor
 from pipeline.compaction import compact
 from pipeline.index import Index
 from pipeline.scorer import Scorer
-from pipeline.scoretable import read_scores, write_scores
+from pipeline.scoretable import pinned_renumbering, read_scores, write_scores
 from pipeline.storage import Storage
 from schemas.errors import DataError, IdentityError
 from schemas.manifest import CacheCommit, Shard
@@ -82,7 +82,8 @@ class ScoreCache:
             reused_rows: rows that were in the cache before.
         """
         storage, folder = self._storage, self._scorer.folder
-        data = write_scores(table, self._scorer)
+        renumbering = pinned_renumbering(storage, self._scorer, table)
+        data = write_scores(table, self._scorer, renumbering=renumbering)
         tokens = int(list_lengths(table, "token_logprob").sum())
         shard = content_shard(f"{folder}/data", data, rows=table.num_rows, tokens=tokens)
         storage.put(shard.key, data)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from schemas.config import EngineSection
 from schemas.errors import ConfigError, DataError
+from schemas.scoresignal import Signal
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -31,6 +32,8 @@ class Sampling:
     stop_token_ids: tuple[int, ...]
     vocab_size: int | None = None
     """Only ids below it are drawn; None for every id that the model has logits for."""
+    candidates: int = 0
+    """Most likely ids that are recorded beside each drawn one."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,15 @@ class Sample:
         logprobs: log-probability of each id under the distribution that it was drawn from
             (temperature and truncation applied); under the model's own where temperature is 0.
         finish_reason: `stop`, or `length` where the limit cut it.
+        candidate_ids: int32 [tokens, N] most likely ids of each position, in rank order.
+        candidate_logprobs: [tokens, N], under the distribution that was drawn from.
     """
 
     ids: Ids
     logprobs: Floats
     finish_reason: str
+    candidate_ids: Ids | None = None
+    candidate_logprobs: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,15 @@ class Scores:
     """Teacher scores of T response tokens, rows joined; log-probabilities in nats, float32.
 
     Attributes:
-        topk_ids: int32 [T, K] in rank order.
-        topk_logprobs: [T, K].
-        tail: [T] log mass outside the top-k; -inf where it is empty.
+        topk_ids: int32 [T, K] in rank order; -1 where a position keeps fewer.
+        topk_logprobs: [T, K]; -inf where a position keeps fewer.
+        tail: [T] log mass outside the top-k, or [T, M] in M buckets; -inf where it is empty.
         token_logprob: [T] of the token that stands there.
         token_rank: int32 [T] of that token, from 1.
         entropy: [T] of the whole distribution, nats.
+        candidate_ids: int32 [T, N] the student's own ids, or None.
+        candidate_logprobs: [T, N] of these ids, or None.
+        draw_ids: int32 [T, D] ids drawn from the whole distribution, ascending, or None.
     """
 
     topk_ids: Ids
@@ -68,10 +78,14 @@ class Scores:
     token_logprob: Floats
     token_rank: Ids
     entropy: Floats
+    candidate_ids: Ids | None = None
+    candidate_logprobs: Floats | None = None
+    draw_ids: Ids | None = None
 
     def take(self, tokens: NDArray[np.int64]) -> "Scores":
         """Return the scores at some positions, in their order."""
-        return Scores(**{name: value[tokens] for name, value in vars(self).items()})
+        there = {name: value for name, value in vars(self).items() if value is not None}
+        return Scores(**{name: value[tokens] for name, value in there.items()})
 
     def check(self, *, vocab_size: int, where: str) -> None:
         """Make sure that the numbers are log-probabilities and ids of a vocabulary.
@@ -84,7 +98,8 @@ class Scores:
                 raise DataError(f"{where}: the teacher's {name} holds NaN; nothing was stored")
         if (self.topk_logprobs > 1e-3).any() or (self.token_logprob > 1e-3).any():
             raise DataError(f"{where}: the teacher returned a positive log-probability")
-        if (self.topk_ids < 0).any() or (self.topk_ids >= vocab_size).any():
+        padded = (self.topk_ids < 0) & np.isneginf(self.topk_logprobs)
+        if (self.topk_ids < 0)[~padded].any() or (self.topk_ids >= vocab_size).any():
             raise DataError(f"{where}: the teacher returned an id outside [0, {vocab_size})")
 
 
@@ -104,9 +119,23 @@ class Engine(Protocol):
         """Return one response per prompt, each drawn with its own seed."""
 
     def score(
-        self, prompts: Sequence[Ids], responses: Sequence[Ids], *, k: int, vocab_size: int
+        self,
+        prompts: Sequence[Ids],
+        responses: Sequence[Ids],
+        *,
+        signal: Signal,
+        vocab_size: int,
+        candidates: Sequence[Ids] | None = None,
     ) -> Scores:
-        """Return scores of every response token; only ids below `vocab_size` enter the top-k."""
+        """Return scores of every response token; only ids below `vocab_size` enter the top-k.
+
+        Args:
+            prompts: prompt ids of each row.
+            responses: response ids of each row.
+            signal: what is kept.
+            vocab_size: ids that the student has too.
+            candidates: int32 [tokens, N] of each row, where the signal has candidates.
+        """
 
     def close(self) -> None:
         """Give the model's memory back."""

@@ -6,7 +6,7 @@ by length under a token budget. Shapes: B rows, T tokens, V vocabulary.
 
 import gc
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from pipeline.padding import length_batches, padded, response_positions
 from pipeline.sampling import draw, processed_logprobs, uniforms
 from pipeline.signals import score_signals
 from schemas.config import EngineSection
+from schemas.errors import ConfigError
+from schemas.fingerprint import derived_seed, sequence_digest
+from schemas.scoresignal import Signal
 
 
 class HfEngine:
@@ -44,6 +47,10 @@ class HfEngine:
         self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
     ) -> list[Sample]:
         """Return one response per prompt, each drawn with its own seed."""
+        if sampling.candidates > (known := sampling.vocab_size or self.vocab_size):
+            raise ConfigError(
+                f"rollout.candidates = {sampling.candidates}, but the vocabulary has {known} ids"
+            )
         lengths = np.array([len(p) for p in prompts])
         samples: list[Sample | None] = [None] * len(prompts)
         for rows in length_batches(lengths + sampling.max_new_tokens, self._batch_tokens):
@@ -54,7 +61,13 @@ class HfEngine:
         return [s for s in samples if s is not None]
 
     def score(
-        self, prompts: Sequence[Ids], responses: Sequence[Ids], *, k: int, vocab_size: int
+        self,
+        prompts: Sequence[Ids],
+        responses: Sequence[Ids],
+        *,
+        signal: Signal,
+        vocab_size: int,
+        candidates: Sequence[Ids] | None = None,
     ) -> Scores:
         """Return scores of every response token, rows joined in the given order."""
         tokens = np.array([len(r) for r in responses])
@@ -63,8 +76,11 @@ class HfEngine:
         parts: list[dict[str, Tensor]] = []
         order: list[NDArray[np.int64]] = []
         for rows in length_batches(total, self._batch_tokens):
-            batch = [(prompts[i], responses[i]) for i in rows]
-            parts.extend(self._score(batch, k=k, vocab_size=vocab_size))
+            batch = [
+                _Row(prompts[i], responses[i], None if candidates is None else candidates[i])
+                for i in rows
+            ]
+            parts.extend(self._score(batch, signal=signal, vocab_size=vocab_size))
             order.extend(np.arange(starts[i], starts[i + 1]) for i in rows)
         joined = {n: np.concatenate([p[n].numpy() for p in parts]) for n in parts[0]}
         back = np.argsort(np.concatenate(order), kind="stable")
@@ -79,20 +95,28 @@ class HfEngine:
 
     @torch.inference_mode()
     def _score(
-        self, batch: list[tuple[Ids, Ids]], *, k: int, vocab_size: int
+        self, batch: list["_Row"], *, signal: Signal, vocab_size: int
     ) -> Iterator[dict[str, Tensor]]:
-        rows = [np.concatenate(pair) for pair in batch]
+        rows = [np.concatenate([row.prompt, row.response]) for row in batch]
         ids_BT, mask_BT = padded(rows, self._model.device, left=False)
         hidden = self._decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        prompt_tokens = np.array([len(p) for p, _ in batch])
-        response_tokens = np.array([len(r) for _, r in batch])
+        prompt_tokens = np.array([len(row.prompt) for row in batch])
+        response_tokens = np.array([len(row.response) for row in batch])
         before = response_positions(prompt_tokens, response_tokens).to(ids_BT.device)
         states_TH = hidden.last_hidden_state[before[0], before[1]]
         tokens_T = ids_BT[before[0], before[1] + 1]
+        candidates_TN = _candidates(batch, signal, states_TH.device)
+        uniforms_TD = _uniforms(batch, signal, states_TH.device)
         for start in range(0, len(tokens_T), self._chunk_tokens):
             chunk = slice(start, start + self._chunk_tokens)
-            logits_TV = self._head.logits(states_TH[chunk])
-            signals = score_signals(logits_TV, tokens_T[chunk], k=k, vocab_size=vocab_size)
+            signals = score_signals(
+                self._head.logits(states_TH[chunk]),
+                tokens_T[chunk],
+                signal=signal,
+                vocab_size=vocab_size,
+                candidates_TN=None if candidates_TN is None else candidates_TN[chunk],
+                uniforms_TD=None if uniforms_TD is None else uniforms_TD[chunk],
+            )
             yield {name: value.cpu() for name, value in signals.items()}
 
     @torch.inference_mode()
@@ -106,18 +130,13 @@ class HfEngine:
         uniform_BN = torch.from_numpy(random).to(device)
         stops = torch.tensor(sampling.stop_token_ids, device=device)
         alive = torch.arange(len(prompts), device=device)
-        out_ids = torch.full(random.shape, 0, dtype=torch.int64, device=device)
-        out_logprobs = torch.zeros(random.shape, dtype=torch.float32, device=device)
-        lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
-        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        record = _Record(random.shape, sampling.candidates, device)
         cache, current = DynamicCache(), ids_BT
         for step in range(sampling.max_new_tokens):
             logits_BV = self._next_logits(current, mask_BT, cache)
-            ids_B, logprob_B = self._choose(logits_BV, uniform_BN[alive, step], sampling)
-            out_ids[alive, step], out_logprobs[alive, step] = ids_B, logprob_B
-            lengths[alive] += 1
+            ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[alive, step], sampling)
             ended_B = torch.isin(ids_B, stops)
-            stopped[alive[ended_B]] = True
+            record.put(step, alive, ids_B, logprobs_BV, ended_B)
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
             current = ids_B[:, None]
             if bool(ended_B.any()):
@@ -126,7 +145,7 @@ class HfEngine:
                     break
                 cache.batch_select_indices(keep)
                 alive, mask_BT, current = alive[keep], mask_BT[keep], current[keep]
-        return _samples(out_ids, out_logprobs, lengths, stopped)
+        return record.samples()
 
     @property
     def _decoder(self) -> Any:
@@ -154,15 +173,70 @@ class HfEngine:
         )
         greedy = sampling.temperature == 0.0
         ids_B = logprobs_BV.argmax(-1) if greedy else draw(logprobs_BV, uniform_B)
-        return ids_B, logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
+        return ids_B, logprobs_BV
 
 
-def _samples(
-    ids_BN: Tensor, logprobs_BN: Tensor, lengths_B: Tensor, stopped_B: Tensor
-) -> list[Sample]:
-    ids, logprobs = ids_BN.to(torch.int32).cpu().numpy(), logprobs_BN.cpu().numpy()
-    rows = zip(ids, logprobs, lengths_B.tolist(), stopped_B.tolist(), strict=True)
-    return [
-        Sample(row[:n].copy(), values[:n].copy(), "stop" if stop else "length")
-        for row, values, n, stop in rows
-    ]
+class _Record:
+    """What has been sampled of a batch so far."""
+
+    def __init__(self, shape: tuple[int, ...], candidates: int, device: torch.device) -> None:
+        """Make room for [rows, steps] tokens, and for the candidates of each."""
+        self._ids = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._lengths = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        self._stopped = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self._num = candidates
+        self._top_ids = self._ids.new_zeros(*shape, candidates)
+        self._top_logprobs = self._logprobs.new_zeros(*shape, candidates)
+
+    def put(
+        self, step: int, rows: Tensor, ids_B: Tensor, logprobs_BV: Tensor, ended_B: Tensor
+    ) -> None:
+        """Write down one token of some rows, and which of them end with it."""
+        self._ids[rows, step] = ids_B
+        self._logprobs[rows, step] = logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
+        self._lengths[rows] += 1
+        self._stopped[rows[ended_B]] = True
+        if self._num:
+            top = logprobs_BV.topk(self._num, dim=-1)
+            self._top_ids[rows, step], self._top_logprobs[rows, step] = top.indices, top.values
+
+    def samples(self) -> list[Sample]:
+        """Return the rows, each cut at its length."""
+        ids, logprobs = self._ids.to(torch.int32).cpu().numpy(), self._logprobs.cpu().numpy()
+        reasons = ["stop" if stop else "length" for stop in self._stopped.tolist()]
+        top = self._top_ids.to(torch.int32).cpu().numpy(), self._top_logprobs.cpu().numpy()
+        samples = []
+        for row, n in enumerate(self._lengths.tolist()):
+            tops = [part[row, :n].copy() for part in top] if self._num else []
+            samples.append(
+                Sample(ids[row, :n].copy(), logprobs[row, :n].copy(), reasons[row], *tops)
+            )
+        return samples
+
+
+class _Row(NamedTuple):
+    """A sequence to be scored."""
+
+    prompt: Ids
+    response: Ids
+    candidates: Ids | None
+
+
+def _candidates(batch: list[_Row], signal: Signal, device: torch.device) -> Tensor | None:
+    if not signal.candidates:
+        return None
+    parts = [row.candidates for row in batch if row.candidates is not None]
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+
+
+def _uniforms(batch: list[_Row], signal: Signal, device: torch.device) -> Tensor | None:
+    """Return the random numbers of a batch's draws: a function of sequence and position alone."""
+    if not signal.draws:
+        return None
+    parts = []
+    for row in batch:
+        seed = derived_seed("draws", sequence_digest(row.prompt, row.response))
+        numbers = uniforms(np.array([seed]), len(row.response) * signal.draws)
+        parts.append(numbers.reshape(len(row.response), signal.draws))
+    return torch.from_numpy(np.concatenate(parts)).to(device)

@@ -54,6 +54,7 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
             max_new_tokens=section.max_new_tokens,
             stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, model_folder),
             vocab_size=vocabulary_size(tokenizer),
+            candidates=section.candidates,
         )
         units = _units(run, round_index, prompts.rows)
         plan = _pinned_plan(run, round_index, policy, prompts, sampling=sampling, units=units)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.padding import token_index
+from pipeline.scorearrays import scores_of
 from pipeline.scoretable import read_scores
 from pipeline.shards import read_rollout
 from pipeline.storage import Storage
@@ -150,18 +151,31 @@ class RoundData:
                 "no teacher's scores: run `opd score` for every teacher of the configuration"
             )
         back = np.argsort(np.concatenate(places), kind="stable")
-        return {name: np.concatenate([p[name] for p in parts])[back] for name in parts[0]}
+        return {name: values[back] for name, values in _stacked(parts).items()}
 
 
-def _score_arrays(scores: pa.Table) -> dict[str, NDArray[Any]]:
-    token_logprob = flat_values(scores, "token_logprob")
-    shape = (len(token_logprob), -1)
+def _score_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Return what the losses read of a score table; buckets of the tail become one."""
+    scores = scores_of(table)
+    tail = scores.tail
     return {
-        "token_logprob": token_logprob,
-        "tail": flat_values(scores, "tail_logprobs"),
-        "topk_ids": flat_values(scores, "topk_ids").reshape(shape),
-        "topk_logprobs": flat_values(scores, "topk_logprobs").reshape(shape),
+        "token_logprob": scores.token_logprob,
+        "tail": tail if tail.ndim == 1 else np.logaddexp.reduce(tail, axis=1),
+        "topk_ids": scores.topk_ids,
+        "topk_logprobs": scores.topk_logprobs,
     }
+
+
+def _stacked(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return arrays joined by name; top-k arrays are padded to the widest."""
+    width = max(part["topk_ids"].shape[1] for part in parts)
+    fills = {"topk_ids": -1, "topk_logprobs": -np.inf}
+    for name, fill in fills.items():
+        for part in parts:
+            missing = width - part[name].shape[1]
+            if missing:
+                part[name] = np.pad(part[name], ((0, 0), (0, missing)), constant_values=fill)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _take(unit: _Unit, rows: Rows) -> Batch:
@@ -180,7 +194,7 @@ def _join(parts: list[Batch]) -> Batch:
         rows=[row for part in parts for row in part.rows],
         prompt_tokens=np.concatenate([p.prompt_tokens for p in parts]),
         response_tokens=np.concatenate([p.response_tokens for p in parts]),
-        tokens={n: np.concatenate([p.tokens[n] for p in parts]) for n in parts[0].tokens},
+        tokens=_stacked([part.tokens for part in parts]),
     )
 
 

@@ -175,7 +175,21 @@ def _per_token(samples: Sequence[Sample]) -> dict[str, pa.Array]:
     logprobs = np.concatenate([s.logprobs for s in samples])
     own = np.ones(len(ids), dtype=bool)
     return {
+        **_candidates(samples, lengths),
         "response_ids": list_array(ids, lengths, IDS),
         "response_mask": list_array(own, lengths, ROLLOUT.field("response_mask").type),
         "rollout_student_logprobs": list_array(logprobs, lengths, LOGPROBS),
     }
+
+
+def _candidates(samples: Sequence[Sample], lengths: Any) -> dict[str, pa.Array]:
+    """Return the columns of the student's own ids; no column where none were recorded."""
+    columns = {}
+    for name in ("ids", "logprobs"):
+        parts = [getattr(sample, f"candidate_{name}") for sample in samples]
+        if parts[0] is not None:
+            values = np.concatenate(parts)
+            kind = ROLLOUT.field(f"student_topk_{name}").type
+            counts = lengths * values.shape[1]
+            columns[f"student_topk_{name}"] = list_array(values.reshape(-1), counts, kind)
+    return columns

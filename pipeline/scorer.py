@@ -16,11 +16,11 @@ from pipeline.tokenizer import (
     tokenizer_digest,
     vocabulary_size,
 )
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
 from schemas.manifest import ScorerIdentity, TeacherRecord
-
-CODEC = "typed-v1"
+from schemas.scoresignal import Signal
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,23 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         tokenizer=tokenizer_digest(tokenizer),
         template=None,
         vocab_size=vocab_size,
-        codec=CODEC,
-        signal={"k": config.score.k},
+        codec=config.score.codec,
+        signal=signal_of(config).words(),
     )
     return Scorer(teacher, source, identity)
+
+
+def signal_of(config: RunConfig) -> Signal:
+    """Return what a run's teachers keep of each position."""
+    section = config.score
+    return Signal(
+        k=section.k,
+        top_p=None if section.top_p == 1.0 else section.top_p,
+        min_k=section.min_k,
+        tail_buckets=section.tail_buckets,
+        candidates=config.rollout.candidates,
+        draws=section.draws,
+    )
 
 
 def pin_scorer(run: Run, scorer: Scorer) -> None:

@@ -1,21 +1,28 @@
-"""Score shards: from an engine's numbers to the columns of `typed-v1`, and back verified.
+"""Score shards: from an engine's numbers to the bytes of a codec, and back verified.
 
 Promises: rows stand in the order of the rollout rows they score; each distinct sequence is read by
-the teacher once; top-k log-probabilities are rounded to float16, everything else is exact float32.
+the teacher once; what is written and what is read has passed the same checks.
 """
+
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.engine import LazyEngine, Scores
+from pipeline.codec import check_ids, codec_named
+from pipeline.commit import create_record, find_record
+from pipeline.engine import Ids, LazyEngine
 from pipeline.padding import token_index
 from pipeline.parquet import read_table, write_table
+from pipeline.renumbering import Renumbering
+from pipeline.scorearrays import table_of
 from pipeline.scorer import Scorer
 from pipeline.storage import Storage
 from schemas.errors import DataError, IdentityError
-from schemas.manifest import ScorerIdentity, Shard
-from schemas.tables import SCORES, check_scores, flat_values, list_array, list_rows
+from schemas.manifest import RenumberingRecord, ScorerIdentity, Shard
+from schemas.scoresignal import Signal
+from schemas.tables import SCORES, check_scores, flat_values, list_lengths, list_rows
 
 
 def score_table(
@@ -24,50 +31,159 @@ def score_table(
     """Return the score table of rollout rows, and the tokens that the teacher read.
 
     Raises:
-        DataError: the teacher returned a NaN or another impossible number.
+        DataError: the teacher returned a NaN or another impossible number, or the rollout lacks
+            the candidates that the signal names.
     """
+    if not rows.num_rows:
+        return SCORES.empty_table(), 0
+    signal = Signal.of(identity.signal)
     digests = np.array(rows.column("sequence_digest").to_pylist(), dtype=object)
     _, first, inverse = np.unique(digests.astype(str), return_index=True, return_inverse=True)
-    prompts, responses = list_rows(rows, "prompt_ids"), list_rows(rows, "response_ids")
-    lengths = np.array([len(r) for r in responses], dtype=np.int64)
-    if not len(first):
-        return _empty(), 0
-    distinct = [prompts[i] for i in first], [responses[i] for i in first]
-    k, vocab_size = identity.signal["k"], identity.vocab_size
+    lengths = list_lengths(rows, "response_ids")
+    distinct = rows.take(pa.array(first))
+    prompts, responses = list_rows(distinct, "prompt_ids"), list_rows(distinct, "response_ids")
     _check_ids(rows, engine.get().vocab_size)
-    scores = engine.get().score(*distinct, k=k, vocab_size=vocab_size)
-    scores.check(vocab_size=vocab_size, where="scoring")
+    scores = engine.get().score(
+        prompts,
+        responses,
+        signal=signal,
+        vocab_size=identity.vocab_size,
+        candidates=_candidates(distinct, signal),
+    )
+    scores.check(vocab_size=identity.vocab_size, where="scoring")
     scores = scores.take(token_index(lengths[first], inverse))
-    tokens = sum(len(p) + len(r) for p, r in zip(*distinct, strict=True))
-    return _table(digests.tolist(), scores, lengths, k), tokens
+    tokens = sum(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    return table_of(digests.tolist(), scores, lengths, signal), tokens
 
 
-def write_scores(table: pa.Table, scorer: Scorer) -> bytes:
-    """Return a score table as the bytes of a shard that says whose scores they are."""
-    identity = scorer.identity
-    check_scores(table, k=identity.signal["k"], where="scores to be written")
-    metadata = {"scorer": scorer.key, "identity": identity.model_dump(mode="json")}
-    return write_table(table, metadata, token_column="token_logprob")
+def write_scores(
+    table: pa.Table, scorer: Scorer, *, renumbering: Renumbering | None = None
+) -> bytes:
+    """Return a score table as the bytes of a shard that says whose scores they are.
+
+    Args:
+        table: the scores, checked here.
+        scorer: whose scores they are; its identity names the codec.
+        renumbering: the scorer's table of `pinned_renumbering`, where its codec has one.
+    """
+    identity, where = scorer.identity, "scores to be written"
+    signal, codec = Signal.of(identity.signal), codec_named(identity.codec, where=where)
+    _check(table, signal, identity.vocab_size, where)
+    stored = codec.encode(
+        table, signal=signal, vocab_size=identity.vocab_size, renumbering=renumbering
+    )
+    metadata = {
+        "scorer": scorer.key,
+        "identity": identity.model_dump(mode="json"),
+        "codec": identity.codec,
+        "renumbering": None if renumbering is None else renumbering.digest,
+    }
+    return write_table(stored, metadata, token_column="token_logprob")
 
 
 def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
     """Return the rows of a score shard, verified.
 
     Raises:
-        DataError: the object is missing, corrupt or misshapen.
+        DataError: the object is missing, corrupt, misshapen or of an unknown codec.
         IdentityError: it holds the scores of another scorer.
     """
     where = storage.url(shard.key)
-    table, metadata = read_table(storage.read_shard(shard), where=where)
+    stored, metadata = read_table(storage.read_shard(shard), where=where)
     if metadata.get("scorer") != scorer:
         raise IdentityError(
             f"{where} holds scores of scorer {metadata.get('scorer')}, expected {scorer}: they are "
             "of another teacher, signal or engine version. Run `opd score` for this run again"
         )
-    check_scores(table, k=int(metadata["identity"]["signal"]["k"]), where=where)
+    digest = metadata.get("renumbering")
+    renumbering = None if digest is None else _renumbering(storage, scorer, digest)
+    table = _decoded(stored, metadata, renumbering, where)
     if table.num_rows != shard.rows:
         raise DataError(f"{where} has {table.num_rows} rows, its commit says {shard.rows}")
     return table
+
+
+def decode_scores(data: bytes, *, renumbering: Renumbering | None, where: str) -> pa.Table:
+    """Return the rows of a shard's bytes, checked, whosever they are.
+
+    Raises:
+        DataError: they are misshapen or of an unknown codec.
+    """
+    return _decoded(*read_table(data, where=where), renumbering, where)
+
+
+def pinned_renumbering(storage: Storage, scorer: Scorer, table: pa.Table) -> Renumbering | None:
+    """Return the renumbering that all shards of a scorer share; its first scores decide it.
+
+    Args:
+        storage: the store.
+        scorer: whose scores they are.
+        table: scores to learn from, where there is no renumbering yet.
+    """
+    if not codec_named(scorer.identity.codec, where="the scorer").renumbers:
+        return None
+    key = f"{scorer.folder}/renumbering.json"
+    record = find_record(storage, key, RenumberingRecord)
+    if record is None:
+        learnt = Renumbering.learn(
+            flat_values(table, "topk_ids"), vocab_size=scorer.identity.vocab_size
+        )
+        storage.put(_renumbering_key(scorer.key, learnt.digest), learnt.to_bytes())
+        record = create_record(storage, key, RenumberingRecord(sha256=learnt.digest))
+    return _renumbering(storage, scorer.key, record.sha256)
+
+
+@lru_cache(maxsize=4)
+def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
+    where = storage.url(key := _renumbering_key(scorer, digest))
+    data = storage.get(key)
+    if data is None:
+        raise DataError(f"{where} is missing: the scores that name it cannot be read without it")
+    found = Renumbering.from_bytes(data, where=where)
+    if found.digest != digest:
+        raise DataError(f"{where} is corrupt: its sha256 is {found.digest}")
+    return found
+
+
+def _renumbering_key(scorer: str, digest: str) -> str:
+    return f"cache/{scorer}/renumbering/{digest}"
+
+
+def _decoded(
+    stored: pa.Table, metadata: dict[str, Any], renumbering: Renumbering | None, where: str
+) -> pa.Table:
+    codec = codec_named(metadata.get("codec"), where=where)
+    identity = ScorerIdentity.model_validate(metadata["identity"])
+    signal = Signal.of(identity.signal)
+    table = codec.decode(
+        stored,
+        signal=signal,
+        vocab_size=identity.vocab_size,
+        renumbering=renumbering,
+        where=where,
+    ).combine_chunks()
+    _check(table, signal, identity.vocab_size, where)
+    return table
+
+
+def _check(table: pa.Table, signal: Signal, vocab_size: int, where: str) -> None:
+    check_scores(table, signal=signal, where=where)
+    check_ids(table, vocab_size, where=where)
+
+
+def _candidates(rows: pa.Table, signal: Signal) -> list[Ids] | None:
+    """Return the student's own ids of each row, int32 [tokens, N]."""
+    if not signal.candidates:
+        return None
+    column, tokens = rows.column("student_topk_ids"), list_lengths(rows, "response_ids")
+    if column.null_count or not np.array_equal(
+        list_lengths(rows, "student_topk_ids"), tokens * signal.candidates
+    ):
+        raise DataError(
+            f"the rollout does not hold {signal.candidates} candidates of every token: it was "
+            "sampled with another rollout.candidates"
+        )
+    return [row.reshape(-1, signal.candidates) for row in list_rows(rows, "student_topk_ids")]
 
 
 def _check_ids(rows: pa.Table, vocab_size: int) -> None:
@@ -78,23 +194,3 @@ def _check_ids(rows: pa.Table, vocab_size: int) -> None:
                 f"a rollout holds id {highest} in {name!r}, but the teacher's vocabulary ends at "
                 f"{vocab_size - 1}: it cannot read the sequence"
             )
-
-
-def _table(digests: list[str], scores: Scores, lengths: NDArray[np.int64], k: int) -> pa.Table:
-    flat = {
-        "topk_ids": (scores.topk_ids.reshape(-1), lengths * k),
-        "topk_logprobs": (scores.topk_logprobs.reshape(-1).astype(np.float16), lengths * k),
-        "tail_logprobs": (scores.tail, lengths),
-        "token_logprob": (scores.token_logprob, lengths),
-        "token_rank": (scores.token_rank, lengths),
-        "entropy": (scores.entropy, lengths),
-    }
-    columns = {
-        name: list_array(values, counts, SCORES.field(name).type)
-        for name, (values, counts) in flat.items()
-    }
-    return pa.table({"sequence_digest": digests, **columns}, schema=SCORES)
-
-
-def _empty() -> pa.Table:
-    return SCORES.empty_table()

@@ -1,42 +1,90 @@
-"""What is kept of a teacher's distribution: top-k, tail, sampled token, rank, entropy. Pure.
+"""What is kept of a teacher's distribution: top-k, tail, sampled token, candidates, draws. Pure.
 
 Everything comes from full logits in float32; the caller bounds how many positions exist at once.
-Shapes: T tokens, K top-k, V vocabulary.
+Shapes: T tokens, K top-k, V vocabulary, M tail buckets, N candidates, D draws.
 """
 
 import torch
 from torch import Tensor
+
+from schemas.scoresignal import Signal
 
 LOWEST = -1e30
 """Stands for a logit of -inf in products."""
 
 
 def score_signals(
-    logits_TV: Tensor, token_ids_T: Tensor, *, k: int, vocab_size: int
+    logits_TV: Tensor,
+    token_ids_T: Tensor,
+    *,
+    signal: Signal,
+    vocab_size: int,
+    candidates_TN: Tensor | None = None,
+    uniforms_TD: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the stored signals of T positions, named as the fields of `engine.Scores`.
 
     Args:
         logits_TV: raw teacher logits; cast to float32 inside.
         token_ids_T: int64 ids that stand at these positions.
-        k: ids to keep, at most `vocab_size`.
-        vocab_size: ids that may enter the top-k; the mass of ids above goes to the tail. Rank and
-            entropy are over all ids.
+        signal: what is kept; its `k` is at most `vocab_size`.
+        vocab_size: ids that may enter the top-k; the mass of ids above goes to the tail. Rank,
+            entropy and draws are over all ids.
+        candidates_TN: int64 ids whose log-probabilities are kept, where the signal has them.
+        uniforms_TD: float64 numbers in [0, 1), one for each draw, where the signal has draws.
     """
     logits_TV = logits_TV.float()
     log_z_T1 = logits_TV.logsumexp(-1, keepdim=True)
-    top_TK, ids_TK = logits_TV[:, :vocab_size].topk(k, dim=-1)
+    top_TK, ids_TK = logits_TV[:, :vocab_size].topk(signal.k, dim=-1)
+    top_TK, kept_TK = _cut(top_TK - log_z_T1, signal)
     token_T1 = logits_TV.gather(-1, token_ids_T[:, None])
     rank_T = (logits_TV > token_T1).sum(-1, dtype=torch.int32) + 1
     probs_TV = (logits_TV - log_z_T1).exp_()
     finite_TV = logits_TV.clamp(min=LOWEST)  # so that 0 · -inf is 0
     entropy_T = log_z_T1[:, 0] - torch.linalg.vecdot(probs_TV, finite_TV)
-    tail_T = probs_TV.scatter_(-1, ids_TK, 0.0).sum(-1).log()  # a sum without cancellation
-    return {
-        "topk_ids": ids_TK.to(torch.int32),
-        "topk_logprobs": top_TK - log_z_T1,
-        "tail": tail_T,
+    found = {
+        "topk_ids": torch.where(kept_TK, ids_TK, -1).to(torch.int32),
+        "topk_logprobs": top_TK,
         "token_logprob": (token_T1 - log_z_T1)[:, 0],
         "token_rank": rank_T,
         "entropy": entropy_T.clamp(min=0.0),
     }
+    if candidates_TN is not None:
+        found["candidate_ids"] = candidates_TN.to(torch.int32)
+        found["candidate_logprobs"] = logits_TV.gather(-1, candidates_TN) - log_z_T1
+    if uniforms_TD is not None:
+        found["draw_ids"] = _drawn(probs_TV, uniforms_TD)
+    rest_TV = probs_TV.scatter_(-1, torch.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0)
+    return {**found, "tail": _tail(rest_TV, signal.tail_buckets)}
+
+
+def bucket_of(ids: Tensor, buckets: int) -> Tensor:
+    """Return the tail bucket of each id, int64: a fixed hash partition of any vocabulary."""
+    return ((ids.long() * 2654435761 & 0xFFFFFFFF) * buckets) >> 32
+
+
+def _cut(top_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor]:
+    """Return the top-k log-probabilities with -inf beyond `top_p`, and where they are kept."""
+    kept_TK = torch.ones_like(top_TK, dtype=torch.bool)
+    if signal.top_p is not None:
+        probs_TK = top_TK.double().exp()
+        kept_TK = probs_TK.cumsum(-1) - probs_TK < signal.top_p
+        kept_TK[:, : signal.min_k] = True
+    return top_TK.masked_fill(~kept_TK, -torch.inf), kept_TK
+
+
+def _tail(rest_TV: Tensor, buckets: int) -> Tensor:
+    """Return the log of the mass outside the top-k: a sum, so that nothing cancels."""
+    if buckets == 1:
+        return rest_TV.sum(-1).log()
+    bucket_V = bucket_of(torch.arange(rest_TV.shape[1], device=rest_TV.device), buckets)
+    mass_TM = rest_TV.new_zeros(len(rest_TV), buckets)
+    return mass_TM.index_add_(1, bucket_V, rest_TV).log()
+
+
+def _drawn(probs_TV: Tensor, uniforms_TD: Tensor) -> Tensor:
+    """Return int32 ids drawn by inverting the cumulative distribution in float64, ascending."""
+    cumulative_TV = probs_TV.double().cumsum(-1)
+    targets_TD = uniforms_TD.sort(-1).values * cumulative_TV[:, -1:]
+    drawn_TD = torch.searchsorted(cumulative_TV, targets_TD, right=True)
+    return drawn_TD.clamp(max=probs_TV.shape[1] - 1).to(torch.int32)

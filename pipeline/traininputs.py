@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.commit import check_fingerprint, read_record
 from pipeline.run import Run, check_run
+from pipeline.scorer import signal_of
 from pipeline.student import policy_of_round
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
@@ -91,10 +92,11 @@ def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) 
             f"{identity.model}, but this run's {teacher!r} is {pinned.model}. Delete that manifest "
             f"with the commits beside it and run `opd score --round {round_index}` again"
         )
-    if identity.signal.get("k") != run.config.score.k:
+    expected = signal_of(run.config).words()
+    if identity.signal != expected:
         raise IdentityError(
-            f"{run.storage.url(key)} names scores with k = {identity.signal.get('k')}, the "
-            f"configuration says score.k = {run.config.score.k}"
+            f"{run.storage.url(key)} names scores with signal {identity.signal}, the configuration "
+            f"asks for {expected}"
         )
     return manifest
 

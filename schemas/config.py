@@ -118,6 +118,9 @@ class RolloutSection(EngineSection):
     """Ids kept before sampling; 0 keeps all, and is what importance weights need."""
     stop_token_ids: tuple[int, ...] | None = None
     """Ids that end a response; default: every end id that the tokenizer and the model name."""
+    candidates: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Most likely ids of the student that are recorded at each position; teachers score them too,
+    for objectives weighted by the student."""
     prompts_per_unit: Positive = 256
     """Prompts per unit of work: one shard, one commit, what a crash can lose."""
 
@@ -126,7 +129,26 @@ class ScoreSection(EngineSection):
     """`[score]`: what the teacher's pass keeps of each position."""
 
     k: Positive
-    """Top-k ids and log-probabilities per position."""
+    """Top-k ids and log-probabilities per position; where `top_p` is set, at most so many."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Probability mass at which a position's top-k ends, so that a peaked one keeps few ids; the
+    tail has the rest. Default, as 1.0: `k` ids at every position."""
+    min_k: Positive = 1
+    """Fewest ids of a position where `top_p` is set."""
+    tail_buckets: Annotated[int, Field(gt=0, le=65536)] = 1
+    """Parts, by a hash of the id, in which the mass outside the top-k is kept."""
+    draws: Annotated[int, Field(ge=0, le=65536)] = 0
+    """Ids drawn from the teacher's whole distribution at each position: unbiased sparse targets."""
+    codec: Literal["typed-v1", "packed-v1"] = "typed-v1"
+    """Form of stored scores: `typed-v1` opens in any Parquet reader, `packed-v1` is smallest."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScoreSection":
+        if self.min_k > self.k:
+            raise ValueError(f"min_k = {self.min_k} is above k = {self.k}")
+        if self.top_p in (None, 1.0) and self.min_k != 1:
+            raise ValueError("min_k needs top_p")
+        return self
 
 
 class LossConfig(Section):

@@ -193,6 +193,12 @@ class ScorerIdentity(Versioned):
     signal: dict[str, Any]
 
 
+class RenumberingRecord(Versioned):
+    """The renumbering of a scorer's ids, fixed by its first scores."""
+
+    sha256: str
+
+
 class TeacherRecord(Versioned):
     """The teacher behind a name of a run, fixed at its first score."""
 

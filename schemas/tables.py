@@ -11,9 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.errors import DataError
+from schemas.scoresignal import Signal
 
 SCHEMA_VERSION = 1
 """Version of the tables and manifests that this code writes."""
+
+LOGPROB_ROUNDING = 1e-3
+"""Nats above 0 that rounding may leave of a log-probability."""
 
 IDS = pa.list_(pa.int32())
 LOGPROBS = pa.list_(pa.float32())
@@ -61,17 +65,20 @@ SCORES = pa.schema(
     [
         pa.field("sequence_digest", pa.string(), nullable=False),
         pa.field("topk_ids", pa.large_list(pa.int32()), nullable=False),
-        pa.field("topk_logprobs", pa.large_list(pa.float16()), nullable=False),
+        pa.field("topk_logprobs", pa.large_list(pa.float32()), nullable=False),
+        pa.field("topk_count", IDS),
         pa.field("tail_logprobs", LOGPROBS, nullable=False),
         pa.field("token_logprob", LOGPROBS, nullable=False),
         pa.field("token_rank", IDS, nullable=False),
         pa.field("entropy", LOGPROBS, nullable=False),
+        pa.field("candidate_ids", IDS),
+        pa.field("candidate_logprobs", LOGPROBS),
+        pa.field("draw_ids", IDS),
+        pa.field("draw_counts", IDS),
     ]
 )
-"""Teacher scores of the codec `typed-v1`; all log-probabilities in nats at temperature 1."""
-
-EXACT_COLUMNS = ("tail_logprobs", "token_logprob", "entropy")
-"""Per-token float32 columns of a score table."""
+"""Teacher scores in memory; a codec makes stored columns of them. Log-probabilities are in nats at
+temperature 1; a column is null where the signal does not have it."""
 
 
 def check_table(table: pa.Table, schema: pa.Schema, *, where: str) -> None:
@@ -110,20 +117,63 @@ def check_rollout(table: pa.Table, *, where: str) -> None:
     _check_logprobs(table, "rollout_student_logprobs", where=where)
 
 
-def check_scores(table: pa.Table, *, k: int, where: str) -> None:
-    """Make sure that a score table is well-formed: schema, lengths, k values a token, real numbers.
+def check_scores(table: pa.Table, *, signal: Signal, where: str) -> None:
+    """Make sure that a score table is well-formed: schema, lengths by its signal, real numbers.
 
     Raises:
-        DataError: as `check_table`; lengths differ; NaN or a positive log-probability.
+        DataError: as `check_table`; lengths or counts differ; NaN or a positive log-probability.
     """
     check_table(table, SCORES, where=where)
     tokens = list_lengths(table, "token_logprob")
-    for name in ("tail_logprobs", "token_rank", "entropy"):
+    for name in ("token_rank", "entropy"):
         _check_lengths(table, name, tokens, where=where)
+    _check_lengths(table, "tail_logprobs", tokens * signal.tail_buckets, where=where)
+    kept = tokens * signal.k
+    if _check_present(table, "topk_count", signal.ragged, where=where):
+        kept = _row_sums(table, "topk_count", tokens, high=signal.k, where=where)
     for name in ("topk_ids", "topk_logprobs"):
-        _check_lengths(table, name, tokens * k, where=where)
-    for name in ("topk_logprobs", "tail_logprobs", "token_logprob"):
-        _check_logprobs(table, name, where=where)
+        _check_lengths(table, name, kept, where=where)
+    for name in ("candidate_ids", "candidate_logprobs"):
+        if _check_present(table, name, signal.candidates > 0, where=where):
+            _check_lengths(table, name, tokens * signal.candidates, where=where)
+    _check_draws(table, tokens, signal.draws, where=where)
+    for name in ("topk_logprobs", "tail_logprobs", "token_logprob", "candidate_logprobs"):
+        if not table.column(name).null_count:
+            _check_logprobs(table, name, where=where)
+
+
+def _check_draws(table: pa.Table, tokens: Any, draws: int, *, where: str) -> None:
+    present = _check_present(table, "draw_counts", draws > 0, where=where)
+    if not present or not _check_present(table, "draw_ids", True, where=where):
+        return
+    counts = list_lengths(table, "draw_counts")
+    _check_lengths(table, "draw_ids", counts, where=where)
+    sums = _row_sums(table, "draw_counts", counts, high=draws, where=where)
+    ends = np.cumsum(flat_values(table, "draw_counts"), dtype=np.int64)
+    if not np.array_equal(sums, tokens * draws) or np.count_nonzero(ends % draws == 0) != sum(
+        tokens
+    ):
+        raise DataError(f"{where}: 'draw_counts' does not add up to {draws} draws of every token")
+
+
+def _check_present(table: pa.Table, name: str, expected: bool, *, where: str) -> bool:
+    """Return whether a column has values; refuse another answer than the signal's."""
+    nulls = table.column(name).null_count
+    if nulls != (0 if expected else table.num_rows):
+        found = f"{nulls} nulls in {table.num_rows} rows"
+        raise DataError(f"{where}: column {name!r} holds {found}, which its signal denies")
+    return expected
+
+
+def _row_sums(table: pa.Table, name: str, lengths: Any, *, high: int, where: str) -> Any:
+    """Return the sum of each row's counts, int64 [rows]; refuse counts outside [1, high]."""
+    _check_lengths(table, name, lengths, where=where)
+    counts = flat_values(table, name)
+    if len(counts) and not (counts.min() >= 1 and counts.max() <= high):
+        raise DataError(f"{where}: {name!r} holds a count outside [1, {high}]")
+    sums = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    ends = np.cumsum(lengths)
+    return sums[ends] - sums[ends - lengths]
 
 
 def list_lengths(table: pa.Table, name: str) -> Any:
@@ -134,8 +184,13 @@ def list_lengths(table: pa.Table, name: str) -> Any:
 
 def flat_values(table: pa.Table, name: str) -> Any:
     """Return all values of a list column, rows joined, as one numpy array (maybe read-only)."""
-    column = table.column(name).combine_chunks()
-    return pc.list_flatten(column).to_numpy(zero_copy_only=False)
+    return pc.list_flatten(_joined(table, name)).to_numpy(zero_copy_only=False)
+
+
+def _joined(table: pa.Table, name: str) -> pa.Array:
+    """Return a column as one array, copied only where it is in parts."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _check_lengths(table: pa.Table, name: str, expected: Any, *, where: str) -> None:
@@ -150,9 +205,8 @@ def _check_lengths(table: pa.Table, name: str, expected: Any, *, where: str) -> 
 
 def _check_logprobs(table: pa.Table, name: str, *, where: str) -> None:
     values = flat_values(table, name)
-    bad = np.isnan(values) | (values > 1e-3)
-    if bad.any():
-        found = values[bad][0]
+    if len(values) and not values.max() <= LOGPROB_ROUNDING:  # NaN is the largest of all
+        found = values[~(values <= LOGPROB_ROUNDING)][0]
         raise DataError(f"{where}: {name!r} holds {found}, which is no log-probability")
 
 
@@ -168,10 +222,34 @@ def list_array(values: Any, lengths: Any, kind: pa.DataType) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64 if large else np.int32)
     make = pa.LargeListArray if large else pa.ListArray
     flat = pa.array(np.ascontiguousarray(values), type=kind.value_type)
-    return make.from_arrays(pa.array(offsets), flat)
+    return make.from_arrays(pa.array(offsets), flat, type=kind)
 
 
 def list_rows(table: pa.Table, name: str) -> list[Any]:
     """Return a list column as one numpy array per row (views, maybe read-only)."""
     ends = np.cumsum(list_lengths(table, name))[:-1]
     return np.split(flat_values(table, name), ends) if table.num_rows else []
+
+
+def binary_array(values: Any, lengths: Any) -> pa.Array:
+    """Return a column of bytes from joined bytes and the number of bytes in each row.
+
+    Args:
+        values: uint8 numpy array.
+        lengths: int64 [rows], summing to `len(values)`.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
+    return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
+
+
+def binary_values(table: pa.Table, name: str) -> tuple[Any, Any]:
+    """Return all bytes of a binary column, uint8, rows joined, and the bytes of each row, int64."""
+    column = _joined(table, name)
+    lengths = pc.binary_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    _, offsets, data = column.buffers()
+    if data is None:
+        return np.empty(0, dtype=np.uint8), lengths
+    start = int(np.frombuffer(offsets, np.int64)[column.offset])
+    values = np.frombuffer(data, np.uint8)[start : start + int(lengths.sum())]
+    return values, lengths

@@ -18,6 +18,7 @@ from pipeline.hf import HfEngine
 from pipeline.models import ModelSource
 from schemas.config import EngineSection
 from schemas.fingerprint import derived_seed
+from schemas.scoresignal import Signal
 from tests import tiny
 
 V = len(VOCABULARY)
@@ -92,6 +93,9 @@ def log_softmax(logits: Doubles) -> Doubles:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
+CORE = ("topk_ids", "topk_logprobs", "tail", "token_logprob", "token_rank", "entropy")
+
+
 def log_sum(logprobs: list[float]) -> float:
     return math.log(sum(math.exp(x) for x in logprobs)) if logprobs else -math.inf
 
@@ -100,7 +104,7 @@ def reference_scores(
     model: Tiny, prompts: list[Ids], responses: list[Ids], *, k: int, vocab_size: int
 ) -> Scores:
     """Every signal from its definition, token by token, in float64."""
-    found: dict[str, list[Any]] = {name: [] for name in Scores.__annotations__}
+    found: dict[str, list[Any]] = {name: [] for name in CORE}
     for prompt, response in zip(prompts, responses, strict=True):
         for logprobs, token in zip(
             log_softmax(model.logits(prompt, response)), response.tolist(), strict=True
@@ -116,8 +120,8 @@ def reference_scores(
 
 
 def assert_same_scores(found: Scores, expected: Scores, *, atol: float = 1e-5) -> None:
-    for name, value in vars(expected).items():
-        mine = getattr(found, name)
+    for name in CORE:
+        value, mine = getattr(expected, name), getattr(found, name)
         assert mine.shape == value.shape, name
         if name in ("topk_ids", "token_rank"):
             assert mine.dtype == np.int32
@@ -133,7 +137,7 @@ def test_scores_equal_a_full_forward_of_each_row(
     make: Maker, arch: str, tied: bool, k: int
 ) -> None:
     model, (prompts, responses) = make(arch, tied), rows()
-    found = model.engine().score(prompts, responses, k=k, vocab_size=V)
+    found = model.engine().score(prompts, responses, signal=Signal(k), vocab_size=V)
     expected = reference_scores(model, prompts, responses, k=k, vocab_size=V)
     assert_same_scores(found, expected)
     assert expected.entropy.min() < math.log(V) - 0.3, "the model is flat: a weak test"
@@ -156,14 +160,17 @@ def test_scores_do_not_depend_on_order_batches_or_chunks(
         order = np.random.default_rng(seed).permutation(9)
         tokens = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in order])
         found = engine.score(
-            [prompts[i] for i in order], [responses[i] for i in order], k=3, vocab_size=V
+            [prompts[i] for i in order],
+            [responses[i] for i in order],
+            signal=Signal(3),
+            vocab_size=V,
         )
         assert_same_scores(found, expected.take(tokens))
 
 
 def test_ids_above_the_shared_vocabulary_are_left_to_the_tail(make: Maker) -> None:
     model, (prompts, responses) = make(vocab=40), rows()
-    found = model.engine().score(prompts, responses, k=V, vocab_size=V)
+    found = model.engine().score(prompts, responses, signal=Signal(V), vocab_size=V)
     assert_same_scores(found, reference_scores(model, prompts, responses, k=V, vocab_size=V))
     assert found.topk_ids.max() < V
     assert found.tail.min() > math.log(0.01)
@@ -324,7 +331,7 @@ def test_bfloat16_scores_are_near_those_of_float32(make: Maker) -> None:
     model, (prompts, responses) = make(), rows()
     source = ModelSource(str(model.folder), None, False)
     engine = HfEngine(source, dtype="bfloat16", settings=EngineSection(device="cpu"))
-    found = engine.score(prompts, responses, k=4, vocab_size=V)
+    found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
     expected = reference_scores(model, prompts, responses, k=4, vocab_size=V)
     assert found.token_logprob.dtype == np.float32
     gap = np.abs(found.token_logprob - expected.token_logprob)

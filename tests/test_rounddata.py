@@ -193,6 +193,8 @@ def test_scores_with_the_right_digests_and_other_lengths_are_refused(memory: Sto
     }
     cut = {
         name: [[*values[0], *values[0][: K if "topk" in name else 1]], *values[1:]]
+        if values[0] is not None
+        else values
         for name, values in lists.items()
     }
     digests = table.column("sequence_digest").to_pylist()

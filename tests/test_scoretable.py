@@ -14,12 +14,21 @@ from pipeline.engine import Ids, LazyEngine, Sample, Sampling, Scores
 from pipeline.hf import HfEngine
 from pipeline.models import ModelSource
 from pipeline.parquet import write_table
-from pipeline.scoretable import read_scores, score_table, write_scores
+from pipeline.scorearrays import scores_of
+from pipeline.scorer import Scorer
+from pipeline.scoretable import (
+    _renumbering,
+    pinned_renumbering,
+    read_scores,
+    score_table,
+    write_scores,
+)
 from pipeline.storage import Storage
 from schemas.config import EngineSection
 from schemas.errors import DataError, IdentityError
 from schemas.manifest import Shard
-from schemas.tables import check_scores, list_rows
+from schemas.scoresignal import Signal
+from schemas.tables import ROLLOUT, check_scores, list_rows
 from tests import tiny
 from tests.tinytables import make_scorer, rollout_table, score_rows
 
@@ -46,13 +55,11 @@ class CountingEngine:
         """Refuse: scoring samples nothing."""
         raise AssertionError("a teacher was asked to sample")
 
-    def score(
-        self, prompts: Sequence[Ids], responses: Sequence[Ids], *, k: int, vocab_size: int
-    ) -> Scores:
+    def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], **kwargs: Any) -> Scores:
         """Return the engine's scores."""
         pairs = zip(prompts, responses, strict=True)
         self.seen += [p.tobytes() + b"|" + r.tobytes() for p, r in pairs]
-        return self.change(self._engine.score(prompts, responses, k=k, vocab_size=vocab_size))
+        return self.change(self._engine.score(prompts, responses, **kwargs))
 
     def close(self) -> None:
         """Leave the wrapped engine open for the next test."""
@@ -90,28 +97,32 @@ def stored(storage: Storage, table: pa.Table) -> Shard:
 def test_each_row_holds_the_engines_numbers_for_it(engine: CountingEngine, model: HfEngine) -> None:
     rows = rollout_table(9, vocab=V)
     table, _ = scored(rows, engine)
-    check_scores(table, k=K, where="x")
+    check_scores(table, signal=Signal(K), where="x")
     assert table.column("sequence_digest") == rows.column("sequence_digest")
     prompts, responses = list_rows(rows, "prompt_ids"), list_rows(rows, "response_ids")
     names = ("topk_ids", "topk_logprobs", "tail_logprobs", *EXACT[1:])
     columns = {name: list_rows(table, name) for name in names}
     for row in range(9):
-        alone = model.score([prompts[row]], [responses[row]], k=K, vocab_size=V)
+        alone = model.score([prompts[row]], [responses[row]], signal=Signal(K), vocab_size=V)
         found = {name: values[row] for name, values in columns.items()}
         assert found["topk_ids"].tolist() == alone.topk_ids.reshape(-1).tolist()
-        assert found["topk_logprobs"].dtype == np.float16
-        rounded = alone.topk_logprobs.reshape(-1)
-        np.testing.assert_allclose(found["topk_logprobs"], rounded, rtol=2**-11, atol=1e-5)
+        exact = alone.topk_logprobs.reshape(-1)
+        np.testing.assert_allclose(found["topk_logprobs"], exact, atol=1e-5)
         found["tail"] = found["tail_logprobs"]
         for name in EXACT:
             np.testing.assert_allclose(found[name], getattr(alone, name), atol=1e-5, err_msg=name)
 
 
-def test_only_top_k_log_probabilities_are_rounded(engine: CountingEngine, model: HfEngine) -> None:
+def test_only_top_k_log_probabilities_are_rounded(
+    engine: CountingEngine, model: HfEngine, memory: Storage
+) -> None:
     rows = rollout_table(1, vocab=V, seed=3)
-    table, _ = scored(rows, engine)
+    table = read_scores(memory, stored(memory, scored(rows, engine)[0]), scorer=SCORER.key)
     exact = model.score(
-        list_rows(rows, "prompt_ids"), list_rows(rows, "response_ids"), k=K, vocab_size=V
+        list_rows(rows, "prompt_ids"),
+        list_rows(rows, "response_ids"),
+        signal=Signal(K),
+        vocab_size=V,
     )
     for name in EXACT:
         column = "tail_logprobs" if name == "tail" else name
@@ -178,7 +189,9 @@ def test_impossible_numbers_are_never_stored(
 
 def test_a_table_comes_back_from_its_bytes(engine: CountingEngine, memory: Storage) -> None:
     table, _ = scored(rollout_table(9, vocab=V), engine)
-    assert read_scores(memory, stored(memory, table), scorer=SCORER.key).equals(table)
+    once = read_scores(memory, stored(memory, table), scorer=SCORER.key)
+    assert once.drop_columns(["topk_logprobs"]).equals(table.drop_columns(["topk_logprobs"]))
+    assert read_scores(memory, stored(memory, once), scorer=SCORER.key).equals(once)
 
 
 def test_an_empty_tail_comes_back_as_such(memory: Storage) -> None:
@@ -227,3 +240,85 @@ def test_a_missing_or_corrupt_shard_is_named(memory: Storage) -> None:
 def test_a_table_with_another_k_than_its_scorer_is_never_written() -> None:
     with pytest.raises(DataError, match="'topk_ids'"):
         write_scores(score_rows(rollout_table(2), k=K - 1), SCORER)
+
+
+# --- packed-v1 ---
+
+
+def packed_scorer(name: str = "main") -> Scorer:
+    scorer = make_scorer(name, k=K, vocab=V)
+    return replace(scorer, identity=scorer.identity.model_copy(update={"codec": "packed-v1"}))
+
+
+def store_packed(storage: Storage, table: pa.Table, scorer: Scorer) -> Shard:
+    renumbering = pinned_renumbering(storage, scorer, table)
+    data = write_scores(table, scorer, renumbering=renumbering)
+    shard = content_shard("data", data, rows=table.num_rows, tokens=0)
+    storage.put(shard.key, data)
+    return shard
+
+
+def test_packed_scores_come_back_by_the_first_units_renumbering(memory: Storage) -> None:
+    scorer = packed_scorer()
+    for seed in range(3):
+        table = score_rows(rollout_table(4, seed=seed), k=K, seed=seed)
+        back = read_scores(memory, store_packed(memory, table, scorer), scorer=scorer.key)
+        exact = ["sequence_digest", "topk_ids", "token_rank", "token_logprob"]
+        assert back.select(exact).equals(table.select(exact))
+    assert len(memory.names(f"{scorer.folder}/renumbering")) == 1
+
+
+def test_a_missing_or_corrupt_renumbering_is_named(memory: Storage) -> None:
+    for spoil, message in ((lambda b: None, "is missing"), (lambda b: b[:-4], "is corrupt")):
+        scorer = packed_scorer(message)
+        shard = store_packed(memory, score_rows(rollout_table(4), k=K), scorer)
+        folder = f"{scorer.folder}/renumbering"
+        key = f"{folder}/{memory.names(folder).pop()}"
+        data = spoil(memory.get(key) or b"")
+        memory.delete(key) if data is None else memory.put(key, data)
+        _renumbering.cache_clear()
+        with pytest.raises(DataError, match=f"{key} {message}"):
+            read_scores(memory, shard, scorer=scorer.key)
+
+
+def test_open_scores_have_no_renumbering(memory: Storage) -> None:
+    assert pinned_renumbering(memory, SCORER, score_rows(rollout_table(2), k=K)) is None
+
+
+def test_a_shard_of_a_newer_codec_is_named(memory: Storage) -> None:
+    table = score_rows(rollout_table(2), k=K)
+    data = write_table(table, {"scorer": SCORER.key, "codec": "packed-v9"})
+    shard = content_shard("data", data, rows=2, tokens=0)
+    memory.put(shard.key, data)
+    with pytest.raises(DataError, match="codec 'packed-v9'.*install a newer opd"):
+        read_scores(memory, shard, scorer=SCORER.key)
+
+
+# --- signals ---
+
+
+def test_every_signal_reaches_the_table(engine: CountingEngine, memory: Storage) -> None:
+    signal = Signal(K, top_p=0.6, tail_buckets=3, candidates=2, draws=5)
+    identity = SCORER.identity.model_copy(update={"signal": signal.words()})
+    scorer = replace(SCORER, identity=identity)
+    rows = rollout_table(6, vocab=V)
+    lengths = [len(row) for row in list_rows(rows, "response_ids")]
+    own = pa.array([[1, 2] * n for n in lengths], ROLLOUT.field("student_topk_ids").type)
+    index = rows.schema.get_field_index("student_topk_ids")
+    with_own = rows.set_column(index, ROLLOUT.field(index), own)
+    with LazyEngine(lambda: engine) as lazy:
+        table, _ = score_table(with_own, lazy, identity)
+        with pytest.raises(DataError, match="does not hold 2 candidates"):
+            score_table(rows, lazy, identity)
+    shard = content_shard("data", data := write_scores(table, scorer), rows=6, tokens=0)
+    memory.put(shard.key, data)
+    scores = scores_of(read_scores(memory, shard, scorer=scorer.key))
+    assert scores.tail.shape == (sum(lengths), 3)
+    assert scores.candidate_ids is not None and (scores.candidate_ids == [1, 2]).all()
+    assert scores.draw_ids is not None and scores.draw_ids.shape == (sum(lengths), 5)
+    mass = np.exp(scores.topk_logprobs).sum(axis=1) + np.exp(scores.tail).sum(axis=1)
+    np.testing.assert_allclose(mass, 1, atol=2e-3)
+    kept = np.exp(scores.topk_logprobs).cumsum(axis=1)
+    last = (scores.topk_ids >= 0).sum(axis=1) - 1
+    ends = kept[np.arange(len(last)), last]
+    assert ((ends >= 0.6 - 1e-3) | (last == K - 1)).all()

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Storage
@@ -345,3 +347,20 @@ def test_validate_names_a_missing_prompt_file_and_accepts_a_whole_configuration(
     typo = cli("config", "validate", "-c", config, "--set", "prompts.train=promts.jsonl")
     assert typo.code == 2
     assert "did you mean" in typo.stderr
+
+
+def test_a_round_trains_on_packed_scores_with_every_signal(tmp_path: Path, cli: Cli) -> None:
+    changes = {
+        "score.codec": "packed-v1",
+        "score.top_p": 0.9,
+        "score.tail_buckets": 4,
+        "score.draws": 3,
+        "rollout.candidates": 2,
+    }
+    config = write_run(tmp_path, changes=changes)
+    stages(cli, config, "rollout", "score", "train")
+    shards = [pq.read_schema(path) for path in score_shards(tmp_path)]
+    assert shards
+    for schema in shards:
+        assert {"topk_count", "candidate_logprobs", "draw_counts"} <= set(schema.names)
+        assert schema.field("topk_ids").type == pa.large_binary()

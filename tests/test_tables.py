@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import DataError
+from schemas.scoresignal import Signal
 from schemas.tables import (
     PROMPTS,
     ROLLOUT,
@@ -23,6 +24,7 @@ from schemas.tables import (
 
 K = 3
 Rows = dict[str, list[Any]]
+OPTIONAL = ("topk_count", "candidate_ids", "candidate_logprobs", "draw_ids", "draw_counts")
 LENGTHS = st.lists(st.integers(1, 5), max_size=4)
 
 
@@ -56,11 +58,12 @@ def score_rows(lengths: list[int]) -> Rows:
     return {
         "sequence_digest": [f"{row:032x}" for row in range(len(lengths))],
         "topk_ids": [list(range(length * K)) for length in lengths],
-        "topk_logprobs": [np.full(length * K, -1.0, np.float16) for length in lengths],
+        "topk_logprobs": [[-1.0] * length * K for length in lengths],
         "tail_logprobs": [[float("-inf")] * length for length in lengths],
         "token_logprob": [[-2.0] * length for length in lengths],
         "token_rank": [[0] * length for length in lengths],
         "entropy": [[0.7] * length for length in lengths],
+        **{name: [None] * len(lengths) for name in OPTIONAL},
     }
 
 
@@ -79,7 +82,7 @@ def test_a_well_formed_rollout_passes(lengths: list[int]) -> None:
 
 @given(LENGTHS)
 def test_well_formed_scores_pass(lengths: list[int]) -> None:
-    check_scores(scores(score_rows(lengths)), k=K, where="x")
+    check_scores(scores(score_rows(lengths)), signal=Signal(K), where="x")
 
 
 def test_slices_and_chunks_are_checked_by_their_own_rows() -> None:
@@ -149,22 +152,22 @@ def test_a_score_list_of_another_length_is_named(name: str, change: Callable[[An
     rows = score_rows([2, 3])
     rows[name][1] = change(rows[name][1])
     with pytest.raises(DataError, match=f"row 1 has .* values in '{name}', expected"):
-        check_scores(scores(rows), k=K, where="x")
+        check_scores(scores(rows), signal=Signal(K), where="x")
 
 
 def test_a_table_of_another_k_is_refused() -> None:
     with pytest.raises(DataError, match="row 0 has 6 values in 'topk_ids', expected 8"):
-        check_scores(scores(score_rows([2, 3])), k=K + 1, where="x")
+        check_scores(scores(score_rows([2, 3])), signal=Signal(K + 1), where="x")
 
 
 @pytest.mark.parametrize("name", ["topk_logprobs", "tail_logprobs", "token_logprob"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.5])
 def test_what_is_no_log_probability_is_refused(name: str, value: float) -> None:
     rows = score_rows([2, 3])
-    rows[name][1] = np.array(rows[name][1], np.float16 if "topk" in name else np.float32)
+    rows[name][1] = np.array(rows[name][1], np.float32)
     rows[name][1][1] = value
     with pytest.raises(DataError, match=f"store/x: '{name}' holds .*no log-probability"):
-        check_scores(scores(rows), k=K, where="store/x")
+        check_scores(scores(rows), signal=Signal(K), where="store/x")
 
 
 def test_a_student_log_probability_that_is_none_is_refused() -> None:
@@ -177,7 +180,7 @@ def test_a_student_log_probability_that_is_none_is_refused() -> None:
 def test_rounding_above_zero_is_a_log_probability() -> None:
     rows = score_rows([1])
     rows["token_logprob"][0] = [1e-6]
-    check_scores(scores(rows), k=K, where="x")
+    check_scores(scores(rows), signal=Signal(K), where="x")
 
 
 def test_lengths_and_values_are_those_of_the_rows() -> None:

@@ -69,13 +69,14 @@ def score_rows(rows: pa.Table, *, seed: int = 0, k: int = K, vocab: int = VOCAB)
     columns = {
         "sequence_digest": rows.column("sequence_digest").to_pylist(),
         "topk_ids": [np.concatenate(row) for row in ids],
-        "topk_logprobs": [row.reshape(-1).astype(np.float16) for row in top],
+        "topk_logprobs": [row.reshape(-1).astype(np.float16).astype(np.float32) for row in top],
         "tail_logprobs": [-random.exponential(2, n) for n in lengths],
         "token_logprob": [-random.exponential(1, n) for n in lengths],
         "token_rank": [random.integers(1, vocab, n) for n in lengths],
         "entropy": [random.uniform(0, 2, n) for n in lengths],
     }
-    return pa.table(columns, schema=SCORES)
+    absent = {name: [None] * len(lengths) for name in SCORES.names if name not in columns}
+    return pa.table({**columns, **absent}, schema=SCORES)
 
 
 def make_scorer(name: str = "main", *, k: int = K, vocab: int = VOCAB) -> Scorer:
