@@ -75,3 +75,11 @@ def run_until_killed(config: str, after: int, before: bool, env: dict[str, str])
 
     Storage._write = counted  # type: ignore[method-assign] # counts the real writes
     main(["run", "-c", config, "--json"])
+
+
+def run_command(arguments: list[str], env: dict[str, str]) -> None:
+    """Run a command in this process, with some environment variables."""
+    from cli.main import main
+
+    os.environ.update(env)
+    main(arguments)
