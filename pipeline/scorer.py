@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import opened
-from pipeline.commit import create_record
+from pipeline.commit import create_record, find_record
 from pipeline.engine import Engine, engine_version, open_engine
 from pipeline.models import ModelSource, find_model, load_settings, model_identity
 from pipeline.run import Run
+from pipeline.storage import Storage
 from pipeline.student import policy_of_round
 from pipeline.tokenizer import (
     check_same_tokenizer,
@@ -19,7 +20,7 @@ from pipeline.tokenizer import (
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
-from schemas.manifest import ScorerIdentity, TeacherRecord
+from schemas.manifest import ScorerIdentity, ScorerName, TeacherRecord
 from schemas.scoresignal import Signal
 
 
@@ -30,6 +31,8 @@ class Scorer:
     name: str
     source: ModelSource
     identity: ScorerIdentity
+    stored: bool = False
+    """Whether only what is stored may be used, for the teacher is not there to score more."""
 
     @property
     def key(self) -> str:
@@ -42,7 +45,17 @@ class Scorer:
         return f"cache/{self.key}"
 
     def open(self, run: Run) -> Engine:
-        """Load the teacher."""
+        """Load the teacher.
+
+        Raises:
+            ConfigError: the scorer is one of stored scores, or the model cannot be loaded.
+        """
+        if self.stored:
+            raise ConfigError(
+                f"teachers.{self.name}.scores names scorer {self.key}, which lacks some of this "
+                "round's sequences. Run `opd cache reprocess` again if its source has them, or "
+                f"remove teachers.{self.name}.scores to let the teacher score them"
+            )
         return open_engine(run.config.score, self.source, dtype=self.identity.dtype)
 
 
@@ -57,6 +70,8 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     config = run.config
     section = config.teachers[teacher]
     _check_consistent(run, teacher)
+    if section.scores is not None:
+        return _stored_scorer(run, round_index, teacher, section.scores)
     source = find_model(config, section, f"teachers.{teacher}")
     settings = load_settings(source)
     tokenizer = load_tokenizer(
@@ -87,6 +102,56 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         signal=signal_of(config).words(),
     )
     return Scorer(teacher, source, identity)
+
+
+def _stored_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scorer:
+    """Return a scorer of the root, checked against the student without the teacher's model."""
+    key, identity = find_named(run.storage, name)
+    section = run.config.teachers[teacher]
+    with opened(run, policy_of_round(run, round_index), weights=False) as folder:
+        student = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
+        vocab_size = _vocab_size(folder, run.config.student.trust_remote_code)
+    digest = tokenizer_digest(student)
+    if section.tokenizer_check == "content" and digest != identity.tokenizer:
+        raise IdentityError(
+            f"teachers.{teacher}.scores = {name!r} was scored with tokenizer {identity.tokenizer}, "
+            f"but the student's is {digest}: its ids may mean other text"
+        )
+    _shared_vocab(teacher, identity.vocab_size, vocab_size, identity.vocab_size)
+    source = ModelSource(section.model, section.revision, section.trust_remote_code)
+    found = Scorer(teacher, source, identity, stored=True)
+    if found.key != key:
+        raise IdentityError(
+            f"{run.storage.url(found.folder)} should hold scorer {key}, but its scorer.json "
+            f"describes {found.key}: it was changed"
+        )
+    return found
+
+
+def name_key(name: str) -> str:
+    """Return the key of the record that gives a scorer a name."""
+    return f"cache/names/{name}.json"
+
+
+def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
+    """Return key and identity of a scorer of a root.
+
+    Args:
+        storage: the root's store.
+        name: its key or its name.
+
+    Raises:
+        ConfigError: there is no such scorer.
+    """
+    named = find_record(storage, name_key(name), ScorerName)
+    key = name if named is None else named.scorer
+    identity = find_record(storage, f"cache/{key}/scorer.json", ScorerIdentity)
+    if identity is None:
+        raise ConfigError(
+            f"{storage.url('cache')} has no scorer of key or name {name!r}; "
+            "`opd cache ls` lists those that are there"
+        )
+    return key, identity
 
 
 def signal_of(config: RunConfig) -> Signal:

@@ -61,6 +61,9 @@ class TeacherSection(Section):
     """Folder of a Hugging Face model, or a hub id."""
     revision: str | None = None
     """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
+    scores: str | None = None
+    """Name or key of a scorer of this root that has scored the samples already, such as one that
+    `opd cache reprocess` made: its scores are used and the teacher is not loaded for scoring."""
     dtype: Dtype = "float32"
     """Number format of the teacher while it scores; part of the identity of its scores."""
     tokenizer_check: Literal["content", "vocabulary"] = "content"

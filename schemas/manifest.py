@@ -191,6 +191,14 @@ class ScorerIdentity(Versioned):
     vocab_size: int
     codec: str
     signal: dict[str, Any]
+    lineage: tuple[str, ...] = ()
+    """Scorers whose stored scores these were made from; none where the teacher made them."""
+
+
+class ScorerName(Versioned):
+    """What a reprocessed scorer is called in its root."""
+
+    scorer: str
 
 
 class RenumberingRecord(Versioned):
