@@ -45,6 +45,14 @@ def score(
         str | None, typer.Option(help="Score with this teacher only; default all.")
     ] = None,
     worker: WorkerOption = None,
+    only_invalid: Annotated[
+        bool,
+        typer.Option(
+            "--only-invalid",
+            help="Verify what is scored; score anew what is damaged or of another scorer. Run it "
+            "alone, without other workers.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Let the teachers score exactly the tokens that the student sampled."""
@@ -55,7 +63,14 @@ def score(
     _report(
         run,
         as_json,
-        lambda: run_score(run, round_index, teacher=teacher, worker=mine, progress=progress),
+        lambda: run_score(
+            run,
+            round_index,
+            teacher=teacher,
+            worker=mine,
+            progress=progress,
+            only_invalid=only_invalid,
+        ),
     )
 
 

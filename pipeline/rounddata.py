@@ -217,7 +217,7 @@ def _check_aligned(where: str, scores: pa.Table, rows: pa.Table) -> None:
     if ours.to_pylist() != theirs.to_pylist():
         raise DataError(
             f"{where} does not score the sequences of its rollout shard, row by row: it belongs to "
-            "another unit. Delete the round's score manifest and commits and run `opd score` again"
+            "another unit. `opd score --only-invalid` makes it anew"
         )
     if not np.array_equal(
         list_lengths(scores, "token_logprob"), list_lengths(rows, "response_ids")

@@ -20,13 +20,12 @@ from pipeline.commit import (
     writer,
 )
 from pipeline.engine import LazyEngine, require_engine
+from pipeline.invalid import forget_invalid, score_fingerprint, unit_rows
 from pipeline.run import Run, check_run, pin_run
 from pipeline.scorer import Scorer, find_scorer, pin_scorer
 from pipeline.scoretable import read_scores, score_table
-from pipeline.shards import read_rollout
 from pipeline.stage import Progress, StageResult, Worker, run_units
 from schemas.errors import ConfigError
-from schemas.fingerprint import fingerprint
 from schemas.manifest import (
     CacheCommit,
     RolloutManifest,
@@ -53,9 +52,24 @@ class _Job:
 
 
 def run_score(
-    run: Run, round_index: int, *, teacher: str | None, worker: Worker, progress: Progress
+    run: Run,
+    round_index: int,
+    *,
+    teacher: str | None,
+    worker: Worker,
+    progress: Progress,
+    only_invalid: bool = False,
 ) -> list[StageResult]:
     """Score what a round still lacks, for one teacher or for all; write their manifests.
+
+    Args:
+        run: the run.
+        round_index: the round.
+        teacher: the only one to score with; None for all.
+        worker: which units are ours.
+        progress: told of each unit.
+        only_invalid: verify what is there first, and score anew what is damaged or of a scorer
+            that the configuration no longer means.
 
     Raises:
         ConfigError: the round is not sampled, or there is no such teacher.
@@ -69,6 +83,9 @@ def run_score(
         raise ConfigError(f"there is no teacher {teacher!r} in the configuration; known: {known}")
     results = []
     for name in names:
+        if only_invalid:
+            forgotten = forget_invalid(run, round_index, name, progress)
+            progress.note(f"{forgotten} units of teacher {name!r} are to be scored anew")
         manifest = run.score(round_index, name)
         if manifest is not None:
             results.append(_result(run, round_index, name, manifest=manifest))
@@ -97,7 +114,7 @@ def _score(
         scorer=scorer,
         cache=ScoreCache(run.storage, scorer, progress.note),
         folder=run.stage_folder(round_index, f"score/{teacher}"),
-        fingerprint=fingerprint({"scorer": scorer.key, "rollout": rollout.fingerprint}),
+        fingerprint=score_fingerprint(scorer, rollout),
     )
     names, commits = [unit.unit for unit in rollout.units], list[ScoreCommit]()
     with LazyEngine(lambda: scorer.open(run)) as engine:
@@ -129,9 +146,7 @@ def _score(
 def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
     """Cover one rollout shard with a cache shard, from the cache or by the teacher."""
     storage, unit = job.run.storage, job.rollout.units[index]
-    rows = read_rollout(storage, unit.shard)
-    rows = rows.filter(pc.equal(rows.column("teacher"), job.scorer.name))
-    input_digest = fingerprint(rows.column("sequence_digest").to_pylist())
+    rows, input_digest = unit_rows(storage, unit, job.scorer)
     key = commit_key(job.scorer.folder, input_digest)
     cached = job.cache.unit(input_digest) or _compute(job, input_digest, rows, engine)
     check_fingerprint(storage, key, cached.fingerprint, job.scorer.key)

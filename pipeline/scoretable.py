@@ -93,7 +93,8 @@ def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
     if metadata.get("scorer") != scorer:
         raise IdentityError(
             f"{where} holds scores of scorer {metadata.get('scorer')}, expected {scorer}: they are "
-            "of another teacher, signal or engine version. Run `opd score` for this run again"
+            "of another teacher, signal or engine version. `opd score --only-invalid` makes the "
+            "right ones"
         )
     digest = metadata.get("renumbering")
     renumbering = None if digest is None else _renumbering(storage, scorer, digest)

@@ -188,16 +188,18 @@ class Storage:
 
     def _missing(self, key: str) -> DataError:
         return DataError(
-            f"{self.url(key)} is missing although a manifest names it: it was deleted. Restore it, "
-            "or remove the manifest that names it and run the stage again"
+            f"{self.url(key)} is missing although a manifest names it: it was deleted. Restore it; "
+            "scores are made anew by `opd score --only-invalid`, anything else by removing the "
+            "manifest that names it and running the stage again"
         )
 
     def _verify(self, shard: Shard, size: int, digest: str) -> None:
         if size != shard.bytes or digest != shard.sha256:
             raise DataError(
                 f"{self.url(shard.key)} is corrupt: found {size} bytes with sha256 {digest[:16]}…, "
-                f"expected {shard.bytes} bytes with {shard.sha256[:16]}…. Restore the object, or "
-                "delete it with its commit and manifest and run the stage again"
+                f"expected {shard.bytes} bytes with {shard.sha256[:16]}…. Restore the object; "
+                "scores are made anew by `opd score --only-invalid`, anything else by deleting it "
+                "with its commit and manifest and running the stage again"
             )
 
 

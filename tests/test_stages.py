@@ -223,6 +223,35 @@ def test_a_damaged_shard_in_the_cache_costs_only_its_reuse(run_copy: Path, cli: 
     stages(cli, config, "train")
 
 
+def test_only_invalid_scores_what_is_damaged_and_nothing_else(run_copy: Path, cli: Cli) -> None:
+    config, store = run_copy / "run.toml", run_copy / "store"
+    quiet = json.loads((store / ROUND / "score/main/manifest.json").read_text())
+    flipped, deleted = (store / quiet["units"][i]["shard"]["key"] for i in (1, 3))
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    deleted.unlink()
+    swapped = store / ROUND / "score/main/commits" / f"{quiet['units'][0]['unit']}.json"
+    record = json.loads(swapped.read_text())
+    swapped.write_text(json.dumps(record | {"shard": quiet["units"][2]["shard"]}))
+    result = cli.ok("score", "-c", config, "--round", "0", "--only-invalid")
+    assert result["units"] == 3
+    assert result["teacher_tokens"] > 0
+    assert json.loads((store / ROUND / "score/main/manifest.json").read_text()) == quiet
+    assert cli.ok("score", "-c", config, "--round", "0", "--only-invalid")["units"] == 0
+
+
+def test_only_invalid_scores_anew_what_another_scorer_made(run_copy: Path, cli: Cli) -> None:
+    key = run_copy / "store" / ROUND / "score/main"
+    manifest = json.loads((key / "manifest.json").read_text())
+    for path in (key / "commits").iterdir():  # as if an older engine had made them
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"fingerprint": "0" * 32}))
+    config = run_copy / "run.toml"
+    assert cli.ok("score", "-c", config, "--round", "0", "--only-invalid")["units"] == 4
+    assert json.loads((key / "manifest.json").read_text()) == manifest
+
+
 def test_scores_that_were_paid_for_before_a_crash_count_as_this_rounds(
     run_copy: Path, cli: Cli
 ) -> None:
