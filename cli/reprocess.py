@@ -11,8 +11,13 @@ from cli.output import make_progress, print_json
 
 def reprocess(
     config: ConfigOption,
-    source: Annotated[
-        str, typer.Option("--from", metavar="SCORER", help="Key or name of the scorer to read.")
+    sources: Annotated[
+        list[str],
+        typer.Option(
+            "--from",
+            metavar="SCORER",
+            help="Key or name of the scorer to read; several make a mixture.",
+        ),
     ],
     name: Annotated[
         str,
@@ -22,6 +27,10 @@ def reprocess(
             help="Name of the new scorer; a run uses it by teachers.TEACHER.scores = NAME.",
         ),
     ],
+    weights: Annotated[
+        list[float] | None,
+        typer.Option("--weight", help="Weight of each source in a mixture, in order."),
+    ] = None,
     k: Annotated[int | None, typer.Option(min=1, help="Top-k ids to keep.")] = None,
     top_p: Annotated[
         float | None,
@@ -42,7 +51,7 @@ def reprocess(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make scores with a smaller signal or another codec from stored ones, with no teacher.
+    """Make scores with a smaller signal, another codec or a mixture of teachers, with no teacher.
 
     The old scores stay. Killed and typed again, the command goes on; typed later, it adds what was
     scored since.
@@ -56,8 +65,9 @@ def reprocess(
     signal |= {"draws": 0} if drop_draws else {}
     made = make(
         load_run(config, overrides).storage,
-        source,
+        sources,
         name,
+        weights=weights or [],
         codec=codec,
         signal=signal,
         worker=parse_worker(worker),

@@ -36,6 +36,11 @@ class ScoreCache:
         self._storage, self._scorer, self._note = storage, scorer, note
         self._index = Index(storage, scorer.folder)
 
+    @property
+    def scorer(self) -> str:
+        """Key of the scorer."""
+        return self._scorer.key
+
     def unit(self, digest: str) -> CacheCommit | None:
         """Return the commit of a unit with exactly these sequences, if it was scored before.
 

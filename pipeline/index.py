@@ -61,13 +61,14 @@ class Index:
     """The index of one scorer, as it was at the last refresh."""
 
     def __init__(self, storage: Storage, scorer_folder: str) -> None:
-        """Name the scorer's cache folder; nothing is read yet."""
+        """Name the scorer's cache folder; the first look-up reads."""
         self._storage, self._scorer_folder = storage, scorer_folder
         self.folder = f"{scorer_folder}/index"
         self.units: dict[str, NewUnit] = {}
         """Units that are not merged yet, by name."""
         self.state = IndexState(number=0, runs=())
         """The merged runs."""
+        self._is_read = False
         self._tables: dict[str, Entries] = {}
 
     def add(self, commit: CacheCommit, digests: Sequence[str]) -> CacheCommit:
@@ -96,12 +97,12 @@ class Index:
         self._repeat(lambda: None)
 
     def lookup(self, digests: Sequence[str]) -> Hits:
-        """Return where the scores of some sequences are.
+        """Return where the scores of some sequences are, as of the last refresh.
 
         Raises:
             DataError: an object of the index is damaged.
         """
-        return self._repeat(lambda: self._lookup(digests), refresh=False)
+        return self._repeat(lambda: self._lookup(digests), refresh=not self._is_read)
 
     def _repeat(self, action: Callable[[], T], *, refresh: bool = True) -> T:
         for _ in range(PATIENCE):
@@ -130,6 +131,7 @@ class Index:
         self.units = {name: unit for name, unit in units.items() if unit is not None}
         if len(self.units) < len(units):
             raise CompactedError
+        self._is_read = True
 
     def _read_unit(self, name: str) -> NewUnit | None:
         key = f"{self.folder}/new/{name}"

@@ -1,22 +1,27 @@
 """Reprocessing: a new scorer whose scores are made from stored ones, with no teacher.
 
 Promises: units, commits and index as of any scorer; killed and run again, it goes on; the new
-scorer says which one it comes from.
+scorer says which ones it comes from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.cache import ScoreCache
 from pipeline.codec import CODECS
 from pipeline.commit import commit_key, committed_units, create_record, read_record, writer
 from pipeline.derive import check_derivable, derive
+from pipeline.mixture import check_mixable, mix
 from pipeline.models import ModelSource
 from pipeline.scorearrays import scores_of, table_of
-from pipeline.scorer import Scorer, find_named, name_key
+from pipeline.scorer import Scorer, find_named, name_key, stored_scorer
 from pipeline.scoretable import read_scores
 from pipeline.stage import Progress, Worker, run_units
 from pipeline.storage import Storage
-from schemas.errors import ConfigError, ConflictError
+from schemas.errors import ConfigError, ConflictError, IdentityError
 from schemas.manifest import CacheCommit, ScorerIdentity, ScorerName
 from schemas.scoresignal import Signal
 from schemas.tables import list_lengths
@@ -29,7 +34,7 @@ class Reprocessed:
     scorer: str
     """Key of the new scorer."""
     name: str
-    source: str
+    sources: tuple[str, ...]
     units: int
     """Units that this call made."""
     rows: int
@@ -40,42 +45,69 @@ class Reprocessed:
 
 def reprocess(
     storage: Storage,
-    source: str,
+    sources: Sequence[str],
     name: str,
     *,
+    weights: Sequence[float] = (),
     codec: str | None,
     signal: dict[str, object],
     worker: Worker,
     progress: Progress,
 ) -> Reprocessed:
-    """Make a scorer from another one's scores.
+    """Make a scorer from the scores of another one, or from those of several.
 
     Args:
         storage: the root's store.
-        source: key or name of the scorer to start from.
+        sources: keys or names of the scorers to start from; the first one's units are made.
         name: what the new scorer is called; a configuration names it in `teachers.NAME.scores`.
+        weights: of the sources in their mixture, where there are several.
         codec: form of the new shards; None for the source's.
         signal: fields of `Signal` that change.
         worker: which units are ours.
         progress: told of each unit.
 
     Raises:
-        ConfigError: no such scorer, nothing changes, or something was not kept.
+        ConfigError: no such scorer, nothing changes, something was not kept, or a source lacks
+            sequences of the first one.
         ConflictError: the name is another scorer's.
+        IdentityError: the sources do not share a tokenizer.
     """
     if codec is not None and codec not in CODECS:
         raise ConfigError(f"there is no codec {codec!r}; choose from {', '.join(CODECS)}")
-    old_key, old = find_named(storage, source)
-    before = Signal.of(old.signal)
+    found = [find_named(storage, source) for source in sources]
+    old = found[0][1]
+    signals = [Signal.of(identity.signal) for _, identity in found]
+    before = signals[0] if len(found) == 1 else check_mixable(signals, weights)
     after = Signal.of({**before.words(), **signal})
     check_derivable(before, after)
-    changes = {"codec": codec or old.codec, "signal": after.words(), "lineage": (old_key,)}
+    changes: dict[str, object] = {
+        "codec": codec or old.codec,
+        "signal": after.words(),
+        "lineage": tuple(key for key, _ in found),
+    }
+    if len(found) > 1:
+        changes["model"] = _mixture(found, weights)
     new = Scorer(name, ModelSource(name, None, False), old.model_copy(update=changes))
-    if (new.identity.codec, after) == (old.codec, before):
-        raise ConfigError(f"nothing would change: {old_key} has this codec and signal already")
+    if len(found) == 1 and (new.identity.codec, after) == (old.codec, before):
+        raise ConfigError(f"nothing would change: {found[0][0]} has this codec and signal already")
     with writer(storage):
         _pin(storage, new)
-        return _run(storage, old_key, new, worker=worker, progress=progress)
+        work = _Work(storage, [key for key, _ in found], list(weights), before, after)
+        return _run(work, new, worker=worker, progress=progress)
+
+
+def _mixture(
+    found: Sequence[tuple[str, ScorerIdentity]], weights: Sequence[float]
+) -> dict[str, object]:
+    """Return what stands for a model in the identity of a mixture."""
+    kinds = {(identity.tokenizer, identity.vocab_size) for _, identity in found}
+    if len(kinds) > 1:
+        raise IdentityError(
+            f"the scorers to mix have {len(kinds)} tokenizers or vocabulary sizes: their ids do "
+            "not mean the same"
+        )
+    models = [identity.model for _, identity in found]
+    return {"mixture": [[m, w] for m, w in zip(models, weights, strict=True)]}
 
 
 def _pin(storage: Storage, scorer: Scorer) -> None:
@@ -88,22 +120,70 @@ def _pin(storage: Storage, scorer: Scorer) -> None:
     create_record(storage, f"{scorer.folder}/scorer.json", scorer.identity)
 
 
-def _run(
-    storage: Storage, old_key: str, scorer: Scorer, *, worker: Worker, progress: Progress
-) -> Reprocessed:
-    names = sorted(committed_units(storage, f"cache/{old_key}"))
+@dataclass(frozen=True)
+class _Work:
+    """What all units share."""
+
+    storage: Storage
+    sources: list[str]
+    weights: list[float]
+    mixed: Signal
+    signal: Signal
+
+    def unit(self, name: str, others: Sequence[ScoreCache]) -> pa.Table:
+        """Return the new scores of a unit of the first source."""
+        first = self.sources[0]
+        commit = read_record(self.storage, commit_key(f"cache/{first}", name), CacheCommit)
+        table = read_scores(self.storage, commit.shard, scorer=first)
+        if not table.num_rows:
+            return table
+        scores = scores_of(table)
+        if others:
+            rest = [scores_of(_same_rows(other, table, name)) for other in others]
+            scores = mix([scores, *rest], self.weights, k=self.mixed.k)
+        digests = table.column("sequence_digest").to_pylist()
+        lengths = list_lengths(table, "token_logprob")
+        return table_of(digests, derive(scores, self.signal), lengths, self.signal)
+
+
+def _same_rows(cache: ScoreCache, table: pa.Table, unit: str) -> pa.Table:
+    digests = table.column("sequence_digest")
+    known = cache.known(pc.unique(digests).to_pylist())
+    order = pc.index_in(digests, value_set=known.column("sequence_digest"))
+    if order.null_count:
+        raise ConfigError(
+            f"{order.null_count} of {table.num_rows} sequences of unit {unit} are not scored by "
+            f"scorer {cache.scorer}: score them with it first"
+        )
+    return known.take(order)
+
+
+def _run(work: _Work, scorer: Scorer, *, worker: Worker, progress: Progress) -> Reprocessed:
+    storage, source = work.storage, work.sources[0]
+    names = sorted(committed_units(storage, f"cache/{source}"))
     cache = ScoreCache(storage, scorer, progress.note)
+    others = [
+        ScoreCache(storage, stored_scorer(storage, key), progress.note) for key in work.sources[1:]
+    ]
     made: list[CacheCommit] = []
 
     def compute(index: int) -> int:
-        made.append(_unit(storage, old_key, scorer.identity, cache, names[index]))
-        return made[-1].shard.tokens
+        table = work.unit(names[index], others)
+        commit = cache.publish(
+            names[index],
+            table,
+            paid_by=f"reprocess/{source}",
+            teacher_tokens=0,
+            reused_rows=table.num_rows,
+        )
+        made.append(commit)
+        return commit.shard.tokens
 
     done = run_units(
         storage,
         scorer.folder,
         names,
-        label=f"reprocess {old_key[:8]}",
+        label=f"reprocess {source[:8]}",
         worker=worker,
         compute=compute,
         progress=progress,
@@ -111,24 +191,9 @@ def _run(
     return Reprocessed(
         scorer=scorer.key,
         name=scorer.name,
-        source=old_key,
+        sources=tuple(work.sources),
         units=len(made),
         rows=sum(commit.shard.rows for commit in made),
         tokens=sum(commit.shard.tokens for commit in made),
         complete=done.issuperset(names),
-    )
-
-
-def _unit(
-    storage: Storage, old_key: str, identity: ScorerIdentity, cache: ScoreCache, name: str
-) -> CacheCommit:
-    commit = read_record(storage, commit_key(f"cache/{old_key}", name), CacheCommit)
-    table = read_scores(storage, commit.shard, scorer=old_key)
-    signal = Signal.of(identity.signal)
-    digests = table.column("sequence_digest").to_pylist()
-    lengths = list_lengths(table, "token_logprob")
-    scores = derive(scores_of(table), signal) if table.num_rows else None
-    made = table if scores is None else table_of(digests, scores, lengths, signal)
-    return cache.publish(
-        name, made, paid_by=f"reprocess/{old_key}", teacher_tokens=0, reused_rows=table.num_rows
     )

@@ -1,6 +1,6 @@
 """One teacher with one signal: who it is, whether it may score this student, where its cache is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     section = config.teachers[teacher]
     _check_consistent(run, teacher)
     if section.scores is not None:
-        return _stored_scorer(run, round_index, teacher, section.scores)
+        return _fitting_scorer(run, round_index, teacher, section.scores)
     source = find_model(config, section, f"teachers.{teacher}")
     settings = load_settings(source)
     tokenizer = load_tokenizer(
@@ -104,9 +104,10 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     return Scorer(teacher, source, identity)
 
 
-def _stored_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scorer:
+def _fitting_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scorer:
     """Return a scorer of the root, checked against the student without the teacher's model."""
-    key, identity = find_named(run.storage, name)
+    found = stored_scorer(run.storage, name)
+    identity = found.identity
     section = run.config.teachers[teacher]
     with opened(run, policy_of_round(run, round_index), weights=False) as folder:
         student = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
@@ -118,12 +119,26 @@ def _stored_scorer(run: Run, round_index: int, teacher: str, name: str) -> Score
             f"but the student's is {digest}: its ids may mean other text"
         )
     _shared_vocab(teacher, identity.vocab_size, vocab_size, identity.vocab_size)
-    source = ModelSource(section.model, section.revision, section.trust_remote_code)
-    found = Scorer(teacher, source, identity, stored=True)
+    return replace(found, name=teacher)
+
+
+def stored_scorer(storage: Storage, name: str) -> Scorer:
+    """Return a scorer of a root of which only the stored scores are used.
+
+    Args:
+        storage: the root's store.
+        name: its key or its name.
+
+    Raises:
+        ConfigError: there is no such scorer.
+        IdentityError: its description was changed.
+    """
+    key, identity = find_named(storage, name)
+    found = Scorer(name, ModelSource(name, None, False), identity, stored=True)
     if found.key != key:
         raise IdentityError(
-            f"{run.storage.url(found.folder)} should hold scorer {key}, but its scorer.json "
-            f"describes {found.key}: it was changed"
+            f"{storage.url(found.folder)} should hold scorer {key}, but its scorer.json describes "
+            f"{found.key}: it was changed"
         )
     return found
 

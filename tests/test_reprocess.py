@@ -12,7 +12,7 @@ from pipeline.scorearrays import scores_of
 from pipeline.scoretable import read_scores
 from schemas.configfile import load_config
 from tests.runs import Cli
-from tests.tiny import write_run
+from tests.tiny import make_model, write_run
 
 SMALL = ("--k", "2", "--codec", "packed-v1")
 
@@ -102,3 +102,49 @@ def test_an_unknown_scorer_is_named(run_copy: Path, cli: Cli) -> None:
     )
     assert outcome.code == 2
     assert "no scorer of key or name 'nobody'" in outcome.stderr
+
+
+def test_a_run_trains_on_a_mixture_of_two_teachers(run_copy: Path, cli: Cli) -> None:
+    first = scorer_of(run_copy)
+    shutil.move(run_copy / "main", run_copy / "first")
+    make_model(run_copy / "main", teacher=True, seed=5)
+    other = write_run(run_copy, changes={"run.name": "other", "eval": None})
+    for stage in ("rollout", "score"):
+        cli.ok(stage, "-c", other, "--round", "0")
+    path = run_copy / "store/runs/other/rounds/0000/score/main/manifest.json"
+    second = json.loads(path.read_text())["scorer"]
+    assert second != first
+    mix = (
+        "--from",
+        second,
+        "--from",
+        first,
+        "--to",
+        "both",
+        "--weight",
+        "0.25",
+        "--weight",
+        "0.75",
+    )
+    made = cli.ok("cache", "reprocess", "-c", other, *mix)
+    assert (made["units"], made["complete"]) == (4, True)
+    changes = {"run.name": "mixed", "teachers.main.scores": "both", "eval": None}
+    config = write_run(run_copy, changes=changes)
+    for stage in ("rollout", "score", "train"):
+        assert cli.ok(stage, "-c", config, "--round", "0").get("teacher_tokens", 0) == 0
+
+    lacking = (
+        "--from",
+        first,
+        "--from",
+        second,
+        "--to",
+        "more",
+        "--weight",
+        "0.5",
+        "--weight",
+        "0.5",
+    )
+    outcome = cli("cache", "reprocess", "-c", other, *lacking)
+    assert outcome.code == 2
+    assert "are not scored by scorer" in outcome.stderr
