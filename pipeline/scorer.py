@@ -145,7 +145,7 @@ def stored_scorer(storage: Storage, name: str) -> Scorer:
 
 def name_key(name: str) -> str:
     """Return the key of the record that gives a scorer a name."""
-    return f"cache/names/{name}.json"
+    return f"scorers/{name}.json"
 
 
 def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
