@@ -1,0 +1,72 @@
+"""Tables of the cache commands, for people."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.inventory import SHORT, CacheEntry, Use
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def print_caches(root: str, entries: Sequence[CacheEntry]) -> None:
+    """Print the scorers of a root."""
+    titles = ("scorer", "teacher", "codec", "k", "rows", "tokens", "bytes", "used by")
+    cells = [
+        [
+            entry.scorer[:SHORT],
+            entry.teacher,
+            entry.codec,
+            str(entry.k),
+            f"{entry.rows:,}",
+            f"{entry.tokens:,}",
+            in_bytes(entry.bytes),
+            uses_in_words(entry.uses),
+        ]
+        for entry in entries
+    ]
+    print_table(f"{len(entries)} scorers at {root}", titles, cells, left=(0, 1, 2, 7))
+
+
+def print_table(
+    title: str, titles: Sequence[str], cells: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
+) -> None:
+    """Print rows of text under titles, some columns on the left."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(titles):
+        table.add_column(name, justify="left" if index in left else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def uses_in_words(uses: Sequence[Use]) -> str:
+    """Return rounds by run and teacher, such as `demo 0-3 (main)`."""
+    grouped: dict[tuple[str, str], list[int]] = {}
+    for use in uses:
+        grouped.setdefault((use.run, use.teacher), []).append(use.round)
+    parts = [f"{run} {_ranges(found)} ({teacher})" for (run, teacher), found in grouped.items()]
+    return ", ".join(parts) or "no round"
+
+
+def in_bytes(count: float) -> str:
+    """Return a number of bytes with a fitting unit."""
+    for unit in UNITS[:-1]:
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} {UNITS[-1]}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
