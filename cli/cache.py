@@ -1,16 +1,20 @@
 """The cache commands: what the teacher caches of a root hold, and their upkeep."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import cachetables
 from cli.options import JsonOption, SetOption, load_run
-from cli.output import print_json
+from cli.output import make_progress, print_json
 from pipeline.storage import Storage
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError, IdentityError
+
+if TYPE_CHECKING:
+    from pipeline.verification import Verification
 
 app = typer.Typer(
     help="Look into the teacher caches of a root, check them and clean up.", no_args_is_help=True
@@ -18,6 +22,10 @@ app = typer.Typer(
 
 SomeConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file of a run of the root.")
+]
+ScorerArgument = Annotated[
+    str | None,
+    typer.Argument(help="First characters of a scorer's key; default all scorers of the root."),
 ]
 RootOption = Annotated[
     str | None,
@@ -43,6 +51,39 @@ def list_(
         cachetables.print_caches(storage.root, entries)
 
 
+@app.command()
+def verify(
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read only so many shards of each, at random.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Fixes which ones --sample takes.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Read committed scores again and name every shard that is damaged, missing or foreign.
+
+    Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer.
+    """
+    from pipeline.inventory import find_scorers
+    from pipeline.verification import verify_scorer
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    found = [
+        verify_scorer(storage, name, sample=sample, seed=seed, progress=progress)
+        for name in find_scorers(storage, scorer)
+    ]
+    code = _code_of(found)
+    if as_json:
+        scorers = [asdict(one) for one in found]
+        print_json({"root": storage.root, "scorers": scorers, "exit_code": code})
+    else:
+        cachetables.print_verifications(storage.root, found)
+    raise typer.Exit(code)
+
+
 def open_store(config: Path | None, root: str | None, overrides: list[str] | None) -> Storage:
     """Return the store of a configuration, or of a root that is named directly.
 
@@ -56,3 +97,9 @@ def open_store(config: Path | None, root: str | None, overrides: list[str] | Non
     if overrides:
         raise ConfigError("--set changes keys of a configuration: it needs --config, not --root")
     return Storage(root or "")
+
+
+def _code_of(found: "Sequence[Verification]") -> int:
+    if any(one.damaged or one.missing for one in found):
+        return DataError.exit_code
+    return IdentityError.exit_code if any(one.foreign for one in found) else 0

@@ -2,12 +2,16 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.inventory import SHORT, CacheEntry, Use
+
+if TYPE_CHECKING:
+    from pipeline.verification import Verification
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -29,6 +33,26 @@ def print_caches(root: str, entries: Sequence[CacheEntry]) -> None:
         for entry in entries
     ]
     print_table(f"{len(entries)} scorers at {root}", titles, cells, left=(0, 1, 2, 7))
+
+
+def print_verifications(root: str, found: "Sequence[Verification]") -> None:
+    """Print what was verified, then each object that is wrong, by name."""
+    kinds = ("damaged", "missing", "foreign")
+    titles = ("scorer", "commits", "checked", "rows", "tokens", "bytes", *kinds)
+    cells = [
+        [
+            one.scorer[:SHORT],
+            *(f"{count:,}" for count in (one.commits, one.checked, one.rows, one.tokens)),
+            in_bytes(one.bytes),
+            *(str(len(getattr(one, kind))) for kind in kinds),
+        ]
+        for one in found
+    ]
+    print_table(f"caches at {root}", titles, cells)
+    for kind in kinds:
+        for one in found:
+            for fault in getattr(one, kind):
+                print(f"{kind}: {fault.key}: {fault.reason}")
 
 
 def print_table(
