@@ -84,6 +84,60 @@ def verify(
     raise typer.Exit(code)
 
 
+@app.command()
+def stats(
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show bytes per token, mass, tail and entropy by position, odd values, and stop tokens."""
+    from pipeline.cacheaudit import cache_figures
+    from pipeline.inventory import find_scorers
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    found = [
+        cache_figures(storage, name, progress=progress) for name in find_scorers(storage, scorer)
+    ]
+    code = DataError.exit_code if any(one.refused for one in found) else 0
+    if as_json:
+        scorers = [asdict(one) for one in found]
+        print_json({"root": storage.root, "scorers": scorers, "exit_code": code})
+    else:
+        for one in found:
+            cachetables.print_figures(one)
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    to: Annotated[
+        Path,
+        typer.Option(help="A new file, or a new folder, which gets one file for each shard."),
+    ],
+    kind: Annotated[str, typer.Option("--format", help="parquet or jsonl.")],
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a scorer's scores to files that need no opd to be read."""
+    from pipeline.cacheexport import FORMATS, export_scores
+    from pipeline.inventory import find_scorer_key
+
+    if kind not in FORMATS:
+        raise ConfigError(f"--format is {kind!r}; it can be {' or '.join(FORMATS)}")
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    key = find_scorer_key(storage, scorer)
+    done = export_scores(storage, key, to, kind=kind, progress=progress)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print(f"{done.rows:,} rows, {done.tokens:,} tokens in {done.files} files at {done.path}")
+
+
 def open_store(config: Path | None, root: str | None, overrides: list[str] | None) -> Storage:
     """Return the store of a configuration, or of a root that is named directly.
 

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,8 +12,14 @@ from rich.text import Text
 from pipeline.inventory import SHORT, CacheEntry, Use
 
 if TYPE_CHECKING:
+    from pipeline.cacheaudit import CacheFigures
     from pipeline.verification import Verification
 
+HISTOGRAMS = {
+    "mass": "mass in the top-k",
+    "tail": "log mass of the tail, nats",
+    "entropy": "entropy, nats",
+}
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -55,6 +62,34 @@ def print_verifications(root: str, found: "Sequence[Verification]") -> None:
                 print(f"{kind}: {fault.key}: {fault.reason}")
 
 
+def print_figures(found: "CacheFigures") -> None:
+    """Print the figures of one scorer."""
+    rate = "" if found.bytes_per_token is None else f", {found.bytes_per_token:.1f} bytes per token"
+    title = f"scorer {found.scorer[:SHORT]}: {found.rows:,} rows, {found.tokens:,} tokens{rate}"
+    names = ("tokens", "topk_mass", "tail_mass", "entropy", "token_probability")
+    rows = [*found.positions, *([] if found.all is None else [found.all])]
+    cells = [
+        [_span(row), f"{row['tokens']:,}", *(f"{row[name]:.4f}" for name in names[1:])]
+        for row in rows
+    ]
+    print_table(title, ("position", *(name.replace("_", " ") for name in names)), cells)
+    for name, edges in found.edges.items() if found.all is not None else ():
+        counts = (found.all or {})[f"{name}_histogram"]
+        spans = [f"{_edge(a)} to {_edge(b)}" for a, b in pairwise(edges)]
+        shares = [f"{count / found.tokens:.1%}" for count in counts]
+        print_table(f"{HISTOGRAMS[name]}: share of tokens", spans, [shares], left=())
+    odd = [[name, *map(str, counts.values())] for name, counts in found.odd.items()]
+    titles = ("column", "NaN", "-inf", "exactly 0", "suspicious 0")
+    print_table("odd values", titles, odd)
+    ends = [
+        [reason, str(row["rows"]), "" if (p := row["probability"]) is None else f"{p:.4f}"]
+        for reason, row in found.last_token.items()
+    ]
+    print_table("last token", ("ended by", "rows", "teacher's mean probability"), ends)
+    for key in found.refused:
+        print(f"left out, for it cannot be read: {key}")
+
+
 def print_table(
     title: str, titles: Sequence[str], cells: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
 ) -> None:
@@ -84,6 +119,16 @@ def in_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} {UNITS[-1]}"
+
+
+def _span(row: dict[str, Any]) -> str:
+    if "from" not in row:
+        return "all"
+    return str(row["from"]) if row["from"] == row["to"] else f"{row['from']}-{row['to']}"
+
+
+def _edge(edge: float | None) -> str:
+    return "…" if edge is None else f"{edge:g}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:
