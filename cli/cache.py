@@ -1,10 +1,160 @@
 """The cache commands: what the teacher caches of a root hold, and their upkeep."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from cli import reprocess
+from cli import cachetables, reprocess
+from cli.options import JsonOption, SetOption, load_run
+from cli.output import make_progress, print_json
+from pipeline.storage import Storage
+from schemas.errors import ConfigError, DataError, IdentityError
+
+if TYPE_CHECKING:
+    from pipeline.verification import Verification
 
 app = typer.Typer(
     help="Look into the teacher caches of a root, check them and clean up.", no_args_is_help=True
 )
 app.command("reprocess")(reprocess.reprocess)
+
+SomeConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file of a run of the root.")
+]
+ScorerArgument = Annotated[
+    str | None,
+    typer.Argument(help="First characters of a scorer's key; default all scorers of the root."),
+]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--root", metavar="URL", help="The root itself, without a configuration."),
+]
+
+
+@app.command("ls")
+def list_(
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the scorers: teacher, codec, size, and the rounds that use them."""
+    from pipeline.inventory import list_caches
+
+    storage = open_store(config, root, overrides)
+    entries = list(list_caches(storage))
+    if as_json:
+        print_json({"root": storage.root, "scorers": [asdict(entry) for entry in entries]})
+    else:
+        cachetables.print_caches(storage.root, entries)
+
+
+@app.command()
+def verify(
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read only so many shards of each, at random.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Fixes which ones --sample takes.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Read committed scores again and name every shard that is damaged, missing or foreign.
+
+    Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer.
+    """
+    from pipeline.inventory import find_scorers
+    from pipeline.verification import verify_scorer
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    found = [
+        verify_scorer(storage, name, sample=sample, seed=seed, progress=progress)
+        for name in find_scorers(storage, scorer)
+    ]
+    code = _code_of(found)
+    if as_json:
+        scorers = [asdict(one) for one in found]
+        print_json({"root": storage.root, "scorers": scorers, "exit_code": code})
+    else:
+        cachetables.print_verifications(storage.root, found)
+    raise typer.Exit(code)
+
+
+@app.command()
+def stats(
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show bytes per token, mass, tail and entropy by position, odd values, and stop tokens."""
+    from pipeline.cacheaudit import cache_figures
+    from pipeline.inventory import find_scorers
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    found = [
+        cache_figures(storage, name, progress=progress) for name in find_scorers(storage, scorer)
+    ]
+    code = DataError.exit_code if any(one.refused for one in found) else 0
+    if as_json:
+        scorers = [asdict(one) for one in found]
+        print_json({"root": storage.root, "scorers": scorers, "exit_code": code})
+    else:
+        for one in found:
+            cachetables.print_figures(one)
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    to: Annotated[
+        Path,
+        typer.Option(help="A new file, or a new folder, which gets one file for each shard."),
+    ],
+    kind: Annotated[str, typer.Option("--format", help="parquet or jsonl.")],
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a scorer's scores to files that need no opd to be read."""
+    from pipeline.cacheexport import FORMATS, export_scores
+    from pipeline.inventory import find_scorer_key
+
+    if kind not in FORMATS:
+        raise ConfigError(f"--format is {kind!r}; it can be {' or '.join(FORMATS)}")
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    key = find_scorer_key(storage, scorer)
+    done = export_scores(storage, key, to, kind=kind, progress=progress)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print(f"{done.rows:,} rows, {done.tokens:,} tokens in {done.files} files at {done.path}")
+
+
+def open_store(config: Path | None, root: str | None, overrides: list[str] | None) -> Storage:
+    """Return the store of a configuration, or of a root that is named directly.
+
+    Raises:
+        ConfigError: not exactly one of them, or one that is wrong.
+    """
+    if (config is None) == (root is None):
+        raise ConfigError("give either --config FILE or --root URL")
+    if config is not None:
+        return load_run(config, overrides).storage
+    if overrides:
+        raise ConfigError("--set changes keys of a configuration: it needs --config, not --root")
+    return Storage(root or "")
+
+
+def _code_of(found: "Sequence[Verification]") -> int:
+    if any(one.damaged or one.missing for one in found):
+        return DataError.exit_code
+    return IdentityError.exit_code if any(one.foreign for one in found) else 0

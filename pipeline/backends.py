@@ -44,6 +44,8 @@ class Version:
     """Changes with every write."""
     age_s: float
     """Seconds since it was written, by the store's own clock."""
+    num_bytes: int
+    """Length of the object."""
 
 
 class Backend(Protocol):
@@ -66,6 +68,9 @@ class Backend(Protocol):
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the objects directly in a folder, without it."""
+
+    def folders(self, folder: str) -> set[str]:
+        """Return the names of the folders directly in a folder."""
 
     def exists(self, name: str) -> bool:
         """Return whether an object is there."""
@@ -102,7 +107,8 @@ class LocalBackend:
     def version(self, name: str) -> Version:
         """Return a file's version, its age told by the clock that stamps files."""
         with _locked(Path(name).parent) as now_s:
-            return Version(_file_tag(name), now_s - os.stat(name).st_mtime)
+            found = os.stat(name)
+            return Version(_file_tag(name), now_s - found.st_mtime, found.st_size)
 
     def replace(self, name: str, data: bytes, version: Version) -> None:
         """Replace a file of a version; one process of the folder at a time."""
@@ -119,6 +125,14 @@ class LocalBackend:
         except FileNotFoundError:
             return set()
         return {name for name in names if not name.startswith(".tmp-")}
+
+    def folders(self, folder: str) -> set[str]:
+        """Return the names of the folders in a folder."""
+        try:
+            with os.scandir(folder) as entries:
+                return {entry.name for entry in entries if entry.is_dir()}
+        except FileNotFoundError:
+            return set()
 
     def exists(self, name: str) -> bool:
         """Return whether a file is there."""
@@ -189,11 +203,12 @@ class FsspecBackend:
         if self._protocol == "memory":
             info = self._fs.info(name)
             age_s = (datetime.now(UTC) - info["created"]).total_seconds()
-            return Version(str(info["created"]), age_s)
+            return Version(str(info["created"]), age_s, info["size"])
         bucket, key, _ = self._fs.split_path(name)
         reply = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
         now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return Version(reply["ETag"], (now - reply["LastModified"]).total_seconds())
+        age_s = (now - reply["LastModified"]).total_seconds()
+        return Version(reply["ETag"], age_s, reply["ContentLength"])
 
     def replace(self, name: str, data: bytes, version: Version) -> None:
         """Put an object with If-Match."""
@@ -207,13 +222,11 @@ class FsspecBackend:
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the objects in a folder, always asked afresh."""
-        try:
-            # not `find`, which takes a refused or failed listing for an empty one
-            found = self._fs.ls(folder, detail=True)
-        except FileNotFoundError:
-            return set()
-        names = {entry["name"].rsplit("/", 1)[1] for entry in found if entry["type"] == "file"}
-        return names - {""}  # some stores list the folder itself
+        return self._listed(folder, "file")
+
+    def folders(self, folder: str) -> set[str]:
+        """Return the names of the folders in a folder, always asked afresh."""
+        return self._listed(folder, "directory")
 
     def exists(self, name: str) -> bool:
         """Return whether an object is there."""
@@ -235,6 +248,19 @@ class FsspecBackend:
         """Remove an object."""
         if self.exists(name):
             self._fs.rm_file(name)
+
+    def _listed(self, folder: str, kind: str) -> set[str]:
+        try:
+            # not `find`, which takes a refused or failed listing for an empty one
+            found = self._fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            return set()
+        names = {
+            e["name"].rstrip("/") if kind == "directory" else e["name"]
+            for e in found
+            if e["type"] == kind and e["name"].strip("/") != folder.strip("/")
+        }
+        return {name.rsplit("/", 1)[1] for name in names} - {""}  # some list the folder itself
 
 
 def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.ragged import offsets_within
+
 PAD = 0
 """Id that fills batches; masked everywhere."""
 
@@ -50,16 +52,3 @@ def response_positions(prompt_tokens: NDArray[Any], response_tokens: NDArray[Any
     row = np.repeat(np.arange(len(prompt_tokens)), response_tokens)
     column = prompt_tokens[row] - 1 + offsets_within(response_tokens)
     return torch.from_numpy(np.stack([row, column]))
-
-
-def offsets_within(lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """Return int64 [sum of lengths]: the position of each value inside its row."""
-    starts = np.cumsum(lengths) - lengths
-    return np.asarray(np.arange(lengths.sum()) - np.repeat(starts, lengths), dtype=np.int64)
-
-
-def token_index(lengths: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
-    """Return where, in joined values, the values of some rows stand, in the order of `rows`."""
-    starts = np.cumsum(lengths) - lengths
-    index = np.repeat(starts[rows], lengths[rows]) + offsets_within(lengths[rows])
-    return np.asarray(index, dtype=np.int64)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.padding import token_index
+from pipeline.ragged import token_index
 from pipeline.scorearrays import scores_of
 from pipeline.scoretable import read_scores
 from pipeline.shards import read_rollout

@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipeline.codec import check_ids, codec_named
 from pipeline.commit import create_record, find_record
 from pipeline.engine import Ids, LazyEngine
-from pipeline.padding import token_index
 from pipeline.parquet import read_table, write_table
+from pipeline.ragged import token_index
 from pipeline.renumbering import Renumbering
 from pipeline.scorearrays import table_of
 from pipeline.scorer import Scorer

@@ -1,4 +1,4 @@
-"""The one seam to the store: local folders, `s3://` and `memory://` behind seven verbs.
+"""The one seam to the store: local folders, `s3://` and `memory://` behind a few verbs.
 
 Promises: an object is seen whole or not at all; `create` has one winner; passing faults are
 repeated; errors are `StorageError` or `DataError`. Must not: list to find data, cache listings,
@@ -127,6 +127,13 @@ class Storage:
         """Return the names of the objects directly in a folder."""
         return self._do(
             f"listing {self.url(folder)}", partial(self._backend.names, self._name(folder))
+        )
+
+    def folders(self, folder: str) -> set[str]:
+        """Return the names of the folders directly in a folder; "" is the root."""
+        return self._do(
+            f"listing {self.url(folder)}",
+            partial(self._backend.folders, self._name(folder).rstrip("/")),
         )
 
     def upload(self, key: str, path: Path) -> Shard:

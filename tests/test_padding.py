@@ -5,13 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.padding import (
-    length_batches,
-    offsets_within,
-    padded,
-    response_positions,
-    token_index,
-)
+from pipeline.padding import length_batches, padded, response_positions
+from pipeline.ragged import offsets_within, token_index
 
 LENGTHS = st.lists(st.integers(1, 30), max_size=25)
 SOME = st.lists(st.integers(1, 9), min_size=1, max_size=8)

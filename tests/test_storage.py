@@ -100,6 +100,25 @@ def test_names_are_the_objects_directly_in_a_folder(storage: Storage) -> None:
     assert storage.names("folder") == {"a.json", "b.json"}
 
 
+def test_folders_are_those_directly_in_a_folder(storage: Storage) -> None:
+    assert storage.folders("folder") == set()
+    for key in ("folder/a.json", "folder/b/c.json", "folder/b/d/e.json", "folder/f/g", "folder2/h"):
+        storage.put(key, b"1")
+    assert storage.folders("folder") == {"b", "f"}
+    assert storage.folders("folder/b") == {"d"}
+    assert storage.folders("folder/b/d") == set()
+    assert storage.folders("") == {"folder", "folder2"}
+    storage.put("folder/new/x", b"1")
+    assert storage.folders("folder") == {"b", "f", "new"}  # never from a cache
+
+
+def test_a_version_says_how_long_the_object_is(storage: Storage) -> None:
+    storage.put("object", b"12345")
+    version = storage.version("object")
+    assert version is not None
+    assert version.num_bytes == 5
+
+
 def test_a_listing_is_fresh(storage: Storage) -> None:
     other = Storage(storage.root, QUICK)
     for number in range(3):

@@ -1,0 +1,141 @@
+"""Tables of the cache commands, for people."""
+
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.inventory import SHORT, CacheEntry, Use
+
+if TYPE_CHECKING:
+    from pipeline.cacheaudit import CacheFigures
+    from pipeline.verification import Verification
+
+HISTOGRAMS = {
+    "mass": "mass in the top-k",
+    "tail": "log mass of the tail, nats",
+    "entropy": "entropy, nats",
+}
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def print_caches(root: str, entries: Sequence[CacheEntry]) -> None:
+    """Print the scorers of a root."""
+    titles = ("scorer", "teacher", "codec", "k", "rows", "tokens", "bytes", "used by")
+    cells = [
+        [
+            entry.scorer[:SHORT],
+            entry.teacher,
+            entry.codec,
+            str(entry.k),
+            f"{entry.rows:,}",
+            f"{entry.tokens:,}",
+            in_bytes(entry.bytes),
+            uses_in_words(entry.uses),
+        ]
+        for entry in entries
+    ]
+    print_table(f"{len(entries)} scorers at {root}", titles, cells, left=(0, 1, 2, 7))
+
+
+def print_verifications(root: str, found: "Sequence[Verification]") -> None:
+    """Print what was verified, then each object that is wrong, by name."""
+    kinds = ("damaged", "missing", "foreign")
+    titles = ("scorer", "commits", "checked", "rows", "tokens", "bytes", *kinds)
+    cells = [
+        [
+            one.scorer[:SHORT],
+            *(f"{count:,}" for count in (one.commits, one.checked, one.rows, one.tokens)),
+            in_bytes(one.bytes),
+            *(str(len(getattr(one, kind))) for kind in kinds),
+        ]
+        for one in found
+    ]
+    print_table(f"caches at {root}", titles, cells)
+    for kind in kinds:
+        for one in found:
+            for fault in getattr(one, kind):
+                print(f"{kind}: {fault.key}: {fault.reason}")
+
+
+def print_figures(found: "CacheFigures") -> None:
+    """Print the figures of one scorer."""
+    rate = "" if found.bytes_per_token is None else f", {found.bytes_per_token:.1f} bytes per token"
+    title = f"scorer {found.scorer[:SHORT]}: {found.rows:,} rows, {found.tokens:,} tokens{rate}"
+    names = ("tokens", "topk_mass", "tail_mass", "entropy", "token_probability")
+    rows = [*found.positions, *([] if found.all is None else [found.all])]
+    cells = [
+        [_span(row), f"{row['tokens']:,}", *(f"{row[name]:.4f}" for name in names[1:])]
+        for row in rows
+    ]
+    print_table(title, ("position", *(name.replace("_", " ") for name in names)), cells)
+    for name, edges in found.edges.items() if found.all is not None else ():
+        counts = (found.all or {})[f"{name}_histogram"]
+        spans = [f"{_edge(a)} to {_edge(b)}" for a, b in pairwise(edges)]
+        shares = [f"{count / found.tokens:.1%}" for count in counts]
+        print_table(f"{HISTOGRAMS[name]}: share of tokens", spans, [shares], left=())
+    odd = [[name, *map(str, counts.values())] for name, counts in found.odd.items()]
+    titles = ("column", "NaN", "-inf", "exactly 0", "suspicious 0")
+    print_table("odd values", titles, odd)
+    ends = [
+        [reason, str(row["rows"]), "" if (p := row["probability"]) is None else f"{p:.4f}"]
+        for reason, row in found.last_token.items()
+    ]
+    print_table("last token", ("ended by", "rows", "teacher's mean probability"), ends)
+    for key in found.refused:
+        print(f"left out, for it cannot be read: {key}")
+
+
+def print_table(
+    title: str, titles: Sequence[str], cells: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
+) -> None:
+    """Print rows of text under titles, some columns on the left."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(titles):
+        table.add_column(name, justify="left" if index in left else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def uses_in_words(uses: Sequence[Use]) -> str:
+    """Return rounds by run and teacher, such as `demo 0-3 (main)`."""
+    grouped: dict[tuple[str, str], list[int]] = {}
+    for use in uses:
+        grouped.setdefault((use.run, use.teacher), []).append(use.round)
+    parts = [f"{run} {_ranges(found)} ({teacher})" for (run, teacher), found in grouped.items()]
+    return ", ".join(parts) or "no round"
+
+
+def in_bytes(count: float) -> str:
+    """Return a number of bytes with a fitting unit."""
+    for unit in UNITS[:-1]:
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} {UNITS[-1]}"
+
+
+def _span(row: dict[str, Any]) -> str:
+    if "from" not in row:
+        return "all"
+    return str(row["from"]) if row["from"] == row["to"] else f"{row['from']}-{row['to']}"
+
+
+def _edge(edge: float | None) -> str:
+    return "…" if edge is None else f"{edge:g}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
