@@ -139,6 +139,31 @@ def export(
         print(f"{done.rows:,} rows, {done.tokens:,} tokens in {done.files} files at {done.path}")
 
 
+@app.command()
+def merge(
+    source: Annotated[
+        str, typer.Option("--from-root", metavar="URL", help="Root to copy from; it is only read.")
+    ],
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the scores of another root into this one, without what is there already."""
+    from pipeline.cachemerge import merge_scorer
+    from pipeline.inventory import find_scorers
+
+    storage, other = open_store(config, root, overrides), Storage(source)
+    progress = make_progress(as_json=as_json)
+    done = [merge_scorer(other, storage, key, progress) for key in find_scorers(other, scorer)]
+    if as_json:
+        print_json({"root": storage.root, "scorers": [asdict(one) for one in done]})
+        return
+    for one in done:
+        print(f"{one.scorer}: {one.units} units, {one.rows:,} rows, {one.tokens:,} tokens copied")
+
+
 def open_store(config: Path | None, root: str | None, overrides: list[str] | None) -> Storage:
     """Return the store of a configuration, or of a root that is named directly.
 

@@ -91,7 +91,6 @@ class ScoreCache:
         data = write_scores(table, self._scorer, renumbering=renumbering)
         tokens = int(list_lengths(table, "token_logprob").sum())
         shard = content_shard(f"{folder}/data", data, rows=table.num_rows, tokens=tokens)
-        storage.put(shard.key, data)
         commit = CacheCommit(
             unit=digest,
             shard=shard,
@@ -101,10 +100,9 @@ class ScoreCache:
             teacher_tokens=teacher_tokens,
             reused_rows=reused_rows,
         )
-        commit = self._index.add(commit, table.column("sequence_digest").to_pylist())
-        commit = create_record(storage, commit_key(folder, digest), commit)
-        compact(storage, self._index, folder)
-        return commit
+        return adopt_unit(
+            storage, self._index, commit, data, table.column("sequence_digest").to_pylist()
+        )
 
     def _rows(self, shard: Shard, rows: np.ndarray) -> pa.Table | None:
         try:
@@ -113,3 +111,22 @@ class ScoreCache:
             self._note(f"its rows are scored again: {error}")
             return None
         return table.take(pa.array(np.minimum(rows, table.num_rows - 1)))
+
+
+def adopt_unit(
+    storage: Storage, index: Index, commit: CacheCommit, data: bytes, digests: Sequence[str]
+) -> CacheCommit:
+    """Store a unit's shard, write it down in the scorer's index, commit it; return what stands.
+
+    Args:
+        storage: the store.
+        index: the scorer's index.
+        commit: the unit's commit.
+        data: bytes of its shard.
+        digests: sequence digest of each row.
+    """
+    storage.put(commit.shard.key, data)
+    commit = index.add(commit, digests)
+    commit = create_record(storage, commit_key(index.scorer_folder, commit.unit), commit)
+    compact(storage, index)
+    return commit

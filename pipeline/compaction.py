@@ -23,7 +23,6 @@ GROWTH = 16
 def compact(
     storage: Storage,
     index: Index,
-    scorer_folder: str,
     *,
     new_units: int = NEW_UNITS,
     first_level_rows: int = FIRST_LEVEL_ROWS,
@@ -33,7 +32,6 @@ def compact(
     Args:
         storage: the store.
         index: the index; refreshed by this.
-        scorer_folder: the scorer's cache folder.
         new_units: units below which nothing is done.
         first_level_rows: entries of the first level's run at most.
     """
@@ -43,7 +41,7 @@ def compact(
     if len(index.units) < new_units:
         return False
     for name, unit in index.units.items():  # an entry outlives its unit's chance to commit
-        create_record(storage, commit_key(scorer_folder, name), unit.commit)
+        create_record(storage, commit_key(index.scorer_folder, name), unit.commit)
     before = index.state
     written: set[str] = set()
     try:

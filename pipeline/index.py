@@ -62,7 +62,7 @@ class Index:
 
     def __init__(self, storage: Storage, scorer_folder: str) -> None:
         """Name the scorer's cache folder; the first look-up reads."""
-        self._storage, self._scorer_folder = storage, scorer_folder
+        self._storage, self.scorer_folder = storage, scorer_folder
         self.folder = f"{scorer_folder}/index"
         self.units: dict[str, NewUnit] = {}
         """Units that are not merged yet, by name."""
@@ -170,7 +170,7 @@ class Index:
     def _shard(self, row: np.void) -> Shard:
         digest = row["sha256"].decode()
         return Shard(
-            key=f"{self._scorer_folder}/data/{digest}.parquet",
+            key=f"{self.scorer_folder}/data/{digest}.parquet",
             sha256=digest,
             bytes=int(row["bytes"]),
             rows=int(row["rows"]),

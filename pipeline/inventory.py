@@ -156,9 +156,13 @@ def teacher_words(identity: ScorerIdentity) -> str:
     model = identity.model
     if "hub" in model:
         name = f"{model['hub']}@{str(model.get('revision'))[:SHORT]}"
+    elif "mixture" in model:
+        name = f"mixture of {len(model['mixture'])}"
     else:
         name = f"weights {str(model.get('weights'))[:SHORT]}"
-    return f"{name}, {identity.dtype}, {identity.engine} {identity.engine_version}"
+    origin = ", ".join(key[:SHORT] for key in identity.lineage)
+    made = f"made from {origin}" if origin else f"{identity.engine} {identity.engine_version}"
+    return f"{name}, {identity.dtype}, {made}"
 
 
 def _entry(storage: Storage, scorer: str, uses: list[Use]) -> CacheEntry:

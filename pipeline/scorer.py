@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import opened
-from pipeline.commit import create_record, find_record
+from pipeline.commit import create_record, find_record, read_record
 from pipeline.engine import Engine, engine_version, open_engine
+from pipeline.inventory import find_scorer_key
 from pipeline.models import ModelSource, find_model, load_settings, model_identity
 from pipeline.run import Run
 from pipeline.storage import Storage
@@ -153,20 +154,14 @@ def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
 
     Args:
         storage: the root's store.
-        name: its key or its name.
+        name: its name, or the first characters of its key.
 
     Raises:
         ConfigError: there is no such scorer.
     """
     named = find_record(storage, name_key(name), ScorerName)
-    key = name if named is None else named.scorer
-    identity = find_record(storage, f"cache/{key}/scorer.json", ScorerIdentity)
-    if identity is None:
-        raise ConfigError(
-            f"{storage.url('cache')} has no scorer of key or name {name!r}; "
-            "`opd cache ls` lists those that are there"
-        )
-    return key, identity
+    key = find_scorer_key(storage, name) if named is None else named.scorer
+    return key, read_record(storage, f"cache/{key}/scorer.json", ScorerIdentity)
 
 
 def signal_of(config: RunConfig) -> Signal:

@@ -24,6 +24,7 @@ from schemas.fingerprint import fingerprint
 from schemas.manifest import CacheCommit
 from schemas.tables import flat_values, list_array, list_lengths
 from tests.runs import Cli, keys_below
+from tests.tiny import write_run
 from tests.tinytables import make_scorer, rollout_table, score_rows
 
 
@@ -397,3 +398,21 @@ def test_minus_infinity_is_null_in_json_lines(tmp_path: Path, cli: Cli) -> None:
     )
     for line in target.read_text().splitlines():
         assert set(json.loads(line)["tail_logprobs"]) == {None}
+
+
+# --- merge ---
+
+
+def test_a_root_takes_over_the_scores_of_another(run_copy: Path, tmp_path: Path, cli: Cli) -> None:
+    other, config = f"{tmp_path}/other", run_copy / "run.toml"
+    merged = cli.ok("cache", "merge", "--root", other, "--from-root", f"{run_copy}/store")
+    (done,) = merged["scorers"]
+    assert (done["units"], done["rows"]) == (8, 32)
+    again = cli.ok("cache", "merge", "--root", other, "--from-root", f"{run_copy}/store")
+    assert again["scorers"][0]["units"] == 0
+    assert cli("cache", "verify", "--root", other).code == 0
+    moved = write_run(run_copy, root=other, changes={"rollout.prompts_per_unit": 3, "eval": None})
+    assert moved == config
+    cli.ok("rollout", "-c", moved, "--round", "0")
+    result = cli.ok("score", "-c", moved, "--round", "0")
+    assert (result["teacher_tokens"], result["reused_rows"]) == (0, 16)

@@ -81,7 +81,7 @@ def add(storage: Storage, index: Index, units: range, *, growth: int = 12) -> in
         index.refresh()
         index.add(commit_of(unit), digests_of(unit))
         done += 1
-        compact(storage, index, SCORER, new_units=3, first_level_rows=growth)
+        compact(storage, index, new_units=3, first_level_rows=growth)
     return done
 
 
@@ -172,7 +172,7 @@ def test_of_two_that_compact_at_once_one_wins_and_nothing_is_lost(local_storage:
                 self.done = True
                 other = Index(local_storage, SCORER)
                 other.refresh()
-                compact(local_storage, other, SCORER, new_units=3, first_level_rows=12)
+                compact(local_storage, other, new_units=3, first_level_rows=12)
             return super().create(key, data)
 
         done = False
@@ -182,7 +182,7 @@ def test_of_two_that_compact_at_once_one_wins_and_nothing_is_lost(local_storage:
     rival = Rival(local_storage.root)
     index = Index(rival, SCORER)
     index.refresh()
-    assert not compact(rival, index, SCORER, new_units=3, first_level_rows=12)
+    assert not compact(rival, index, new_units=3, first_level_rows=12)
     assert_complete(index, range(3))
     assert objects(local_storage) == 3
 

@@ -101,7 +101,7 @@ def test_an_unknown_scorer_is_named(run_copy: Path, cli: Cli) -> None:
         "cache", "reprocess", "-c", run_copy / "run.toml", "--from", "nobody", "--to", "x"
     )
     assert outcome.code == 2
-    assert "no scorer of key or name 'nobody'" in outcome.stderr
+    assert "0 scorers have a key that begins with 'nobody'" in outcome.stderr
 
 
 def test_a_run_trains_on_a_mixture_of_two_teachers(run_copy: Path, cli: Cli) -> None:
