@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from pipeline.storage import Storage
 from schemas.errors import ConfigError, DataError, IdentityError
 
 if TYPE_CHECKING:
+    from pipeline.collection import Collection, Garbage
     from pipeline.verification import Verification
 
 app = typer.Typer(
@@ -140,6 +141,75 @@ def export(
 
 
 @app.command()
+def gc(
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete; without it, only say what would go.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0.0, metavar="HOURS", help="Leave alone what is younger.")
+    ] = 24.0,
+    unused_scorers: Annotated[
+        bool,
+        typer.Option("--unused-scorers", help="Also whole scorers that no run of the root names."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find what no run, commit or index of the root names, and delete it where asked to."""
+    from pipeline.collection import delete_garbage, find_garbage
+    from pipeline.commit import writer
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    limit_s = older_than * 3600
+    found = find_garbage(storage, limit_s=limit_s, progress=progress)
+    todo = found.todo(scorers=unused_scorers)
+    if delete:
+        with writer(storage):
+            todo = delete_garbage(storage, found, todo, limit_s=limit_s, progress=progress)
+    if as_json:
+        print_json({"root": storage.root, "deleted": delete, **collection_json(found, todo)})
+    else:
+        cachetables.print_collection(storage.root, found, todo, deleted=delete)
+
+
+@app.command()
+def pin(
+    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Protect a scorer's whole cache from gc."""
+    from pipeline.inventory import find_scorer_key
+    from pipeline.pins import pin_scorer_cache
+
+    storage = open_store(config, root, overrides)
+    key = find_scorer_key(storage, scorer)
+    _report_pin(key, pinned=True, changed=pin_scorer_cache(storage, key, note), as_json=as_json)
+
+
+@app.command()
+def unpin(
+    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give up the protection of a scorer's cache."""
+    from pipeline.inventory import find_scorer_key
+    from pipeline.pins import unpin_scorer_cache
+
+    storage = open_store(config, root, overrides)
+    key = find_scorer_key(storage, scorer)
+    _report_pin(key, pinned=False, changed=unpin_scorer_cache(storage, key), as_json=as_json)
+
+
+@app.command()
 def merge(
     source: Annotated[
         str, typer.Option("--from-root", metavar="URL", help="Root to copy from; it is only read.")
@@ -183,3 +253,36 @@ def _code_of(found: "Sequence[Verification]") -> int:
     if any(one.damaged or one.missing for one in found):
         return DataError.exit_code
     return IdentityError.exit_code if any(one.foreign for one in found) else 0
+
+
+def collection_json(found: "Collection", objects: "Sequence[Garbage]") -> dict[str, Any]:
+    """Return the JSON object of a clean-up.
+
+    Args:
+        found: what was found.
+        objects: what went, or would go.
+    """
+    return {
+        "objects": len(objects),
+        "bytes": sum(one.num_bytes for one in objects),
+        "keys": [one.key for one in objects],
+        "leftovers": [one.name for one in found.leftovers],
+        "young": found.young,
+        "unused_scorers": [
+            {
+                "scorer": one.scorer,
+                "bytes": sum(part.num_bytes for part in one.objects),
+                "young": one.is_young,
+            }
+            for one in found.unused
+        ],
+        "pinned": found.pinned,
+    }
+
+
+def _report_pin(scorer: str, *, pinned: bool, changed: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"scorer": scorer, "pinned": pinned, "changed": changed})
+    else:
+        before = "" if changed else ", as it was"
+        print(f"{scorer} is {'pinned' if pinned else 'not pinned'}{before}")

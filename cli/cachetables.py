@@ -13,6 +13,7 @@ from pipeline.inventory import SHORT, CacheEntry, Use
 
 if TYPE_CHECKING:
     from pipeline.cacheaudit import CacheFigures
+    from pipeline.collection import Collection, Garbage
     from pipeline.verification import Verification
 
 HISTOGRAMS = {
@@ -88,6 +89,28 @@ def print_figures(found: "CacheFigures") -> None:
     print_table("last token", ("ended by", "rows", "teacher's mean probability"), ends)
     for key in found.refused:
         print(f"left out, for it cannot be read: {key}")
+
+
+def print_collection(
+    root: str, found: "Collection", objects: "Sequence[Garbage]", *, deleted: bool
+) -> None:
+    """Print what went or would go, and what stays although no run names it."""
+    from pipeline.collection import totals
+
+    cells = [[name, f"{n:,}", in_bytes(size)] for name, (n, size) in totals(objects).items()]
+    cells.append(["unfinished writes", f"{len(found.leftovers):,}", ""])
+    title = f"{'deleted' if deleted else 'would be deleted'} at {root}"
+    print_table(title, ("what", "objects", "bytes"), cells)
+    if found.young:
+        print(f"{found.young:,} objects are not named either, but too young")
+    for one in found.unused:
+        size = in_bytes(sum(part.num_bytes for part in one.objects))
+        why = "too young" if one.is_young else "--unused-scorers deletes it"
+        print(f"no run names scorer {one.scorer} ({size}): {why}")
+    for scorer in found.pinned:
+        print(f"pinned: {scorer}")
+    if not deleted:
+        print("nothing was deleted; --delete does it")
 
 
 def print_table(

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from pipeline import localfiles
+from pipeline.leftovers import Leftover, abort_upload, unfinished_files, unfinished_uploads
 from schemas.config import StorageSection
 from schemas.errors import ConfigError
 
@@ -84,6 +85,12 @@ class Backend(Protocol):
     def delete(self, name: str) -> None:
         """Remove an object if it is there."""
 
+    def leftovers(self, folder: str) -> list[Leftover]:
+        """Return the unfinished writes below a folder."""
+
+    def discard(self, leftover: Leftover) -> None:
+        """Free the room of an unfinished write."""
+
 
 class LocalBackend:
     """Files below a folder."""
@@ -124,7 +131,7 @@ class LocalBackend:
                 names = {entry.name for entry in entries if entry.is_file()}
         except FileNotFoundError:
             return set()
-        return {name for name in names if not name.startswith(".tmp-")}
+        return {name for name in names if not name.startswith(localfiles.TEMPORARY)}
 
     def folders(self, folder: str) -> set[str]:
         """Return the names of the folders in a folder."""
@@ -142,7 +149,7 @@ class LocalBackend:
         """Copy a file in, atomically."""
         target = Path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
+        temporary = target.parent / f"{localfiles.TEMPORARY}{uuid.uuid4().hex}"
         try:
             shutil.copyfile(path, temporary)
             with temporary.open("rb+") as file:
@@ -158,6 +165,17 @@ class LocalBackend:
     def delete(self, name: str) -> None:
         """Remove a file."""
         Path(name).unlink(missing_ok=True)
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        """Return the temporary files below a folder."""
+        if not Path(folder).is_dir():
+            return []
+        with _locked(Path(folder)) as now_s:
+            return list(unfinished_files(folder, now_s))
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove a temporary file."""
+        Path(leftover.name).unlink(missing_ok=True)
 
 
 class FsspecBackend:
@@ -248,6 +266,14 @@ class FsspecBackend:
         """Remove an object."""
         if self.exists(name):
             self._fs.rm_file(name)
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        """Return the unfinished multipart uploads below a prefix; other stores have none."""
+        return list(unfinished_uploads(self._fs, folder)) if self._protocol == "s3" else []
+
+    def discard(self, leftover: Leftover) -> None:
+        """Abort a multipart upload."""
+        abort_upload(self._fs, leftover)
 
     def _listed(self, folder: str, kind: str) -> set[str]:
         try:

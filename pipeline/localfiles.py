@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+TEMPORARY = ".tmp-"
+"""How the name of an unfinished file begins."""
+
 
 def create(path: Path, data: bytes) -> None:
     """Make a file that does not exist yet, whole and durable.
@@ -31,7 +34,7 @@ def replace(path: Path, data: bytes) -> None:
 
 def _publish(path: Path, data: bytes, publish: Callable[[str, Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

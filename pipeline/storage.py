@@ -7,11 +7,13 @@ or share a connection across a fork.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.backends import LocalBackend, Version, open_backend
+from pipeline.leftovers import Leftover
 from pipeline.retry import with_retries
 from schemas.config import StorageSection
 from schemas.errors import DataError, StorageError
@@ -170,6 +172,16 @@ class Storage:
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
         self._do(f"deleting {self.url(key)}", partial(self._backend.delete, self._name(key)))
+
+    def leftovers(self) -> list[Leftover]:
+        """Return what killed writers left below the root: temporary files, unfinished uploads."""
+        action = partial(self._backend.leftovers, self._prefix)
+        return self._do(f"listing unfinished writes of {self.root}", action)
+
+    def discard(self, leftover: Leftover) -> None:
+        """Free the room of an unfinished write; one that is gone already is no error."""
+        with suppress(FileNotFoundError):
+            self._do(f"discarding {leftover.name}", partial(self._backend.discard, leftover))
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}/{key}"

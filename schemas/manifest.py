@@ -207,6 +207,13 @@ class RenumberingRecord(Versioned):
     sha256: str
 
 
+class PinRecord(Versioned):
+    """A scorer's cache that clean-up must leave alone."""
+
+    scorer: str
+    note: str
+
+
 class TeacherRecord(Versioned):
     """The teacher behind a name of a run, fixed at its first score."""
 

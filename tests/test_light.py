@@ -10,10 +10,15 @@ import pytest
 
 HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "accelerate"}
 ROOT = Path(__file__).parent.parent
+CACHE_TOOLS = (
+    "pipeline.verification, pipeline.cacheaudit, pipeline.cacheexport, pipeline.collection"
+)
 LIST_MODULES = "; import json, sys; print(json.dumps(sorted(sys.modules)))"
 
 
-@pytest.mark.parametrize("statement", ["import cli.main", "import pipeline.storage"])
+@pytest.mark.parametrize(
+    "statement", ["import cli.main", "import pipeline.storage", f"import {CACHE_TOOLS}"]
+)
 def test_an_import_loads_no_accelerator_library(statement: str) -> None:
     command = [sys.executable, "-c", statement + LIST_MODULES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
