@@ -5,6 +5,7 @@ A codec is a pair of pure functions; its name, with its version, is in every sha
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import packed, typed
@@ -78,5 +79,5 @@ def check_ids(table: pa.Table, vocab_size: int, *, where: str) -> None:
         if table.column(name).null_count:
             continue
         values = flat_values(table, name)
-        if len(values) and not (values.min() >= 0 and values.max() < vocab_size):
+        if values.view(np.uint32).max(initial=0) >= vocab_size:  # a negative one is large
             raise DataError(f"{where}: {name!r} holds an id outside [0, {vocab_size})")

@@ -31,8 +31,7 @@ def levels(logprobs: NDArray[Any], *, drop: int) -> NDArray[np.int32]:
 
 def values(found: NDArray[Any], *, drop: int) -> NDArray[np.float32]:
     """Return the float32 log-probability of each level."""
-    bits = found.astype(np.int32)
-    bits <<= drop
+    bits: NDArray[np.int32] = np.left_shift(found, drop, dtype=np.int32)
     bits += _origin()
     logprobs = bits.view(np.float32)
     return np.subtract(OFFSET, logprobs, out=logprobs)

@@ -89,7 +89,8 @@ def decode(
     for name, way in _ways(signal, renumbering).items():
         numbers, counts = _get(table, name, where)
         if name == "topk_ids":
-            numbers = numbers << 4 | _halves(table, "topk_ids_low", counts, where)
+            numbers <<= 4
+            numbers |= _halves(table, "topk_ids_low", counts, where)
         _check_range(numbers, name, vocab_size, where)
         columns[name] = list_array(way.to_values(numbers), counts, SCORES.field(name).type)
     columns["topk_logprobs"] = _topk_logprobs(table, columns, signal, where)
