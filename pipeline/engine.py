@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from schemas.config import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
+from schemas.tables import LOGPROB_ROUNDING
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -96,7 +97,10 @@ class Scores:
         for name in ("topk_logprobs", "tail", "token_logprob", "entropy"):
             if np.isnan(getattr(self, name)).any():
                 raise DataError(f"{where}: the teacher's {name} holds NaN; nothing was stored")
-        if (self.topk_logprobs > 1e-3).any() or (self.token_logprob > 1e-3).any():
+        if (
+            max(self.topk_logprobs.max(initial=-1), self.token_logprob.max(initial=-1))
+            > LOGPROB_ROUNDING
+        ):
             raise DataError(f"{where}: the teacher returned a positive log-probability")
         padded = (self.topk_ids < 0) & np.isneginf(self.topk_logprobs)
         if (self.topk_ids < 0)[~padded].any() or (self.topk_ids >= vocab_size).any():

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from schemas.errors import DataError
+from schemas.tables import LOGPROB_ROUNDING
 
 _NEG_INF = -math.inf
-_LOGPROB_ROUNDING = 1e-3  # nats above 0 that low-precision storage may leave
 _MASS_TOLERANCE = 0.05  # 16-bit log-probabilities move the total mass by less than this
 _TAIL_EPSILON = 1e-6  # smallest share of the tail that stays when the sampled token leaves it
 
@@ -205,6 +205,6 @@ def _check_logprobs(scores: _Scores) -> None:
         ("rollout", scores.rollout_logprob_T),
     ]:
         if logprobs is not None:
-            bad = ~(logprobs <= _LOGPROB_ROUNDING)
+            bad = ~(logprobs <= LOGPROB_ROUNDING)
             bad_T = bad if bad.dim() == 1 else bad.any(-1)
             _refuse(bad_T, f"{owner} log-probability is NaN or positive")

@@ -16,8 +16,8 @@ from schemas.scoresignal import Signal
 SCHEMA_VERSION = 1
 """Version of the tables and manifests that this code writes."""
 
-LOGPROB_ROUNDING = 1e-3
-"""Nats above 0 that rounding may leave of a log-probability."""
+LOGPROB_ROUNDING = 2.0**-10
+"""Nats above 0 that rounding may leave of a log-probability; exact in 16 bits too."""
 
 IDS = pa.list_(pa.int32())
 LOGPROBS = pa.list_(pa.float32())

@@ -42,7 +42,7 @@ def scores_of(tokens: list[int], k: int) -> pa.Table:
         "token_rank": [np.zeros(count, np.int32) for count in tokens],
         "entropy": floats(1, np.float32),
     }
-    return pa.table(columns, schema=SCORES)
+    return pa.table(columns, schema=pa.schema([SCORES.field(name) for name in columns]))
 
 
 def with_metadata(record: Any) -> bytes:
