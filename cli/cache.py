@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Look into the teacher caches of a root, check them and clean up.", no_args_is_help=True
 )
-app.command("reprocess")(reprocess.reprocess)
-
 SomeConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file of a run of the root.")
 ]
@@ -232,6 +230,9 @@ def merge(
         return
     for one in done:
         print(f"{one.scorer}: {one.units} units, {one.rows:,} rows, {one.tokens:,} tokens copied")
+
+
+app.command("reprocess")(reprocess.reprocess)
 
 
 def open_store(config: Path | None, root: str | None, overrides: list[str] | None) -> Storage:

@@ -81,7 +81,7 @@ class CacheCommit(Commit):
     """Run and round whose teacher pass made the shard."""
     teacher_tokens: int
     """Prompt and response tokens that the teacher read for it."""
-    reused_rows: int
+    reused_rows: int = 0
     """Rows that were taken from other shards."""
 
 
