@@ -103,7 +103,7 @@ def joined(found: Windows, gap: int) -> tuple[Windows, Positions]:
     """Return windows with close and overlapping ones made one, and the new window of each key.
 
     Args:
-        found: windows of sorted keys, none of them empty.
+        found: windows of sorted keys, one at least and none of them empty.
         gap: entries between two windows of a file up to which they are read together.
     """
     stop = np.maximum.accumulate(found.stop + found.part * 2**32) - found.part * 2**32

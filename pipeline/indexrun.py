@@ -51,6 +51,8 @@ def find_in_run(storage: Storage, run: IndexRun, keys: Keys) -> Entries:
     rows = np.array([part.rows for part in run.parts], dtype=np.int64)
     looked = windows(keys, first, last, rows)
     asked = np.flatnonzero(looked.stop > looked.start)
+    if not len(asked):
+        return found
     reads, read_of_key = joined(looked.take(asked), GAP)
     batch = np.cumsum(reads.stop - reads.start) // BATCH
     for number in np.unique(batch):

@@ -125,6 +125,14 @@ def test_every_sequence_is_found_where_it_is(storage: Storage) -> None:
     assert_complete(Index(storage, SCORER), range(13))
 
 
+def test_sequences_outside_every_run_are_unknown(local_storage: Storage) -> None:
+    index = Index(local_storage, SCORER)
+    add(local_storage, index, range(3))
+    assert index.state.number == 1
+    assert places(index, ["0" * 32, "f" * 32]) == [None, None]
+    assert places(index, []) == []
+
+
 def test_the_number_of_objects_does_not_grow_with_history(local_storage: Storage) -> None:
     index = Index(local_storage, SCORER)
     add(local_storage, index, range(120))
