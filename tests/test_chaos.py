@@ -33,6 +33,7 @@ WORKERS = 3
 KILLS = 6
 SERVER_KILLS = (10, 25)
 """Numbers of committed units at which the server is killed."""
+MIX = {fault: share / 2 for fault, share in STORM.items()}
 SCORE = "runs/tiny/rounds/0000/score/main"
 CHANGES = {
     "rollout.prompts_per_round": UNITS,
@@ -90,7 +91,7 @@ def test_three_workers_finish_a_round_whatever_dies(
     root = use_s3(own_server.account)
     config = write_run(tmp_path / "run", root=root, changes=CHANGES)
     cli.ok("rollout", "-c", config, "--round", "0")
-    proxy = FaultProxy(own_server.endpoint, mix=STORM, seed=1)
+    proxy = FaultProxy(own_server.endpoint, mix=MIX, seed=1)
     reader = Reader(own_server.account, root)
     watcher = threading.Thread(target=reader.read)
     watcher.start()
