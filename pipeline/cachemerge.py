@@ -13,7 +13,6 @@ from pipeline.parquet import read_table
 from pipeline.stage import Progress, Worker, run_units
 from pipeline.storage import Storage
 from schemas.errors import DataError, IdentityError
-from schemas.fingerprint import fingerprint
 from schemas.manifest import CacheCommit, RenumberingRecord, ScorerIdentity
 
 
@@ -43,7 +42,7 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
     """
     folder = f"cache/{scorer}"
     identity = read_record(source, f"{folder}/scorer.json", ScorerIdentity)
-    if fingerprint(identity.model_dump(mode="json")) != scorer:
+    if identity.key != scorer:
         raise IdentityError(f"{source.url(folder)}/scorer.json does not describe scorer {scorer}")
     names = sorted(committed_units(source, folder))
     index, copied = Index(target, folder), list[CacheCommit]()

@@ -37,8 +37,8 @@ class Scorer:
 
     @property
     def key(self) -> str:
-        """Digest of the identity; any change of it is another scorer."""
-        return fingerprint(self.identity.model_dump(mode="json"))
+        """Digest of the identity."""
+        return self.identity.key
 
     @property
     def folder(self) -> str:

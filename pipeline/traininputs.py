@@ -85,8 +85,7 @@ def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) 
     check_fingerprint(run.storage, key, manifest.rollout_fingerprint, rollout.fingerprint)
     identity = read_record(run.storage, f"cache/{manifest.scorer}/scorer.json", ScorerIdentity)
     pinned = read_record(run.storage, f"{run.folder}/teachers/{teacher}.json", TeacherRecord)
-    mine = fingerprint(identity.model_dump(mode="json"))
-    if identity.model != pinned.model or mine != manifest.scorer:
+    if identity.model != pinned.model or identity.key != manifest.scorer:
         raise IdentityError(
             f"{run.storage.url(key)} names scores of another teacher: found model "
             f"{identity.model}, but this run's {teacher!r} is {pinned.model}. Delete that manifest "

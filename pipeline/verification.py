@@ -109,5 +109,5 @@ def _check_identity(storage: Storage, scorer: str, found: Verification) -> None:
         return
     if identity is None:
         found.missing.append(Fault(key, "the scorer is not described"))
-    elif fingerprint(identity.model_dump(mode="json")) != scorer:
+    elif identity.key != scorer:
         found.foreign.append(Fault(key, "it describes another scorer"))

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from schemas.errors import DataError
-from schemas.fingerprint import canonical_json
+from schemas.fingerprint import canonical_json, fingerprint
 from schemas.tables import SCHEMA_VERSION
 
 
@@ -193,6 +193,11 @@ class ScorerIdentity(Versioned):
     signal: dict[str, Any]
     lineage: tuple[str, ...] = ()
     """Scorers whose stored scores these were made from; none where the teacher made them."""
+
+    @property
+    def key(self) -> str:
+        """Digest of the identity; any change of it is another scorer."""
+        return fingerprint(self.model_dump(mode="json"))
 
 
 class ScorerName(Versioned):
