@@ -4,6 +4,7 @@ Promises: units, commits and index as of any scorer; killed and run again, it go
 scorer says which ones it comes from.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from pipeline.scorer import Scorer, find_named, name_key, stored_scorer
 from pipeline.scoretable import read_scores
 from pipeline.stage import Progress, Worker, run_units
 from pipeline.storage import Storage
+from schemas.config import NAME_PATTERN
 from schemas.errors import ConfigError, ConflictError, IdentityError
 from schemas.manifest import CacheCommit, ScorerIdentity, ScorerName
 from schemas.scoresignal import Signal
@@ -72,6 +74,10 @@ def reprocess(
         ConflictError: the name is another scorer's.
         IdentityError: the sources do not share a tokenizer.
     """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            f"a scorer cannot be called {name!r}: use up to 64 letters, digits, '.', '_' and '-'"
+        )
     if codec is not None and codec not in CODECS:
         raise ConfigError(f"there is no codec {codec!r}; choose from {', '.join(CODECS)}")
     found = [find_named(storage, source) for source in sources]

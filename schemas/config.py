@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -61,7 +62,7 @@ class TeacherSection(Section):
     """Folder of a Hugging Face model, or a hub id."""
     revision: str | None = None
     """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
-    scores: str | None = None
+    scores: Name | None = None
     """Name or key of a scorer of this root that has scored the samples already, such as one that
     `opd cache reprocess` made: its scores are used and the teacher is not loaded for scoring."""
     dtype: Dtype = "float32"

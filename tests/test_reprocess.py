@@ -96,6 +96,15 @@ def test_a_name_is_not_given_twice(run_copy: Path, cli: Cli) -> None:
     assert "is taken by scorer" in outcome.stderr
 
 
+@pytest.mark.parametrize("name", ["a/b", "../x", "", "a\n"])
+def test_a_name_that_is_no_name_is_refused(name: str, run_copy: Path, cli: Cli) -> None:
+    source, config = scorer_of(run_copy), run_copy / "run.toml"
+    outcome = cli("cache", "reprocess", "-c", config, "--from", source, "--to", name, "--k", "2")
+    assert outcome.code == 2
+    assert "a scorer cannot be called" in outcome.stderr
+    assert not (run_copy / "store/scorers").exists()
+
+
 def test_an_unknown_scorer_is_named(run_copy: Path, cli: Cli) -> None:
     outcome = cli(
         "cache", "reprocess", "-c", run_copy / "run.toml", "--from", "nobody", "--to", "x"
