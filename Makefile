@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TORCH := 2.13.0
+JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
@@ -19,8 +20,8 @@ quickstart: .venv/.opd .venv/.train ## run the whole pipeline on this machine's 
 	$(BIN)/opd quickstart $(ARGS)
 
 test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
-test: .venv/.opd .venv/.dev ## run the tests; ARGS='-k name' picks some
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/.opd .venv/.dev ## run the tests; ARGS='-k name' picks some, JOBS=n at once
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.opd .venv/.dev ## lint, format, types and import directions
 	$(BIN)/ruff check

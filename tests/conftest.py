@@ -185,7 +185,7 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quickstart]:
-    """Return a quickstart that runs on the other core while the other tests run on this one."""
+    """Return a quickstart that was started in a process of its own."""
     folder = tmp_path_factory.mktemp("quickstart") / "demo"
     process = start("quickstart", folder, "--json")
     yield Quickstart(folder, process)
@@ -194,12 +194,5 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that wait for the quickstart last."""
-    items.sort(key=lambda item: "quickstart_process" in getattr(item, "fixturenames", ()))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quickstart_begins_first(request: pytest.FixtureRequest) -> None:
-    """Start the quickstart before the first test when a test will wait for it."""
-    if any("quickstart_process" in getattr(i, "fixturenames", ()) for i in request.session.items):
-        request.getfixturevalue("quickstart_process")
+    """Put the tests that wait for the quickstart first: the longest must not be the last."""
+    items.sort(key=lambda item: "quickstart_process" not in getattr(item, "fixturenames", ()))
