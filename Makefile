@@ -59,7 +59,11 @@ clean: ## remove caches and build output; .venv and results stay
 	$(PIP) --no-deps -r $<
 	@touch $@
 
-.venv/.dev: requirements/dev.txt .venv/.train
+.venv/.vllm: requirements/vllm.txt .venv/.train
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.vllm
 	$(PIP) --no-deps -r $<
 	@touch $@
 

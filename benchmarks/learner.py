@@ -40,8 +40,8 @@ from benchmarks.measure import (
 )
 from pipeline.batches import StepPlan, plan_steps
 from pipeline.distributed import join_ranks
-from pipeline.engine import LazyEngine
 from pipeline.hf import HfEngine
+from pipeline.lazyengine import LazyEngine
 from pipeline.learner import Learner, LearnerSettings, batch_inputs
 from pipeline.models import ModelSource, load_model
 from pipeline.rounddata import Batch, RoundData

@@ -40,8 +40,9 @@ from benchmarks.measure import (
     wall_seconds,
 )
 from pipeline.commit import commit_key, create_record
-from pipeline.engine import Ids, LazyEngine, Sample, Sampling, Scores
+from pipeline.engine import Ids, Sample, Sampling, Scores
 from pipeline.hf import HfEngine
+from pipeline.lazyengine import LazyEngine
 from pipeline.models import load_model
 from pipeline.padding import length_batches
 from pipeline.scoretable import score_table, write_scores
@@ -77,6 +78,10 @@ class Clocked:
         scores = self._engine.score(prompts, responses, **kwargs)
         self.cpu_s += time.process_time() - begin
         return scores
+
+    def shrink(self) -> bool:
+        """Return that there is no less to try."""
+        return False
 
     def close(self) -> None:
         """Close the engine."""

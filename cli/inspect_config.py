@@ -29,7 +29,7 @@ def schema() -> None:
 @app.command()
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     """Check the configuration, and that the models and prompt files it names are there."""
-    from pipeline.engine import require_engine
+    from pipeline.engines import require_engine
     from pipeline.models import find_model
     from pipeline.promptfile import require_prompt_file
 

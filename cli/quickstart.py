@@ -10,6 +10,7 @@ import typer
 from cli.options import JsonOption, load_run
 from cli.output import make_progress, print_status
 from cli.stages import drive
+from schemas.configfile import parse_config
 from schemas.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ def quickstart(
     ] = "store",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of rollout, score and train.")] = 14,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random choice.")] = 0,
+    engine: Annotated[str, typer.Option(help="What runs the models: hf or vllm.")] = "hf",
     as_json: JsonOption = False,
 ) -> None:
     """Watch a student learn addition from a teacher's cached scores, on this machine's CPU.
@@ -30,10 +32,13 @@ def quickstart(
     them, and leaves an ordinary run.toml behind. Run again, it goes on from where it stopped.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
+    from pipeline.engines import require_engine
     from pipeline.quickstart import config_text, make_quickstart
 
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder to make, such as opd-quickstart")
+    config = config_text(root=root, seed=seed, rounds=rounds, engine=engine)
+    require_engine(parse_config(config, where="--engine", base=folder).rollout.engine)
     progress = make_progress(as_json=as_json)
 
     def report(name: str, step: int, total: int) -> None:
@@ -42,9 +47,9 @@ def quickstart(
             progress.start(f"make {name}", total, 0)
         progress.advance()
 
-    path = make_quickstart(folder, root=root, seed=seed, rounds=rounds, report=report)
+    path = make_quickstart(folder, config, seed=seed, rounds=rounds, report=report)
     progress.stop()
-    if path.read_text() != config_text(root=root, seed=seed, rounds=rounds):
+    if path.read_text() != config:
         progress.note(f"{path} was there and is kept: the options of this call are not applied")
     run = load_run(path, None)
     drive(run, path, run.config.run.rounds, [], as_json=as_json)

@@ -184,8 +184,10 @@ def _report(
         lines.append(result_json(result, seconds))
         if not as_json:
             print_result(result, seconds)
-    if as_json and lines and is_main_process():
+    if as_json and is_main_process() and (lines or whole_run):
         print_json(_whole(run, lines, total) if whole_run else _joined(lines))
+    if not as_json and whole_run and not lines:
+        print(f"run {run.name}: nothing is left to do")
 
 
 def _joined(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -203,13 +205,15 @@ def _joined(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(run: Run, lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Return one object for all stages that a run did; with zeros where none was left."""
     summed = ("units", "tokens", "reused_rows", "teacher_tokens")
+    last = lines[-1] if lines else {"round": None, "rows": 0, "manifest": None}
     return {
         "stage": "run",
         "run": run.name,
-        "round": lines[-1]["round"],
+        "round": last["round"],
         **{key: sum(line[key] for line in lines) for key in summed},
-        "rows": lines[-1]["rows"],
+        "rows": last["rows"],
         "seconds": round(seconds, 3),
-        "manifest": lines[-1]["manifest"],
+        "manifest": last["manifest"],
     }

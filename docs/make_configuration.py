@@ -54,6 +54,9 @@ Some keys depend on each other; these checks raise, they never change a value:
 UNITS = {
     r"(_|^)tokens$": "tokens",
     r"_s$": "seconds",
+    r"_gb$": "GiB",
+    r"^max_num_seqs$": "sequences",
+    r"_parallel_size$": "GPUs",
     r"_steps$": "optimizer steps",
     r"^(rounds|every_rounds|max_staleness)$": "rounds",
     r"^(prompts_per_.*|max_prompts)$": "prompts",
@@ -79,15 +82,45 @@ def render() -> str:
     parts = [INTRODUCTION]
     for name, field in schema["properties"].items():
         parts.append("\n".join(_section(name, field, schema)))
+    for names, field in _nested(schema):
+        parts.append("\n".join(_table(names, field, schema)))
     return "\n".join(parts)
+
+
+def _nested(whole: Schema) -> Iterator[tuple[str, Schema]]:
+    """Yield the tables inside sections, each once with all places that it may stand in."""
+    places: dict[str, list[str]] = {}
+    fields: dict[str, Schema] = {}
+    for name, section in whole["properties"].items():
+        if "patternProperties" in section:
+            continue
+        for key, field in _resolve(section, whole)["properties"].items():
+            if "$ref" in field:
+                places.setdefault(field["$ref"], []).append(f"`[{name}.{key}]`")
+                fields[field["$ref"]] = field
+    for reference, names in places.items():
+        yield ", ".join(names), fields[reference]
 
 
 def _section(name: str, field: Schema, whole: Schema) -> Iterator[str]:
     """Yield the lines of a section of the TOML."""
     tables = field.get("patternProperties")
     section = _resolve(next(iter(tables.values())) if tables else field, whole)
-    optional = name not in whole["required"]
-    yield f"## `[{name}.NAME]`" if tables else f"## `[{name}]`"
+    heading = f"`[{name}.NAME]`" if tables else f"`[{name}]`"
+    yield from _table(heading, field, whole, section, optional=name not in whole["required"])
+
+
+def _table(
+    heading: str,
+    field: Schema,
+    whole: Schema,
+    section: Schema | None = None,
+    *,
+    optional: bool = True,
+) -> Iterator[str]:
+    """Yield the lines of a table's keys; the tables inside it stand elsewhere."""
+    section = section or _resolve(field, whole)
+    yield f"## {heading}"
     yield ""
     yield field["description"] + (" The section may be left out." if optional else "")
     yield ""
@@ -95,6 +128,8 @@ def _section(name: str, field: Schema, whole: Schema) -> Iterator[str]:
     yield "|-|-|-|-|-|-|"
     required = section.get("required", [])
     for key, schema in section["properties"].items():
+        if "$ref" in schema:
+            continue
         default = "*required*" if key in required else f"`{_value(schema.get('default', {}))}`"
         cells = [
             f"`{key}`",

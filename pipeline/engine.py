@@ -4,17 +4,14 @@ Promises: index 0 of every per-token array is the first response token; a row's 
 its seed, not on its neighbours. Shapes: T tokens of all rows joined, K top-k.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from typing import Any, Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.config import EngineSection
-from schemas.errors import ConfigError, DataError
+from schemas.errors import DataError
 from schemas.scoresignal import Signal
 from schemas.tables import LOGPROB_ROUNDING
 
@@ -141,73 +138,8 @@ class Engine(Protocol):
             candidates: int32 [tokens, N] of each row, where the signal has candidates.
         """
 
+    def shrink(self) -> bool:
+        """Halve the tokens of a forward pass; return whether they could be fewer."""
+
     def close(self) -> None:
         """Give the model's memory back."""
-
-
-class LazyEngine:
-    """An engine that is opened at its first use and closed at the end of a block."""
-
-    def __init__(self, opener: Callable[[], Engine]) -> None:
-        """Remember how to open the engine."""
-        self._opener = opener
-        self._engine: Engine | None = None
-        self.start_s = 0.0
-
-    def __enter__(self) -> Self:
-        """Begin the block; nothing is loaded yet."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close the engine if it was opened."""
-        if self._engine is not None:
-            self._engine.close()
-
-    def get(self) -> Engine:
-        """Return the engine, opened once; `start_s` is the time that took."""
-        if self._engine is None:
-            begin = time.monotonic()
-            self._engine = self._opener()
-            self.start_s = time.monotonic() - begin
-        return self._engine
-
-
-def engine_version(name: str) -> str:
-    """Return the versions that an engine's numbers depend on, without loading it.
-
-    Raises:
-        ConfigError: this version of opd cannot run the engine.
-    """
-    require_engine(name)
-    parts = ("transformers", "torch")
-    return "+".join(f"{part}-{metadata.version(part)}" for part in parts)
-
-
-def open_engine(section: EngineSection, source: Any, *, dtype: str) -> Engine:
-    """Return an engine that holds a model.
-
-    Args:
-        section: which engine and its settings.
-        source: the model, a `pipeline.models.ModelSource`.
-        dtype: number format of the model.
-
-    Raises:
-        ConfigError: the model cannot be loaded, or the engine is not installed.
-    """
-    require_engine(section.engine)
-    from pipeline.hf import HfEngine
-
-    return HfEngine(source, dtype=dtype, settings=section)
-
-
-def require_engine(name: str) -> None:
-    """Make sure that this version of opd can run an engine.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if name != "hf":
-        raise ConfigError(
-            f"engine = {name!r} is known to the configuration, but this version of opd runs 'hf' "
-            "only: set rollout.engine, score.engine and eval.engine to 'hf'"
-        )

@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from pipeline.checkpoint import opened
 from pipeline.commit import create_record, find_record, writer
-from pipeline.engine import LazyEngine, Sampling, open_engine, require_engine
+from pipeline.engine import Sampling
+from pipeline.engines import require_engine
 from pipeline.grading import find_reward
 from pipeline.models import ModelSource, find_model, model_identity
 from pipeline.plan import cut_units
 from pipeline.prompts import prepare_prompts, read_prompts
-from pipeline.rollout import stop_tokens
+from pipeline.rollout import lazy_engine, response_limit, stop_tokens
 from pipeline.run import Run, check_run, pin_run
 from pipeline.samples import SampleJob, run_sampling
 from pipeline.shards import read_rollout
@@ -128,7 +129,8 @@ def _grade(
                 "reward": [section.reward, section.pattern, section.require_stop],
             }
         )
-        with LazyEngine(lambda: open_engine(section, source, dtype=subject.dtype)) as engine:
+        dtype = subject.dtype
+        with lazy_engine(run, section, source, dtype=dtype, progress=progress) as engine:
             shards, computed = run_sampling(
                 run.storage,
                 subject.folder,
@@ -191,7 +193,7 @@ def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSourc
         temperature=section.temperature,
         top_p=section.top_p,
         top_k=section.top_k,
-        max_new_tokens=section.max_new_tokens or rollout.max_new_tokens,
+        max_new_tokens=response_limit(run, section),
         stop_token_ids=stop_tokens(rollout.stop_token_ids, tokenizer, Path(source.location)),
         vocab_size=vocabulary_size(tokenizer),
     )

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.engine import Ids, Sample, Sampling, Scores, engine_version
+from pipeline.engine import Ids, Sample, Sampling, Scores
+from pipeline.engines import engine_version
 from pipeline.head import check_head, head_of
+from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource, load_model
 from pipeline.padding import length_batches, padded, response_positions
 from pipeline.sampling import draw, processed_logprobs, uniforms
@@ -55,7 +57,8 @@ class HfEngine:
         samples: list[Sample | None] = [None] * len(prompts)
         for rows in length_batches(lengths + sampling.max_new_tokens, self._batch_tokens):
             random = uniforms(np.array([seeds[i] for i in rows]), sampling.max_new_tokens)
-            batch = self._generate([prompts[i] for i in rows], random, sampling)
+            with capacity("sampling"):
+                batch = self._generate([prompts[i] for i in rows], random, sampling)
             for row, sample in zip(rows, batch, strict=True):
                 samples[row] = sample
         return [s for s in samples if s is not None]
@@ -80,11 +83,23 @@ class HfEngine:
                 _Row(prompts[i], responses[i], None if candidates is None else candidates[i])
                 for i in rows
             ]
-            parts.extend(self._score(batch, signal=signal, vocab_size=vocab_size))
+            with capacity("scoring"):
+                parts.extend(self._score(batch, signal=signal, vocab_size=vocab_size))
             order.extend(np.arange(starts[i], starts[i + 1]) for i in rows)
         joined = {n: np.concatenate([p[n].numpy() for p in parts]) for n in parts[0]}
         back = np.argsort(np.concatenate(order), kind="stable")
         return Scores(**joined).take(back)
+
+    def shrink(self) -> bool:
+        """Halve the tokens of a forward pass and of its logits; return whether that was left."""
+        if self._batch_tokens == self._chunk_tokens == 1:
+            return False
+        self._batch_tokens = max(1, self._batch_tokens // 2)
+        self._chunk_tokens = max(1, self._chunk_tokens // 2)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
 
     def close(self) -> None:
         """Give the model's memory back."""

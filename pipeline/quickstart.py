@@ -38,6 +38,7 @@ eval = "held-out.jsonl"          # problems that no model was trained on
 max_tokens = {max_prompt}
 
 [rollout]
+engine = "{engine}"                    # transformers; or vllm, for score and eval too
 prompts_per_round = {per_round}         # few enough steps a round that samples do not go stale
 samples_per_prompt = 1
 max_new_tokens = {max_response}
@@ -47,6 +48,7 @@ top_k = 0
 prompts_per_unit = 320           # a crash loses at most one unit
 
 [score]
+engine = "{engine}"
 k = 4                            # teacher's top-4 ids and the mass of the rest, per token
 
 [loss]
@@ -64,17 +66,18 @@ betas = [0.9, 0.98]
 weight_decay = 0.01
 
 [eval]
+engine = "{engine}"
 reward = "regex"                 # right answer after '#', and the stop token came
 pattern = '#(\\d+)$'
 """
 
 
-def make_quickstart(folder: Path, *, root: str, seed: int, rounds: int, report: Report) -> Path:
+def make_quickstart(folder: Path, config: str, *, seed: int, rounds: int, report: Report) -> Path:
     """Make models, prompts and run.toml in a folder, keeping what is there; return run.toml.
 
     Args:
         folder: where everything goes.
-        root: the store, for run.toml.
+        config: the text of run.toml, as `config_text` gives it.
         seed: root of weights and problems.
         rounds: rounds of the run.
         report: told which model trains, its step and its steps at most.
@@ -86,14 +89,15 @@ def make_quickstart(folder: Path, *, root: str, seed: int, rounds: int, report: 
         _make_model(name, folder / name, seed, report)
     path = folder / "run.toml"
     if not path.exists():
-        localfiles.create(path, config_text(root=root, seed=seed, rounds=rounds).encode())
+        localfiles.create(path, config.encode())
     return path
 
 
-def config_text(*, root: str, seed: int, rounds: int) -> str:
+def config_text(*, root: str, seed: int, rounds: int, engine: str) -> str:
     """Return the TOML of the quickstart's run."""
     return CONFIG.format(
         root=json.dumps(root),
+        engine=engine,
         seed=seed,
         rounds=rounds,
         max_prompt=MAX_PROMPT_TOKENS,

@@ -10,7 +10,9 @@ from typing import Any
 
 from pipeline.checkpoint import opened
 from pipeline.commit import check_fingerprint, create_record, writer
-from pipeline.engine import LazyEngine, Sampling, open_engine, require_engine
+from pipeline.engine import Sampling
+from pipeline.engines import open_engine, require_engine
+from pipeline.lazyengine import LazyEngine
 from pipeline.models import ModelSource, generation_settings
 from pipeline.plan import Unit, cut_units, draw_prompts
 from pipeline.prompts import prepare_prompts, read_prompts
@@ -67,7 +69,9 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
             sampling=sampling,
             prompts=read_prompts(run.storage, prompts),
         )
-        with student_engine(run, section, model_folder) as engine:
+        source = ModelSource(str(model_folder), None, run.config.student.trust_remote_code)
+        dtype = run.config.student.dtype
+        with lazy_engine(run, section, source, dtype=dtype, progress=progress) as engine:
             shards, computed = run_sampling(
                 run.storage,
                 folder,
@@ -95,10 +99,19 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
     return _result(run, round_index, manifest, computed=computed, start_s=engine.start_s)
 
 
-def student_engine(run: Run, section: EngineSection, folder: Path) -> LazyEngine:
-    """Return an engine for a checkpoint's folder, not opened yet."""
-    source = ModelSource(str(folder), None, run.config.student.trust_remote_code)
-    return LazyEngine(lambda: open_engine(section, source, dtype=run.config.student.dtype))
+def lazy_engine(
+    run: Run, section: EngineSection, source: ModelSource, *, dtype: str, progress: Progress
+) -> LazyEngine:
+    """Return an engine that samples for a run, not opened yet."""
+    longest = run.config.prompts.max_tokens + response_limit(run, section)
+    return LazyEngine(
+        lambda: open_engine(section, source, dtype=dtype, max_tokens=longest), progress.note
+    )
+
+
+def response_limit(run: Run, section: EngineSection) -> int:
+    """Return the most tokens of a response; those of the rollout where a section has none."""
+    return getattr(section, "max_new_tokens", None) or run.config.rollout.max_new_tokens
 
 
 def stop_tokens(given: tuple[int, ...] | None, tokenizer: Any, folder: Path) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.commit import content_shard, publish, read_commit
-from pipeline.engine import Engine, Ids, LazyEngine, Sample, Sampling
+from pipeline.engine import Engine, Ids, Sample, Sampling
+from pipeline.lazyengine import LazyEngine
 from pipeline.parquet import write_table
 from pipeline.plan import Unit, sample_seeds
 from pipeline.stage import Progress, Worker, run_units
@@ -88,7 +89,7 @@ def run_sampling(
         nonlocal computed
         unit, opened = units[index], engine.get()
         check_fits(opened, job, unit.rows)
-        table = finish(sample_unit(job, unit, opened, tokenizer))
+        table = finish(engine.call(lambda e: sample_unit(job, unit, e, tokenizer)))
         check_rollout(table, where=f"{folder} {unit.name}")
         data = write_table(table, job.metadata(opened), token_column="response_ids")
         tokens = int(list_lengths(table, "response_ids").sum())

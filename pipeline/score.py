@@ -19,8 +19,9 @@ from pipeline.commit import (
     read_record,
     writer,
 )
-from pipeline.engine import LazyEngine, require_engine
+from pipeline.engines import require_engine
 from pipeline.invalid import forget_invalid, score_fingerprint, unit_rows
+from pipeline.lazyengine import LazyEngine
 from pipeline.run import Run, check_run, pin_run
 from pipeline.scorer import Scorer, find_scorer, pin_scorer
 from pipeline.scoretable import read_scores, score_table
@@ -117,7 +118,7 @@ def _score(
         fingerprint=score_fingerprint(scorer, rollout),
     )
     names, commits = [unit.unit for unit in rollout.units], list[ScoreCommit]()
-    with LazyEngine(lambda: scorer.open(run)) as engine:
+    with LazyEngine(lambda: scorer.open(run), progress.note) as engine:
 
         def compute(index: int) -> int:
             commits.append(_score_unit(job, index, engine))

@@ -6,7 +6,8 @@ from typing import Any
 
 from pipeline.checkpoint import opened
 from pipeline.commit import create_record, find_record, read_record
-from pipeline.engine import Engine, engine_version, open_engine
+from pipeline.engine import Engine
+from pipeline.engines import engine_version, open_engine
 from pipeline.inventory import find_scorer_key
 from pipeline.models import ModelSource, find_model, load_settings, model_identity
 from pipeline.run import Run
@@ -57,7 +58,9 @@ class Scorer:
                 "round's sequences. Run `opd cache reprocess` again if its source has them, or "
                 f"remove teachers.{self.name}.scores to let the teacher score them"
             )
-        return open_engine(run.config.score, self.source, dtype=self.identity.dtype)
+        return open_engine(
+            run.config.score, self.source, dtype=self.identity.dtype, max_tokens=_longest(run)
+        )
 
 
 def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
@@ -205,13 +208,18 @@ def _check_consistent(run: Run, teacher: str) -> None:
 
 
 def _check_context(run: Run, teacher: str, settings: Any) -> None:
-    needed = run.config.prompts.max_tokens + run.config.rollout.max_new_tokens + 1
+    needed = _longest(run) + 1
     held = getattr(settings, "max_position_embeddings", None)
     if held is not None and held < needed:
         raise ConfigError(
             f"teachers.{teacher} holds {held} tokens, but prompts.max_tokens + "
             f"rollout.max_new_tokens + 1 = {needed}: lower one of them"
         )
+
+
+def _longest(run: Run) -> int:
+    """Return the most tokens of a prompt and its response."""
+    return run.config.prompts.max_tokens + run.config.rollout.max_new_tokens
 
 
 def _vocab_size(folder: Path, trust_remote_code: bool) -> int:

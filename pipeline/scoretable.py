@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline.codec import check_ids, codec_named
 from pipeline.commit import create_record, find_record
-from pipeline.engine import Ids, LazyEngine
+from pipeline.engine import Ids
+from pipeline.lazyengine import LazyEngine
 from pipeline.parquet import read_table, write_table
 from pipeline.ragged import token_index
 from pipeline.renumbering import Renumbering
@@ -43,12 +44,15 @@ def score_table(
     distinct = rows.take(pa.array(first))
     prompts, responses = list_rows(distinct, "prompt_ids"), list_rows(distinct, "response_ids")
     _check_ids(rows, engine.get().vocab_size)
-    scores = engine.get().score(
-        prompts,
-        responses,
-        signal=signal,
-        vocab_size=identity.vocab_size,
-        candidates=_candidates(distinct, signal),
+    candidates = _candidates(distinct, signal)
+    scores = engine.call(
+        lambda e: e.score(
+            prompts,
+            responses,
+            signal=signal,
+            vocab_size=identity.vocab_size,
+            candidates=candidates,
+        )
     )
     scores.check(vocab_size=identity.vocab_size, where="scoring")
     scores = scores.take(token_index(lengths[first], inverse))

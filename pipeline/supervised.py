@@ -36,6 +36,8 @@ from pipeline.models import ModelSource, settle_libraries
 from pipeline.padding import padded, response_positions
 from schemas.config import EngineSection
 
+HEAD = 32
+"""Width of an attention head: the smallest that vLLM runs on a CPU."""
 CHECKED = 256
 """Held-out problems that decide whether training ends."""
 
@@ -129,7 +131,7 @@ def make_model(recipe: Recipe, seed: int) -> Any:
         num_hidden_layers=recipe.layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        head_dim=recipe.hidden // heads,
+        head_dim=HEAD,
         max_position_embeddings=128,
         tie_word_embeddings=True,
         pad_token_id=PAD,

@@ -91,18 +91,42 @@ class PromptsSection(Section):
     """Extra variables of the chat template, such as `enable_thinking`."""
 
 
+class VllmSection(Section):
+    """`[rollout.vllm]`, `[score.vllm]`, `[eval.vllm]`: what the `vllm` engine may use."""
+
+    tensor_parallel_size: Positive = tuning(1)
+    """GPUs that each layer is split over."""
+    pipeline_parallel_size: Positive = tuning(1)
+    """Groups of GPUs that the layers are split over."""
+    gpu_memory_utilization: Fraction = tuning(0.9)
+    """Share of a GPU's memory for weights, activations and key-value cache."""
+    kv_cache_gb: Annotated[float, Field(gt=0.0)] | None = tuning(None)
+    """Memory of the key-value cache, GiB. Default: on a GPU what `gpu_memory_utilization` leaves;
+    on a CPU what `max_num_seqs` sequences need, at most a quarter of the free memory."""
+    max_num_seqs: Positive = tuning(256)
+    """Sequences that are computed at once."""
+    enforce_eager: bool = tuning(False)
+    """Skip compilation and CUDA graphs: starts sooner, runs slower. A CPU always does."""
+    prefix_caching: bool = tuning(False)
+    """Compute a prompt once for all its samples; a sample may then depend on its neighbours in the
+    last bits. Never used for scores."""
+
+
 class EngineSection(Section):
     """Fields that `[rollout]`, `[score]` and `[eval]` share: the engine and its batches."""
 
     engine: Literal["hf", "vllm"] = "hf"
-    """Engine that runs the model: `hf` (transformers, CPU or GPU). `vllm` is not built yet: it is
-    accepted here so that configurations can be planned, and refused when a stage starts."""
+    """Engine that runs the model: `hf` (transformers, CPU or GPU) or `vllm` (vLLM's offline
+    engine; `pip install 'opd[vllm]'`)."""
     device: str = tuning("auto")
-    """Torch device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+    """Torch device of `hf`: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, … `vllm`
+    takes the GPUs that CUDA_VISIBLE_DEVICES shows."""
     batch_tokens: Positive = tuning(32768)
-    """Tokens per forward pass, padding included; lower it when memory runs out."""
+    """Tokens per forward pass, padding included; it is halved when memory runs out."""
     logit_chunk_tokens: Positive = tuning(256)
     """Positions whose full-vocabulary logits exist at once."""
+    vllm: VllmSection = Field(default_factory=VllmSection)
+    """What the `vllm` engine may use."""
 
 
 class RolloutSection(EngineSection):
@@ -152,6 +176,8 @@ class ScoreSection(EngineSection):
             raise ValueError(f"min_k = {self.min_k} is above k = {self.k}")
         if self.top_p in (None, 1.0) and self.min_k != 1:
             raise ValueError("min_k needs top_p")
+        if self.vllm.prefix_caching:
+            raise ValueError("vllm.prefix_caching would leave positions without a score")
         return self
 
 

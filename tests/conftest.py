@@ -160,6 +160,19 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return Cli(capsys)
 
 
+@pytest.fixture(scope="module")
+def beside_flask() -> Iterator[None]:
+    """Let vLLM start where moto has loaded flask.
+
+    vLLM's start on a CPU looks into every loaded module, and flask's `current_app`, `request` and
+    the like raise when they are looked at outside a request.
+    """
+    import flask
+
+    with flask.Flask(__name__).test_request_context():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tiny run of two rounds that went undisturbed; copy it to change it."""

@@ -92,8 +92,8 @@ def test_the_page_of_keys_is_what_the_schema_gives() -> None:
 @pytest.mark.parametrize("key", sorted(config_keys(RunConfig)))
 def test_every_key_has_a_row_in_its_section(key: str) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    section, _, name = key.partition(".")
-    body = re.split(rf"^## `\[{section}(?:\.NAME)?\]`$", text, flags=re.MULTILINE)[1]
+    section, _, name = key.rpartition(".")
+    body = re.split(rf"^## .*`\[{section}(?:\.NAME)?\]`.*$", text, flags=re.MULTILINE)[1]
     assert f"| `{name}` |" in body.split("\n## ")[0]
 
 

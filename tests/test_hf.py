@@ -1,140 +1,41 @@
 """The reference engine against a full forward of one row at a time: no padding, chunks or cache."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
 
-from pipeline.addition import EOS, VOCABULARY
-from pipeline.engine import Ids, Sample, Sampling, Scores
+from pipeline.addition import EOS
 from pipeline.hf import HfEngine
 from pipeline.models import ModelSource
 from schemas.config import EngineSection
 from schemas.fingerprint import derived_seed
 from schemas.scoresignal import Signal
-from tests import tiny
-
-V = len(VOCABULARY)
-KINDS = [(arch, tied) for arch in ("qwen3", "llama", "gemma2") for tied in (True, False)]
-SOFTCAPS = {
-    "final_logit_softcapping": 2.0,
-    "attn_logit_softcapping": 3.0,
-    "sliding_window": 4,
-    "initializer_range": 0.4,
-}
-PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8, stop_token_ids=(EOS,))
-Doubles = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A model on disk, opened as an engine and as plain transformers."""
-
-    folder: Path
-    reference: Any
-
-    def engine(self, *, batch_tokens: int = 4096, chunk_tokens: int = 1024) -> HfEngine:
-        """Return the model in an engine of its own."""
-        settings = EngineSection(
-            device="cpu", batch_tokens=batch_tokens, logit_chunk_tokens=chunk_tokens
-        )
-        return HfEngine(
-            ModelSource(str(self.folder), None, False), dtype="float32", settings=settings
-        )
-
-    @torch.no_grad()
-    def logits(self, prompt: Ids, response: Ids) -> Doubles:
-        """Return the logits that predict each response token, from one unpadded forward."""
-        row = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
-        logits_TV = self.reference(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        return np.asarray(logits_TV.double().numpy())
-
-
-Maker = Callable[..., Tiny]
+from tests.golden import (
+    KINDS,
+    PLAIN,
+    Models,
+    V,
+    assert_same_scores,
+    generate,
+    reference_logprobs,
+    reference_scores,
+    rows,
+)
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+def make(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Return a maker of models, each made once."""
-    made: dict[Any, Tiny] = {}
-
-    def build(arch: str = "qwen3", tied: bool = True, **settings: Any) -> Tiny:
-        key = (arch, tied, *settings.items())
-        if key not in made:
-            settings |= SOFTCAPS if arch == "gemma2" else {}
-            folder = tmp_path_factory.mktemp(arch)
-            tiny.make_model(folder, arch=arch, tied=tied, **settings)
-            reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            made[key] = Tiny(folder, reference)
-        return made[key]
-
-    return build
-
-
-def rows(count: int = 7) -> tuple[list[Ids], list[Ids]]:
-    """Ragged prompts and responses without padding ids; half the responses end with the stop."""
-    random = np.random.default_rng(0)
-    prompts = [random.integers(1, V, n).astype(np.int32) for n in random.integers(1, 12, count)]
-    responses = [random.integers(1, V, n).astype(np.int32) for n in random.integers(1, 9, count)]
-    for response in responses[::2]:
-        response[-1] = EOS
-    return prompts, responses
-
-
-def log_softmax(logits: Doubles) -> Doubles:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
-
-
-CORE = ("topk_ids", "topk_logprobs", "tail", "token_logprob", "token_rank", "entropy")
-
-
-def log_sum(logprobs: list[float]) -> float:
-    return math.log(sum(math.exp(x) for x in logprobs)) if logprobs else -math.inf
-
-
-def reference_scores(
-    model: Tiny, prompts: list[Ids], responses: list[Ids], *, k: int, vocab_size: int
-) -> Scores:
-    """Every signal from its definition, token by token, in float64."""
-    found: dict[str, list[Any]] = {name: [] for name in CORE}
-    for prompt, response in zip(prompts, responses, strict=True):
-        for logprobs, token in zip(
-            log_softmax(model.logits(prompt, response)), response.tolist(), strict=True
-        ):
-            top = sorted(range(vocab_size), key=lambda i: -logprobs[i])[:k]  # noqa: B023
-            found["topk_ids"].append(top)
-            found["topk_logprobs"].append(logprobs[top])
-            found["tail"].append(log_sum([x for i, x in enumerate(logprobs) if i not in top]))
-            found["token_logprob"].append(logprobs[token])
-            found["token_rank"].append(1 + sum(x > logprobs[token] for x in logprobs))
-            found["entropy"].append(-sum(math.exp(x) * x for x in logprobs))
-    return Scores(**{name: np.array(values) for name, values in found.items()})
-
-
-def assert_same_scores(found: Scores, expected: Scores, *, atol: float = 1e-5) -> None:
-    for name in CORE:
-        value, mine = getattr(expected, name), getattr(found, name)
-        assert mine.shape == value.shape, name
-        if name in ("topk_ids", "token_rank"):
-            assert mine.dtype == np.int32
-            np.testing.assert_array_equal(mine, value, err_msg=name)
-        else:
-            assert mine.dtype == np.float32
-            np.testing.assert_allclose(mine, value, rtol=0, atol=atol, err_msg=name)
+    return Models(tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("k", [1, 4, V])
 @pytest.mark.parametrize(("arch", "tied"), KINDS)
 def test_scores_equal_a_full_forward_of_each_row(
-    make: Maker, arch: str, tied: bool, k: int
+    make: Models, arch: str, tied: bool, k: int
 ) -> None:
     model, (prompts, responses) = make(arch, tied), rows()
     found = model.engine().score(prompts, responses, signal=Signal(k), vocab_size=V)
@@ -149,7 +50,7 @@ def test_scores_equal_a_full_forward_of_each_row(
     ("batch_tokens", "chunk_tokens"), [(1, 1024), (40, 3), (10_000, 1), (10_000, 1024)]
 )
 def test_scores_do_not_depend_on_order_batches_or_chunks(
-    make: Maker, batch_tokens: int, chunk_tokens: int
+    make: Models, batch_tokens: int, chunk_tokens: int
 ) -> None:
     model, (prompts, responses) = make(), rows(9)
     expected = reference_scores(model, prompts, responses, k=3, vocab_size=V)
@@ -168,7 +69,7 @@ def test_scores_do_not_depend_on_order_batches_or_chunks(
         assert_same_scores(found, expected.take(tokens))
 
 
-def test_ids_above_the_shared_vocabulary_are_left_to_the_tail(make: Maker) -> None:
+def test_ids_above_the_shared_vocabulary_are_left_to_the_tail(make: Models) -> None:
     model, (prompts, responses) = make(vocab=40), rows()
     found = model.engine().score(prompts, responses, signal=Signal(V), vocab_size=V)
     assert_same_scores(found, reference_scores(model, prompts, responses, k=V, vocab_size=V))
@@ -178,23 +79,15 @@ def test_ids_above_the_shared_vocabulary_are_left_to_the_tail(make: Maker) -> No
     np.testing.assert_allclose(mass, 1.0, atol=1e-5)
 
 
-def test_an_engine_names_its_vocabulary_and_its_context(make: Maker) -> None:
+def test_an_engine_names_its_vocabulary_and_its_context(make: Models) -> None:
     engine = make(vocab=40).engine()
     assert (engine.name, engine.vocab_size, engine.context_length) == ("hf", 40, 128)
     assert "transformers" in engine.version and "torch" in engine.version
 
 
-def generate(engine: HfEngine, prompts: list[Ids], sampling: Sampling, order: Any) -> list[Sample]:
-    """Sample prompts in an order; return the samples in the order of the prompts."""
-    samples = engine.generate(
-        [prompts[i] for i in order], [derived_seed("row", int(i)) for i in order], sampling
-    )
-    return [samples[i] for i in np.argsort(np.asarray(order))]
-
-
 @pytest.mark.parametrize(("arch", "tied"), KINDS)
 def test_a_row_draws_the_same_tokens_alone_and_in_any_batch(
-    make: Maker, arch: str, tied: bool
+    make: Models, arch: str, tied: bool
 ) -> None:
     model, prompts = make(arch, tied), rows(9)[0]
     engine = model.engine()
@@ -212,22 +105,10 @@ def test_a_row_draws_the_same_tokens_alone_and_in_any_batch(
             assert mine.finish_reason == other.finish_reason
 
 
-def test_another_seed_draws_other_tokens(make: Maker) -> None:
+def test_another_seed_draws_other_tokens(make: Models) -> None:
     prompts = [rows(1)[0][0]] * 20
     samples = make().engine().generate(prompts, [derived_seed("s", i) for i in range(20)], PLAIN)
     assert len({s.ids.tobytes() for s in samples}) > 15
-
-
-def reference_logprobs(logits: Doubles, sampling: Sampling) -> Doubles:
-    """Log-probabilities after temperature, top-k and top-p, id by id."""
-    processed = np.full_like(logits, -math.inf)
-    for row, values in enumerate(logits / (sampling.temperature or 1.0)):
-        order = np.argsort(-values)[: sampling.top_k or None]
-        probs = np.exp(values[order] - values[order].max())
-        probs /= probs.sum()
-        kept = [i for n, i in enumerate(order) if probs[:n].sum() < sampling.top_p]
-        processed[row, kept] = values[kept] - log_sum(list(values[kept]))
-    return processed
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gemma2"])
@@ -244,7 +125,7 @@ def reference_logprobs(logits: Doubles, sampling: Sampling) -> Doubles:
     ids=str,
 )
 def test_logprobs_are_of_the_distribution_that_was_sampled(
-    make: Maker, arch: str, changes: dict[str, Any]
+    make: Models, arch: str, changes: dict[str, Any]
 ) -> None:
     model, prompts, sampling = make(arch), rows(9)[0], replace(PLAIN, **changes)
     samples = generate(model.engine(batch_tokens=60), prompts, sampling, range(9))
@@ -256,7 +137,7 @@ def test_logprobs_are_of_the_distribution_that_was_sampled(
         np.testing.assert_allclose(sample.logprobs, expected, atol=1e-5)
 
 
-def test_a_response_ends_with_its_first_stop_token_or_at_the_limit(make: Maker) -> None:
+def test_a_response_ends_with_its_first_stop_token_or_at_the_limit(make: Models) -> None:
     stops = (EOS, 7, 9)
     sampling = replace(PLAIN, stop_token_ids=stops, max_new_tokens=5)
     engine, prompts = make().engine(), rows(60)[0]
@@ -270,7 +151,7 @@ def test_a_response_ends_with_its_first_stop_token_or_at_the_limit(make: Maker) 
         assert (ids[-1] in stops) == (sample.finish_reason == "stop")
 
 
-def test_stop_tokens_and_the_limit_only_cut_a_response(make: Maker) -> None:
+def test_stop_tokens_and_the_limit_only_cut_a_response(make: Models) -> None:
     engine, prompts = make().engine(), rows(20)[0]
     endless = replace(PLAIN, stop_token_ids=(), max_new_tokens=12)
     long = generate(engine, prompts, endless, range(20))
@@ -283,7 +164,7 @@ def test_stop_tokens_and_the_limit_only_cut_a_response(make: Maker) -> None:
 
 @pytest.mark.parametrize(("arch", "tied"), KINDS)
 def test_temperature_zero_takes_the_most_likely_token_each_time(
-    make: Maker, arch: str, tied: bool
+    make: Models, arch: str, tied: bool
 ) -> None:
     model, prompts = make(arch, tied), rows(9)[0]
     greedy = replace(PLAIN, temperature=0.0)
@@ -299,7 +180,7 @@ def test_temperature_zero_takes_the_most_likely_token_each_time(
 @pytest.mark.parametrize(
     "changes", [{}, {"temperature": 0.7, "top_k": 9, "top_p": 0.95}], ids=["plain", "truncated"]
 )
-def test_samples_follow_the_models_distribution(make: Maker, changes: dict[str, Any]) -> None:
+def test_samples_follow_the_models_distribution(make: Models, changes: dict[str, Any]) -> None:
     draws, prompt = 4000, rows(1)[0][0]
     model = make()
     sampling = replace(PLAIN, stop_token_ids=(), max_new_tokens=2, **changes)
@@ -323,11 +204,11 @@ def test_samples_follow_the_models_distribution(make: Maker, changes: dict[str, 
     assert statistic < freedom + 4 * math.sqrt(2 * freedom)
 
 
-def test_no_prompt_gives_no_sample(make: Maker) -> None:
+def test_no_prompt_gives_no_sample(make: Models) -> None:
     assert make().engine().generate([], [], PLAIN) == []
 
 
-def test_bfloat16_scores_are_near_those_of_float32(make: Maker) -> None:
+def test_bfloat16_scores_are_near_those_of_float32(make: Models) -> None:
     model, (prompts, responses) = make(), rows()
     source = ModelSource(str(model.folder), None, False)
     engine = HfEngine(source, dtype="bfloat16", settings=EngineSection(device="cpu"))

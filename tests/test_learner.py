@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pipeline.batches import StepPlan, plan_steps
 from pipeline.distributed import Ranks, join_ranks
-from pipeline.engine import LazyEngine
 from pipeline.head import head_of
 from pipeline.hf import HfEngine
+from pipeline.lazyengine import LazyEngine
 from pipeline.learner import Learner, LearnerSettings, batch_inputs, token_logprobs
 from pipeline.losses import token_losses
 from pipeline.models import ModelSource, load_model

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.addition import VOCABULARY
 from pipeline.commit import content_shard
-from pipeline.engine import Ids, LazyEngine, Sample, Sampling, Scores
+from pipeline.engine import Ids, Sample, Sampling, Scores
 from pipeline.hf import HfEngine
+from pipeline.lazyengine import LazyEngine
 from pipeline.models import ModelSource
 from pipeline.parquet import write_table
 from pipeline.scorearrays import scores_of
@@ -60,6 +61,10 @@ class CountingEngine:
         pairs = zip(prompts, responses, strict=True)
         self.seen += [p.tobytes() + b"|" + r.tobytes() for p, r in pairs]
         return self.change(self._engine.score(prompts, responses, **kwargs))
+
+    def shrink(self) -> bool:
+        """Return that there is no less to try."""
+        return False
 
     def close(self) -> None:
         """Leave the wrapped engine open for the next test."""

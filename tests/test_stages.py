@@ -56,6 +56,14 @@ def test_every_stage_of_a_finished_run_changes_nothing_when_run_again(
     assert snapshot(storage, "") == before
 
 
+def test_a_run_without_eval_that_is_done_says_so(tmp_path: Path, cli: Cli) -> None:
+    config = write_run(tmp_path, changes={"eval": None, "run.rounds": 1})
+    assert cli.ok("run", "-c", config)["units"] > 0
+    again = cli.ok("run", "-c", config)
+    assert (again["units"], again["tokens"], again["manifest"]) == (0, 0, None)
+    assert "nothing is left to do" in cli("run", "-c", config).stdout
+
+
 def test_status_reports_every_round_with_its_figures(run_copy: Path, cli: Cli) -> None:
     status = cli.ok("status", "-c", run_copy / "run.toml")
     assert status["run"] == "tiny"
@@ -301,7 +309,7 @@ def test_stages_run_on_s3_and_leave_the_manifests_of_a_local_run(
         (["eval"], 2, "--baseline"),
         (["rollout", "--round", "0", "--set", "run.root=ftp://x"], 2, "ftp"),
         (["rollout", "--round", "0", "--set", "rollout.device=cuda:7"], 2, "GPU"),
-        (["rollout", "--round", "0", "--set", "rollout.engine=vllm"], 2, "'hf'"),
+        (["rollout", "--round", "0", "--set", "rollout.engine=vlm"], 2, "'vllm'"),
         (["rollout", "--round", "0", "--set", "rollout.max_new_tokens=500"], 2, "holds 128"),
     ],
 )

@@ -5,6 +5,7 @@ it was; every stage of a tiny run takes seconds on one core.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -96,7 +97,7 @@ def make_model(
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": hidden // 4,
+        "head_dim": 32,  # the smallest that vLLM runs on a CPU
         "max_position_embeddings": 128,
         "tie_word_embeddings": tied,
         "initializer_range": 0.15,
@@ -152,7 +153,12 @@ def write_run(
 
 
 def _sections(root: str, teachers: Sequence[str]) -> dict[str, dict[str, object]]:
-    engine: dict[str, object] = {"device": "cpu", "batch_tokens": 512, "logit_chunk_tokens": 64}
+    engine: dict[str, object] = {
+        "engine": os.environ.get("OPD_TEST_ENGINE", "hf"),
+        "device": "cpu",
+        "batch_tokens": 512,
+        "logit_chunk_tokens": 64,
+    }
     return {
         "run": {"name": "tiny", "root": root, "seed": 7, "rounds": 2},
         "student": {"model": "student"},

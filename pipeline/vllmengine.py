@@ -1,0 +1,237 @@
+"""The `vllm` engine: vLLM's offline engine, for sampling and for teacher scores.
+
+Promises: every sampling parameter is explicit; scores are `pipeline.signals` of full logits, taken
+inside vLLM's workers; a prefix cache is never read for scores; a request becomes arrays as it
+finishes. On a CPU the engine lives in this process; on GPUs vLLM gives it processes of its own,
+which return the devices' memory when they end. Shapes: T tokens, N candidates.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine import Ids, Sample, Sampling, Scores
+from pipeline.engines import engine_version
+from pipeline.lazyengine import capacity
+from pipeline.models import ModelSource
+from pipeline.vllmhost import VllmHost
+from pipeline.vllmworker import JOB, LIMIT
+from schemas.config import EngineSection
+from schemas.errors import CapacityError, ConfigError, DataError
+from schemas.fingerprint import derived_seed, sequence_digest
+from schemas.scoresignal import Signal
+
+LEAST_TEMPERATURE = 0.01
+"""vLLM samples at no lower temperature than this one, above 0."""
+HELD_TOKENS = 1 << 16
+"""Response tokens whose signals may wait in the workers."""
+LEAST_BATCH_TOKENS = 64
+"""Tokens of a forward pass below which memory is not the matter."""
+
+
+class VllmEngine:
+    """A model held by vLLM."""
+
+    name = "vllm"
+
+    def __init__(
+        self, source: ModelSource, *, dtype: str, settings: EngineSection, max_tokens: int
+    ) -> None:
+        """Start vLLM with a model.
+
+        Args:
+            source: the model.
+            dtype: number format of weights and activations.
+            settings: the stage's section.
+            max_tokens: longest prompt and response together.
+        """
+        self.version = engine_version(self.name)
+        self._settings, self._batch_tokens = settings, settings.batch_tokens
+        self._start = partial(
+            VllmHost, source, dtype=dtype, settings=settings, max_tokens=max_tokens
+        )
+        self._host = self._start(batch_tokens=self._batch_tokens)
+        self.vocab_size = self._host.vocab_size
+        self.context_length = self._host.context_length
+        self._rows = 0
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return one response per prompt, each drawn with its own seed."""
+        if 0.0 < sampling.temperature < LEAST_TEMPERATURE:
+            raise ConfigError(
+                f"temperature = {sampling.temperature}: vLLM samples at {LEAST_TEMPERATURE} or "
+                "above; raise it, or set the engine to 'hf'"
+            )
+        samples: dict[int, Sample] = {}
+
+        def finished(row: int, output: Any) -> None:
+            samples[row] = _sample(output.outputs[0], sampling.candidates)
+
+        with capacity("sampling"):
+            self._run(prompts, [_sampling_params(sampling, seed) for seed in seeds], finished)
+        return [samples[row] for row in range(len(prompts))]
+
+    def score(
+        self,
+        prompts: Sequence[Ids],
+        responses: Sequence[Ids],
+        *,
+        signal: Signal,
+        vocab_size: int,
+        candidates: Sequence[Ids] | None = None,
+    ) -> Scores:
+        """Return scores of every response token, rows joined in the given order."""
+        self._host.collect(signal, vocab_size, self._chunk_tokens)
+        base = self._rows
+        self._rows += len(prompts)
+        params, whole = [], []
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            whole.append(np.concatenate([prompt, response]))
+            job: dict[str, Any] = {"row": base + row, "prompt": len(prompt)}
+            if signal.draws:
+                job["draw_seed"] = derived_seed("draws", sequence_digest(prompt, response))
+            if candidates is not None:
+                job["candidates"] = np.ascontiguousarray(candidates[row], np.int32).tobytes()
+            params.append(_score_params(job))
+        taken = _Taken(self._host, [len(r) for r in responses], base)
+        with capacity("scoring"):
+            self._run(whole, params, lambda row, output: taken.add(row))
+        return taken.scores()
+
+    def shrink(self) -> bool:
+        """Start again with half the tokens in a forward pass; return whether that was left."""
+        if self._batch_tokens // 2 < LEAST_BATCH_TOKENS:
+            return False
+        self._batch_tokens //= 2
+        self._host.close()
+        self._host = self._start(batch_tokens=self._batch_tokens)
+        return True
+
+    def close(self) -> None:
+        """End vLLM and give its memory back."""
+        self._host.close()
+
+    @property
+    def _chunk_tokens(self) -> int:
+        return min(self._settings.logit_chunk_tokens, self._batch_tokens)
+
+    def _run(
+        self, prompts: Sequence[Ids], params: Sequence[Any], finished: Callable[[int, Any], None]
+    ) -> None:
+        try:
+            self._host.run(prompts, params, finished)
+        except Exception as error:
+            if type(error).__name__ == "EngineDeadError":
+                raise CapacityError(
+                    "vLLM's engine process ended on its own; its last words are above. Memory is "
+                    "the usual cause"
+                ) from error
+            raise
+
+
+class _Taken:
+    """Signals of finished rows, fetched from the workers before too many wait there."""
+
+    def __init__(self, host: VllmHost, lengths: Sequence[int], base: int) -> None:
+        self._host, self._lengths, self._base = host, lengths, base
+        self._waiting: list[int] = []
+        self._held = 0
+        self._rows: dict[int, dict[str, NDArray[Any]]] = {}
+
+    def add(self, row: int) -> None:
+        """Note that a row is finished."""
+        self._waiting.append(row)
+        self._held += self._lengths[row]
+        if self._held >= HELD_TOKENS:
+            self._fetch()
+
+    def scores(self) -> Scores:
+        """Return the scores of all rows.
+
+        Raises:
+            DataError: a row lacks positions.
+        """
+        self._fetch()
+        rows = [self._rows[row] for row in range(len(self._lengths))]
+        return Scores(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+
+    def _fetch(self) -> None:
+        packed = self._host.take([self._base + row for row in self._waiting])
+        for row, arrays in zip(self._waiting, packed, strict=True):
+            found = {name: _array(value) for name, value in arrays.items()}
+            if len(found["token_logprob"]) != self._lengths[row]:
+                raise DataError(
+                    f"vLLM scored {len(found['token_logprob'])} of {self._lengths[row]} tokens of "
+                    "a row; nothing was stored. Report it with vLLM's version"
+                )
+            self._rows[row] = found
+        self._waiting, self._held = [], 0
+
+
+def _sampling_params(sampling: Sampling, seed: int) -> Any:
+    """Return vLLM's parameters of one sample: everything named, nothing from the model's files."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=0.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        repetition_penalty=1.0,
+        seed=seed,
+        max_tokens=sampling.max_new_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=True,  # the stop ids above are all there are
+        logprobs=sampling.candidates,
+        flat_logprobs=True,
+        detokenize=False,
+        extra_args={LIMIT: sampling.vocab_size},
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _score_params(job: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={JOB: job},
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _sample(output: Any, candidates: int) -> Sample:
+    """Return a finished response; vLLM's first column is the token, the others are its top."""
+    ids = np.array(output.token_ids, dtype=np.int32)
+    logprobs = np.array(output.logprobs.logprobs, dtype=np.float32).reshape(len(ids), -1)
+    columns = np.array(output.logprobs.token_ids, dtype=np.int32).reshape(len(ids), -1)
+    if logprobs.shape[1] != 1 + candidates or (columns[:, 0] != ids).any():
+        raise DataError(
+            f"vLLM returned {logprobs.shape[1]} log-probabilities of each token where "
+            f"{1 + candidates} were asked for, or of other tokens; nothing was stored"
+        )
+    return Sample(
+        ids=ids,
+        logprobs=logprobs[:, 0].copy(),
+        finish_reason=str(output.finish_reason),
+        candidate_ids=columns[:, 1:].copy() if candidates else None,
+        candidate_logprobs=logprobs[:, 1:].copy() if candidates else None,
+    )
+
+
+def _array(packed: tuple[str, list[int], bytes]) -> NDArray[Any]:
+    kind, shape, data = packed
+    return np.frombuffer(data, dtype=kind).reshape(shape)

@@ -1,0 +1,311 @@
+"""One start of vLLM: its settings, its request loop, calls into its workers, its end.
+
+Promises: an engine on a CPU leaves this process as it found it (environment, random state, torch's
+functions, process group), for the learner may run here next. Nothing of vLLM is imported before
+its environment is set.
+"""
+
+import gc
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.engine import Ids
+from pipeline.lazyengine import capacity
+from pipeline.models import ModelSource, load_settings
+from pipeline.vllmworker import Packed
+from schemas.config import EngineSection
+from schemas.errors import CapacityError, ConfigError
+from schemas.scoresignal import Signal
+
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # `vllmworker` reads the hidden states of the first one
+}
+"""What vLLM is told unless the user said otherwise."""
+
+GIB = 1 << 30
+CPU_SHARE = 0.25
+"""Share of the free memory that the key-value cache may take on a CPU."""
+
+
+class VllmHost:
+    """A running vLLM."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        dtype: str,
+        settings: EngineSection,
+        max_tokens: int,
+        batch_tokens: int,
+    ) -> None:
+        """Start it.
+
+        Raises:
+            ConfigError: vLLM cannot run the model.
+            CapacityError: the model does not fit.
+        """
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if torch.cuda.is_available() else "0"
+        self._found = _State()
+        self._signal: tuple[Any, ...] | None = None
+        self._count = 0
+        arguments = engine_arguments(
+            source, dtype=dtype, settings=settings, max_tokens=max_tokens, batch_tokens=batch_tokens
+        )
+        try:
+            with _quiet(), _explained(source), _unprinted():
+                self._open(arguments)
+        except BaseException:
+            self._clean_up()
+            raise
+        self.vocab_size = int(self._llm.model_config.get_vocab_size())
+        self.context_length = int(self._llm.model_config.max_model_len)
+
+    def _open(self, arguments: dict[str, Any]) -> None:
+        from vllm import LLM, SamplingParams
+
+        self._llm: Any = LLM(**arguments)
+        first = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+        probe = [np.zeros(1, dtype=np.int32)]
+        self.run(probe, [first], lambda row, output: None)  # some models fail only here
+
+    def _clean_up(self) -> None:
+        """Leave the process as it was after a start that failed."""
+        if "vllm.distributed" in sys.modules:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            with self._found.group_kept():
+                cleanup_dist_env_and_memory()
+        self._found.restore()
+
+    def run(
+        self, prompts: Sequence[Ids], params: Sequence[Any], finished: Callable[[int, Any], None]
+    ) -> None:
+        """Do requests to their end.
+
+        Args:
+            prompts: ids of each request.
+            params: vLLM's sampling parameters of each.
+            finished: told the index of a request and vLLM's output, in any order.
+        """
+        engine, base = self._llm.llm_engine, self._count
+        self._count += len(prompts)
+        with _quiet():
+            names = []
+            try:
+                for row, (ids, each) in enumerate(zip(prompts, params, strict=True)):
+                    names.append(str(base + row))
+                    engine.add_request(names[-1], {"prompt_token_ids": ids.tolist()}, each)
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        finished(int(output.request_id) - base, output)
+            except BaseException:
+                engine.abort_request(names)
+                raise
+
+    def collect(self, signal: Signal, vocab_size: int, chunk_tokens: int) -> None:
+        """Let the workers collect a signal of the requests that come.
+
+        Raises:
+            ConfigError: this version of vLLM has other insides.
+        """
+        wanted = (signal.words(), vocab_size, chunk_tokens)
+        if wanted == self._signal:
+            return
+        lacking = [text for text in self._llm.collective_rpc("opd_begin", args=wanted) if text]
+        if lacking:
+            raise ConfigError(
+                f"this version of vLLM cannot give exact scores ({lacking[0]}): install vllm "
+                "0.32.0, or set score.engine to 'hf'"
+            )
+        self._signal = wanted
+
+    def take(self, rows: Sequence[int]) -> list[Packed]:
+        """Return the signals of finished rows and forget them."""
+        found = self._llm.collective_rpc("opd_take", args=(list(rows),))
+        return max(found, key=len) if rows else []
+
+    def close(self) -> None:
+        """End it and leave the process as it was."""
+        with _quiet(), self._found.group_kept():
+            self._llm.llm_engine.engine_core.shutdown()
+            del self._llm
+            gc.collect()
+        self._found.restore()
+
+
+def engine_arguments(
+    source: ModelSource, *, dtype: str, settings: EngineSection, max_tokens: int, batch_tokens: int
+) -> dict[str, Any]:
+    """Return the arguments of vLLM's `LLM`.
+
+    Args:
+        source: the model.
+        dtype: number format of weights and activations.
+        settings: the stage's section.
+        max_tokens: longest prompt and response together.
+        batch_tokens: most tokens of a forward pass.
+    """
+    section, shape = settings.vllm, load_settings(source)
+    held = getattr(shape, "max_position_embeddings", None)
+    length = max_tokens + 1 if held is None else min(max_tokens + 1, int(held))
+    sequences = max(1, min(section.max_num_seqs, batch_tokens))
+    arguments: dict[str, Any] = {
+        "model": source.location,
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+        "dtype": dtype,
+        "skip_tokenizer_init": True,  # token ids in, token ids out
+        "generation_config": "vllm",  # no sampling parameter comes from the model's files
+        "logprobs_mode": "processed_logprobs",  # those of the distribution that is drawn from
+        "max_logprobs": 4096,
+        "max_model_len": length,
+        "max_num_seqs": sequences,
+        "max_num_batched_tokens": batch_tokens,
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": section.prefix_caching,
+        "tensor_parallel_size": section.tensor_parallel_size,
+        "pipeline_parallel_size": section.pipeline_parallel_size,
+        "worker_extension_cls": "pipeline.vllmworker.SignalWorker",
+        "logits_processors": ["pipeline.vllmmask:VocabularyMask"],
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+    if torch.cuda.is_available():
+        arguments["gpu_memory_utilization"] = section.gpu_memory_utilization
+        arguments["enforce_eager"] = section.enforce_eager
+        if section.kv_cache_gb is not None:
+            arguments["kv_cache_memory_bytes"] = int(section.kv_cache_gb * GIB)
+    else:
+        arguments["enforce_eager"] = True
+        arguments["kv_cache_memory_bytes"] = (
+            int(section.kv_cache_gb * GIB)
+            if section.kv_cache_gb is not None
+            else cpu_cache_bytes(shape, dtype, tokens=length * sequences, least=length)
+        )
+    return arguments
+
+
+def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:
+    """Return the size of the key-value cache on a CPU: what tokens need, or what memory allows.
+
+    Args:
+        shape: the model's transformers configuration.
+        dtype: number format of the cache.
+        tokens: tokens that are wanted.
+        least: tokens that one sequence needs.
+
+    Raises:
+        CapacityError: not even one sequence fits the free memory.
+    """
+    import psutil
+
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    each = 2 * shape.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
+    blocks = 2 * BLOCK_TOKENS  # vLLM rounds every sequence up, and keeps one block to itself
+    free = psutil.virtual_memory().available
+    if each * (least + blocks) > free:
+        raise CapacityError(
+            f"the key-value cache of one sequence of {least} tokens takes "
+            f"{each * least / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: lower "
+            "prompts.max_tokens or max_new_tokens"
+        )
+    wanted = each * (tokens + blocks * max(1, tokens // least))
+    return int(max(each * (least + blocks), min(wanted, CPU_SHARE * free)))
+
+
+BLOCK_TOKENS = 128
+"""Tokens of a block of vLLM's key-value cache on a CPU."""
+
+
+class _State:
+    """What vLLM changes in a process that it runs in."""
+
+    def __init__(self) -> None:
+        self._environment = dict(os.environ)
+        self._random = torch.get_rng_state()
+        self._set_num_threads = torch.set_num_threads
+        self._had_group = torch.distributed.is_initialized()
+
+    @contextmanager
+    def group_kept(self) -> Iterator[None]:
+        """Keep the process group in a block where vLLM ends, if it was there before vLLM.
+
+        vLLM then works in the group that the learner of an earlier round made, and would destroy
+        it; DeepSpeed holds on to it.
+        """
+        destroy = torch.distributed.destroy_process_group
+
+        def destroy_others(group: Any = None) -> None:
+            if group is not None:
+                destroy(group)
+
+        if self._had_group:
+            torch.distributed.destroy_process_group = destroy_others
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group = destroy
+
+    def restore(self) -> None:
+        """Put it back."""
+        for name in set(os.environ) - set(self._environment):
+            del os.environ[name]
+        os.environ.update(self._environment)
+        torch.set_rng_state(self._random)
+        torch.set_num_threads = self._set_num_threads
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the warnings of vLLM's own imports and calls away from people."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Keep what libraries print to stderr in a block, and show it where the block fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            file.seek(0)
+            os.write(kept, file.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def _explained(source: ModelSource) -> Iterator[None]:
+    """Turn what vLLM raises at its start into errors that say who must act."""
+    try:
+        with capacity(f"starting vLLM with {source.location}"):
+            yield
+    except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        words = str(error).strip() or type(error).__name__
+        if "memory" in words.lower():
+            raise CapacityError(f"vLLM cannot start with {source.location}: {words}") from error
+        raise ConfigError(f"vLLM cannot run the model {source.location}: {words}") from error

@@ -1,0 +1,429 @@
+"""The vLLM engine, real and on the CPU, against full forwards; and what it leaves behind."""
+
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.addition import EOS
+from pipeline.engine import Ids, Sampling, Scores
+from pipeline.engines import engine_version, require_engine
+from pipeline.lazyengine import LazyEngine
+from pipeline.models import ModelSource
+from pipeline.storage import Storage
+from schemas.config import EngineSection, VllmSection
+from schemas.errors import CapacityError, ConfigError
+from schemas.scoresignal import Signal
+from tests.golden import (
+    PLAIN,
+    Models,
+    Tiny,
+    V,
+    assert_same_scores,
+    generate,
+    reference_logprobs,
+    reference_scores,
+    rows,
+)
+from tests.runs import Cli, finish, snapshot, start
+from tests.tiny import write_run
+
+try:
+    require_engine("vllm")
+except ConfigError:
+    pytest.skip("vLLM is not installed", allow_module_level=True)
+
+from pipeline.vllmengine import VllmEngine
+from pipeline.vllmhost import cpu_cache_bytes
+
+pytestmark = pytest.mark.usefixtures("beside_flask")
+
+ENGINES = {f"{section}.engine": "vllm" for section in ("eval", "rollout", "score")}
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that went undisturbed."""
+    folder = tmp_path_factory.mktemp("vllm")
+    outcome = finish(start("run", "-c", write_run(folder, changes=ENGINES), "--json"))
+    assert outcome.code == 0, outcome.stderr
+    return folder
+
+
+KINDS = [(arch, tied) for arch in ("qwen3", "llama") for tied in (True, False)]
+ATOL = 1e-4
+"""Largest difference from float64, nats; 1e-3 is what opd promises."""
+FULL = Signal(4, tail_buckets=3, candidates=2, draws=5)
+
+
+@contextmanager
+def opened(
+    model: Tiny, *, dtype: str = "float32", max_tokens: int = 60, **settings: Any
+) -> Iterator[VllmEngine]:
+    section = EngineSection(engine="vllm", **settings)
+    source = ModelSource(str(model.folder), None, False)
+    engine = VllmEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
+    """Return a maker of models that vLLM can run."""
+    return Models(tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def held(
+    request: pytest.FixtureRequest, beside_flask: None, make: Callable[..., Tiny]
+) -> Iterator[tuple[Tiny, VllmEngine]]:
+    """Return each kind of model in turn, with its engine."""
+    model = make(*request.param)
+    with opened(model) as engine:
+        yield model, engine
+
+
+# --- scores ---
+
+
+def test_scores_equal_a_full_forward_of_each_row(held: tuple[Tiny, VllmEngine]) -> None:
+    (model, engine), (prompts, responses) = held, rows()
+    for k in (1, 4, V):
+        found = engine.score(prompts, responses, signal=Signal(k), vocab_size=V)
+        expected = reference_scores(model, prompts, responses, k=k, vocab_size=V)
+        assert_same_scores(found, expected, atol=ATOL)
+        if k == V:
+            assert np.isneginf(found.tail).all()
+    assert expected.entropy.min() < math.log(V) - 0.3, "the model is flat: a weak test"
+
+
+def test_every_signal_is_that_of_the_reference_engine(held: tuple[Tiny, VllmEngine]) -> None:
+    (model, engine), (prompts, responses) = held, rows(20)
+    random = np.random.default_rng(1)
+    candidates = [random.integers(0, V, (len(r), 2)).astype(np.int32) for r in responses]
+    for signal in (FULL, Signal(6, top_p=0.8, min_k=2, candidates=2)):
+        given: dict[str, Any] = {"signal": signal, "vocab_size": V - 2, "candidates": candidates}
+        found = engine.score(prompts, responses, **given)
+        expected = model.engine().score(prompts, responses, **given)
+        for name, value in vars(expected).items():
+            mine = getattr(found, name)
+            assert (mine is None) == (value is None), name
+            if value is not None:
+                assert mine.dtype == value.dtype
+                np.testing.assert_allclose(mine, value, rtol=0, atol=ATOL, err_msg=name)
+
+
+def shuffled(
+    engine: VllmEngine, expected: Scores, prompts: list[Ids], responses: list[Ids]
+) -> None:
+    """Score the rows in three orders and compare."""
+    lengths = [len(r) for r in responses]
+    ends = np.cumsum(lengths)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(prompts))
+        tokens = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in order])
+        found = engine.score(
+            [prompts[i] for i in order],
+            [responses[i] for i in order],
+            signal=Signal(3),
+            vocab_size=V,
+        )
+        assert_same_scores(found, expected.take(tokens), atol=ATOL)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_tokens": 8, "logit_chunk_tokens": 3},
+        {"batch_tokens": 10_000, "logit_chunk_tokens": 1},
+        {"vllm": VllmSection(max_num_seqs=2)},
+    ],
+    ids=["chunked-prefill", "chunked-logits", "few-at-once"],
+)
+def test_scores_do_not_depend_on_order_batches_or_chunks(
+    make: Callable[..., Tiny], settings: dict[str, Any]
+) -> None:
+    model, (prompts, responses) = make(), rows(25)
+    expected = reference_scores(model, prompts, responses, k=3, vocab_size=V)
+    with opened(model, **settings) as engine:
+        shuffled(engine, expected, prompts, responses)
+
+
+def long_rows(count: int, prompt: int, response: int) -> tuple[list[Ids], list[Ids]]:
+    random = np.random.default_rng(3)
+    return tuple(  # type: ignore[return-value]  # two lists
+        [random.integers(3, V, n).astype(np.int32) for _ in range(count)]
+        for n in (prompt, response)
+    )
+
+
+def test_scores_and_samples_survive_preemption(
+    make: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(max_position_embeddings=1024)
+    prompts, responses = long_rows(6, 200, 100)
+    small = VllmSection(kv_cache_gb=cache_gb(model, tokens=9 * 128))
+    sampling = replace(PLAIN, stop_token_ids=(), max_new_tokens=300)
+    with opened(model, max_tokens=500, vllm=small) as engine:
+        preempted = count_preemptions(engine, monkeypatch)
+        samples = generate(engine, prompts, sampling, range(6))
+        assert preempted, "the cache was large enough: a weak test"
+        shuffled(
+            engine,
+            reference_scores(model, prompts, responses, k=3, vocab_size=V),
+            prompts,
+            responses,
+        )
+    for prompt, sample in zip(prompts, samples, strict=True):
+        logprobs = reference_logprobs(model.logits(prompt, sample.ids), sampling)
+        expected = logprobs[np.arange(300), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, expected, atol=ATOL)
+
+
+def cache_gb(model: Tiny, *, tokens: int) -> float:
+    """Return the GiB of a cache of so many tokens."""
+    shape = model.reference.config
+    each = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * 4
+    return float(each * tokens / (1 << 30))
+
+
+def count_preemptions(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    core = engine._host._llm.llm_engine.engine_core.engine_core
+    original, seen = core.scheduler._preempt_request, list[Any]()
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(core.scheduler, "_preempt_request", count)
+    return seen
+
+
+# --- samples ---
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.6},
+        {"temperature": 1.7, "top_k": 5},
+        {"top_p": 0.7},
+        {"temperature": 0.8, "top_k": 6, "top_p": 0.9},
+        {"temperature": 0.0},
+        {"vocab_size": V - 3},
+    ],
+    ids=str,
+)
+def test_logprobs_are_of_the_distribution_that_was_sampled(
+    held: tuple[Tiny, VllmEngine], changes: dict[str, Any]
+) -> None:
+    (model, engine), prompts = held, rows(9)[0]
+    sampling = replace(PLAIN, candidates=3, **changes)
+    samples = generate(engine, prompts, sampling, range(9))
+    limit = sampling.vocab_size or V
+    for prompt, sample in zip(prompts, samples, strict=True):
+        processed = reference_logprobs(model.logits(prompt, sample.ids)[:, :limit], sampling)
+        expected = processed[np.arange(len(sample.ids)), sample.ids]
+        assert sample.logprobs.dtype == np.float32 and sample.ids.dtype == np.int32
+        np.testing.assert_allclose(sample.logprobs, expected, atol=ATOL)
+        if sampling.temperature == 0.0:
+            assert (expected == processed.max(-1)).all()
+        assert sample.candidate_ids is not None and sample.candidate_logprobs is not None
+        top = -np.sort(-processed, axis=-1)[:, :3]
+        np.testing.assert_allclose(sample.candidate_logprobs, top, atol=ATOL)
+        chosen = np.take_along_axis(processed, sample.candidate_ids.astype(np.int64), -1)
+        possible = np.isfinite(top)
+        np.testing.assert_allclose(chosen[possible], top[possible], atol=ATOL)
+
+
+def test_a_row_draws_the_same_tokens_alone_and_in_any_batch(held: tuple[Tiny, VllmEngine]) -> None:
+    (_, engine), prompts = held, rows(9)[0]
+    alone = [generate(engine, prompts, PLAIN, range(9))[i] for i in range(9)]
+    assert len({s.ids.tobytes() for s in alone}) > 5
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(9)
+        for mine, other in zip(generate(engine, prompts, PLAIN, order), alone, strict=True):
+            np.testing.assert_array_equal(mine.ids, other.ids)
+            np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=ATOL)
+            assert mine.finish_reason == other.finish_reason
+
+
+def test_a_response_ends_with_its_first_stop_token_or_at_the_limit(
+    held: tuple[Tiny, VllmEngine],
+) -> None:
+    stops = (EOS, 7, 9)
+    sampling = replace(PLAIN, stop_token_ids=stops, max_new_tokens=5)
+    samples = generate(held[1], rows(60)[0], sampling, range(60))
+    reasons = [(len(s.ids) == 5, s.finish_reason) for s in samples]
+    assert set(reasons) == {(True, "stop"), (True, "length"), (False, "stop")}
+    for sample in samples:
+        ids = sample.ids.tolist()
+        assert 1 <= len(ids) == len(sample.logprobs) <= 5
+        assert not set(ids[:-1]) & set(stops)
+        assert (ids[-1] in stops) == (sample.finish_reason == "stop")
+
+
+def test_first_tokens_follow_the_models_distribution(make: Callable[..., Tiny]) -> None:
+    draws, prompt, model = 3000, rows(1)[0][0], make()
+    sampling = replace(PLAIN, max_new_tokens=1, temperature=0.7)
+    with opened(model) as engine:
+        samples = generate(engine, [prompt] * draws, sampling, range(draws))
+    counts = np.bincount([int(s.ids[0]) for s in samples], minlength=V)
+    logits = model.logits(prompt, samples[0].ids)
+    expected = np.exp(reference_logprobs(logits, sampling))[0] * draws
+    common = expected >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    predicted = np.append(expected[common], max(expected[~common].sum(), 1e-9))
+    statistic = ((observed - predicted) ** 2 / predicted).sum()
+    freedom = len(observed) - 1
+    assert freedom > 5
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+
+
+# --- limits, faults and what is left behind ---
+
+
+def test_an_engine_names_its_vocabulary_and_its_context(make: Callable[..., Tiny]) -> None:
+    with opened(make(vocab=40), max_tokens=500) as engine:
+        assert (engine.name, engine.vocab_size, engine.context_length) == ("vllm", 40, 128)
+        assert engine.generate([], [], PLAIN) == []
+    assert "vllm" in engine.version and "torch" in engine.version
+
+
+def test_the_process_is_left_as_it_was_found(make: Callable[..., Tiny]) -> None:
+    before = dict(os.environ), torch.set_num_threads, torch.get_rng_state()
+    with opened(make()) as engine:
+        generate(engine, rows(2)[0], PLAIN, range(2))
+    changed = {n for n in {*before[0], *os.environ} if before[0].get(n) != os.environ.get(n)}
+    assert all(name.startswith("VLLM_") for name in changed)
+    assert torch.set_num_threads is before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_full_memory_halves_the_forward_pass_and_goes_on(
+    make: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import signals, vllmworker
+
+    model, (prompts, responses), notes = make(), rows(9), list[str]()
+    original = signals.score_signals
+
+    def scarce(logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(logits) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        return original(logits, *args, **kwargs)
+
+    monkeypatch.setattr(vllmworker, "score_signals", scarce)
+    section = EngineSection(engine="vllm", batch_tokens=256)
+    source = ModelSource(str(model.folder), None, False)
+
+    def start() -> VllmEngine:
+        return VllmEngine(source, dtype="float32", settings=section, max_tokens=60)
+
+    with LazyEngine(start, notes.append) as engine, pytest.raises(CapacityError, match="scoring"):
+        engine.call(lambda e: e.score(prompts, responses, signal=Signal(4), vocab_size=V))
+    assert len(notes) == 2 and "half" in notes[0]  # 256, 128, 64: less is not tried
+    monkeypatch.setattr(vllmworker, "score_signals", original)
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused(make: Callable[..., Tiny]) -> None:
+    with opened(make()) as engine, pytest.raises(ConfigError, match=r"0\.001.*0\.01"):
+        engine.generate([rows(1)[0][0]], [1], replace(PLAIN, temperature=0.001))
+
+
+def test_a_model_that_vllm_cannot_run_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = Models(tmp_path_factory.mktemp)("qwen3", head_dim=8)
+    with pytest.raises(ConfigError, match=str(model.folder)), opened(model):
+        pass
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_cache_that_holds_no_sequence_is_refused(make: Callable[..., Tiny]) -> None:
+    shape = make().reference.config
+    with pytest.raises(CapacityError, match="key-value cache"):
+        cpu_cache_bytes(shape, "float32", tokens=1, least=1 << 40)
+    few = cpu_cache_bytes(shape, "float32", tokens=128, least=128)
+    assert few < cpu_cache_bytes(shape, "float32", tokens=12800, least=128)
+
+
+def test_without_vllm_the_message_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(ConfigError, match=r"opd\[vllm\]"):
+        engine_version("vllm")
+
+
+def test_sampling_defaults_of_the_models_files_are_not_used(make: Callable[..., Tiny]) -> None:
+    model = make(seed=5)
+    (model.folder / "generation_config.json").write_text(
+        '{"do_sample": true, "temperature": 0.01, "top_k": 1, "repetition_penalty": 5.0}'
+    )
+    prompts = [rows(1)[0][0]] * 20
+    sampling: Sampling = replace(PLAIN, max_new_tokens=4)
+    with opened(model) as engine:
+        samples = generate(engine, prompts, sampling, range(20))
+    assert len({s.ids.tobytes() for s in samples}) > 10
+    for sample in samples:
+        expected = reference_logprobs(model.logits(prompts[0], sample.ids), sampling)
+        mine = expected[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, mine, atol=ATOL)
+
+
+# --- whole runs ---
+
+
+def test_a_run_survives_kills_and_ends_with_the_manifests_of_a_quiet_one(
+    tmp_path: Path, cli: Cli
+) -> None:
+    quiet, other = tmp_path / "quiet", tmp_path / "killed"
+    one_round = {**ENGINES, "run.rounds": 1, "eval.teachers": False}
+    write_run(quiet, changes=one_round)
+    shutil.copytree(quiet, other)
+    killed = write_run(other, changes={**ENGINES, "run.rounds": 1, "eval": None})
+    cli.ok("run", "-c", quiet / "run.toml")
+    storage, round_ = Storage(str(other / "store")), "runs/tiny/rounds/0000"
+    for stage, commits in (("rollout", "rollout/commits"), ("score", "score/main/commits")):
+        process = start(stage, "-c", killed, "--round", "0", "--json")
+        wait_for_commit(storage, f"{round_}/{commits}", process)
+        os.killpg(process.pid, SIGKILL)
+        finish(process)
+        cli.ok(stage, "-c", killed, "--round", "0")
+    cli.ok("run", "-c", killed)
+    mine, theirs = (snapshot(Storage(str(f / "store")), round_) for f in (other, quiet))
+    for stage in ("rollout", "score/main"):
+        assert mine[f"{round_}/{stage}/manifest.json"] == theirs[f"{round_}/{stage}/manifest.json"]
+
+    before = snapshot(storage, "runs/tiny")
+    again = cli.ok("run", "-c", killed)
+    assert again["units"] == 0 and snapshot(storage, "runs/tiny") == before
+    changes = ["--set", "run.name=other", "--set", "loss.kind=reverse_kl"]
+    cli.ok("rollout", "-c", killed, "--round", "0", *changes)
+    scored = cli.ok("score", "-c", killed, "--round", "0", *changes)
+    assert scored["teacher_tokens"] == 0 and scored["reused_rows"] == scored["rows"] > 0
+
+
+def wait_for_commit(storage: Storage, folder: str, process: "subprocess.Popen[str]") -> None:
+    """Wait until a stage has committed something, or is over."""
+    for _ in range(1200):
+        if list(storage.names(folder)) or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nothing was committed below {folder}")
