@@ -18,6 +18,7 @@ from benchmarks.measure import Result, Spread
 
 NAMES = {
     "cache": "each codec of scores: bytes per token, error and speed",
+    "engines": "vLLM through the stages against vLLM's bare loop: scoring and sampling",
     "index": "looking sequences up among ten million, and whether history slows it",
     "learner": "a learner step against a plain torch loop",
     "losses": "head and loss in chunks against a full log-softmax: time and memory",

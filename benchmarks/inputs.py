@@ -31,6 +31,8 @@ class Size:
     hidden: int
     layers: int
     vocab: int
+    head: int | None = None
+    """Width of an attention head; default the hidden size over four or five heads."""
 
 
 TINY = Size("tiny", hidden=64, layers=2, vocab=512)
@@ -64,7 +66,7 @@ def make_model(folder: Path, size: Size, *, seed: int) -> ModelSource:
         num_hidden_layers=size.layers,
         num_attention_heads=5 if size.hidden % 5 == 0 else 4,
         num_key_value_heads=5 if size.hidden % 5 == 0 else 2,
-        head_dim=size.hidden // (5 if size.hidden % 5 == 0 else 4),
+        head_dim=size.head or size.hidden // (5 if size.hidden % 5 == 0 else 4),
         max_position_embeddings=512,
         tie_word_embeddings=True,
         pad_token_id=0,

@@ -40,7 +40,7 @@ from benchmarks.measure import (
     wall_seconds,
 )
 from pipeline.commit import commit_key, create_record
-from pipeline.engine import Ids, Sample, Sampling, Scores
+from pipeline.engine import Engine, Ids, Sample, Sampling, Scores
 from pipeline.hf import HfEngine
 from pipeline.lazyengine import LazyEngine
 from pipeline.models import load_model
@@ -59,7 +59,7 @@ DTYPE = "float32"
 class Clocked:
     """An engine that adds up the CPU seconds spent in it."""
 
-    def __init__(self, engine: HfEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         """Wrap an engine."""
         self._engine = engine
         self.name, self.version = engine.name, engine.version

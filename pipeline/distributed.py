@@ -5,7 +5,6 @@ environment variables win. Must be called before anything else of DeepSpeed. Pro
 one process ends all of them, and one process says why.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.models import pick_device
+from pipeline.parentage import end_with_parent
 from schemas.errors import OpdError
 
 T = TypeVar("T")
@@ -29,7 +29,6 @@ LEAVE_S = 10.0
 """Seconds for which a silent process waits to be ended by its launcher."""
 LOST_PEER = ("closed by peer", "reset by peer", "connection closed", "remote process exited")
 """What gloo and NCCL say, among other things, when another process has ended."""
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 @dataclass(frozen=True)
@@ -202,8 +201,8 @@ def _end_with_launcher() -> None:
     A launcher that was killed cannot do it, and a learner without one holds its GPU for ever.
     Only for torch's, which starts processes from the thread that stays: the signal follows that.
     """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)
 
 
 def _quieten() -> None:

@@ -280,11 +280,19 @@ def _finish(work: _Round, state: StateManifest) -> TrainManifest:
         optimizer_restarted=state.optimizer_restarted,
         metrics=shard,
         summary=summary,
+        rollout_kl=state.steps[0]["rollout_kl"] if _drew_its_own(run) else None,
     )
     key = run.manifest_key(inputs.round_index, "train")
     manifest = create_record(run.storage, key, record)
     _drop_old_states(run, inputs.round_index)
     return manifest
+
+
+def _drew_its_own(run: Run) -> bool:
+    """Return whether a round's samples are draws from the very student that is trained on them."""
+    rollout = run.config.rollout
+    whole = rollout.temperature == 1.0 and rollout.top_p == 1.0 and rollout.top_k == 0
+    return whole and run.config.train.max_staleness == 0
 
 
 def _drop_old_states(run: Run, round_index: int) -> None:
@@ -311,5 +319,10 @@ def finished_result(run: Run, manifest: TrainManifest, *, trained: int = 0) -> S
         rows=manifest.rows,
         tokens=manifest.tokens,
         manifest=run.storage.url(run.manifest_key(manifest.round, "train")),
-        extra={"steps": manifest.steps, "stale_rows": manifest.stale_rows, **manifest.summary},
+        extra={
+            "steps": manifest.steps,
+            "stale_rows": manifest.stale_rows,
+            **manifest.summary,
+            "first_rollout_kl": manifest.rollout_kl,
+        },
     )

@@ -20,6 +20,7 @@ import torch
 from pipeline.engine import Ids
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource, load_settings
+from pipeline.parentage import find_orphans, owner_mark
 from pipeline.vllmworker import Packed
 from schemas.config import EngineSection
 from schemas.errors import CapacityError, ConfigError
@@ -33,6 +34,8 @@ ENVIRONMENT = {
 }
 """What vLLM is told unless the user said otherwise."""
 
+OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
+"""Variable that gives vLLM's engine a process of its own; by default on GPUs only."""
 GIB = 1 << 30
 CPU_SHARE = 0.25
 """Share of the free memory that the key-value cache may take on a CPU."""
@@ -58,7 +61,9 @@ class VllmHost:
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if torch.cuda.is_available() else "0"
+        os.environ.setdefault(OWN_PROCESS, "1" if torch.cuda.is_available() else "0")
+        if os.environ[OWN_PROCESS] == "1":
+            os.environ.update(owner_mark())
         self._found = _State()
         self._signal: tuple[Any, ...] | None = None
         self._count = 0
@@ -306,6 +311,12 @@ def _explained(source: ModelSource) -> Iterator[None]:
             yield
     except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
         words = str(error).strip() or type(error).__name__
+        orphans = ", ".join(str(orphan.pid) for orphan in find_orphans())
+        if orphans:
+            words += (
+                f". Processes {orphans} belong to engines whose opd is gone and may hold the "
+                "memory: `opd doctor` says more"
+            )
         if "memory" in words.lower():
             raise CapacityError(f"vLLM cannot start with {source.location}: {words}") from error
         raise ConfigError(f"vLLM cannot run the model {source.location}: {words}") from error

@@ -305,6 +305,9 @@ class TrainManifest(Versioned):
     metrics: Shard
     summary: dict[str, float]
     """Means over the round's steps, weighted by tokens."""
+    rollout_kl: float | None = None
+    """KL(what the rollout drew from ‖ the learner before its first step), nats per token: what the
+    two engines disagree by. None where the rollout was tempered, cut or of an older student."""
 
 
 class EvalManifest(Versioned):

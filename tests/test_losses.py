@@ -1,6 +1,7 @@
 """Losses against a slow float64 reference that enumerates categories, and their identities."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,6 +185,27 @@ def test_a_student_tail_of_e_to_the_minus_17_keeps_its_gradient(loss: LossConfig
     assert float((outside - expected_outside).norm() / expected_outside.norm()) < 2e-5
 
 
+def rollout_kl(log_q_T: Tensor, targets: Targets) -> Tensor:
+    """Return r - 1 - log r with r = q/μ; without sampling log-probabilities nothing."""
+    if targets.rollout_logprob_T is None:
+        return torch.zeros_like(log_q_T)
+    ratio_T = (log_q_T - targets.rollout_logprob_T.double()).exp()
+    return ratio_T - 1 - ratio_T.log()
+
+
+def test_the_estimate_of_the_rollouts_kl_is_unbiased() -> None:
+    random = torch.Generator().manual_seed(5)
+    logits_V, other_V = torch.randn(2, 12, generator=random, dtype=torch.float64)
+    log_mu_V, log_q_V = other_V.log_softmax(-1), logits_V.log_softmax(-1)
+    exact = (log_mu_V.exp() * (log_mu_V - log_q_V)).sum()
+    _, _, drawn = case(FORWARD, k=4)
+    targets = drawn[torch.zeros(12, dtype=torch.int64)]
+    each = replace(targets, token_ids_T=torch.arange(12), rollout_logprob_T=log_mu_V.float())
+    _, found = token_losses(logits_V.expand(12, 12).float(), each, FORWARD)
+    mean = (log_mu_V.exp() * found["rollout_kl"].double()).sum()  # over all that can be drawn
+    torch.testing.assert_close(mean, exact, rtol=1e-5, atol=1e-6)
+
+
 def test_the_diagnostics_are_those_of_the_definitions() -> None:
     logits_TV, teacher_TV, targets = case(JSD, k=4)
     _, found = token_losses(logits_TV, targets, JSD)
@@ -200,6 +222,7 @@ def test_the_diagnostics_are_those_of_the_definitions() -> None:
         "teacher_mass": (log_p_TV.exp() * support_TV).sum(-1),
         "student_entropy": -(log_q_TV.exp() * log_q_TV).sum(-1),
         "token_logprob": log_q_T,
+        "rollout_kl": rollout_kl(log_q_T, targets),
         "floored": torch.zeros(9),
         "tail_clamped": torch.zeros(9),
     }

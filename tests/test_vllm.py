@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -46,7 +46,7 @@ except ConfigError:
     pytest.skip("vLLM is not installed", allow_module_level=True)
 
 from pipeline.vllmengine import VllmEngine
-from pipeline.vllmhost import cpu_cache_bytes
+from pipeline.vllmhost import OWN_PROCESS, cpu_cache_bytes
 
 pytestmark = pytest.mark.usefixtures("beside_flask")
 
@@ -400,12 +400,13 @@ def test_a_run_survives_kills_and_ends_with_the_manifests_of_a_quiet_one(
     killed = write_run(other, changes={**ENGINES, "run.rounds": 1, "eval": None})
     cli.ok("run", "-c", quiet / "run.toml")
     storage, round_ = Storage(str(other / "store")), "runs/tiny/rounds/0000"
-    for stage, commits in (("rollout", "rollout/commits"), ("score", "score/main/commits")):
-        process = start(stage, "-c", killed, "--round", "0", "--json")
-        wait_for_commit(storage, f"{round_}/{commits}", process)
-        os.killpg(process.pid, SIGKILL)
-        finish(process)
-        cli.ok(stage, "-c", killed, "--round", "0")
+    cli.ok("rollout", "-c", killed, "--round", "0")
+    process = start("score", "-c", killed, "--round", "0", "--json", env={OWN_PROCESS: "1"})
+    wait_for_commit(storage, f"{round_}/score/main/commits", process)
+    engine = psutil.Process(process.pid).children(recursive=True)
+    process.kill()  # alone: what it started must end by itself
+    finish(process)
+    assert engine and not psutil.wait_procs(engine, timeout=20)[1]
     cli.ok("run", "-c", killed)
     mine, theirs = (snapshot(Storage(str(f / "store")), round_) for f in (other, quiet))
     for stage in ("rollout", "score/main"):
