@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cache import ScoreCache
+from pipeline.cache import Origin, ScoreCache
 from pipeline.codec import CODECS
 from pipeline.commit import commit_key, committed_units, create_record, read_record, writer
 from pipeline.derive import check_derivable, derive
@@ -175,13 +175,8 @@ def _run(work: _Work, scorer: Scorer, *, worker: Worker, progress: Progress) -> 
 
     def compute(index: int) -> int:
         table = work.unit(names[index], others)
-        commit = cache.publish(
-            names[index],
-            table,
-            paid_by=f"reprocess/{source}",
-            teacher_tokens=0,
-            reused_rows=table.num_rows,
-        )
+        origin = Origin(f"reprocess/{source}", teacher_tokens=0, reused_rows=table.num_rows)
+        commit = cache.publish(names[index], table, origin)
         made.append(commit)
         return commit.shard.tokens
 

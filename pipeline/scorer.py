@@ -101,6 +101,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         vocab_size=vocab_size,
         codec=config.score.codec,
         signal=signal_of(config).words(),
+        reuse=config.score.reuse,
     )
     return Scorer(teacher, source, identity)
 

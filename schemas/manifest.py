@@ -7,7 +7,14 @@ work gives the same manifests.
 import json
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from schemas.errors import DataError
 from schemas.fingerprint import canonical_json, fingerprint
@@ -83,6 +90,8 @@ class CacheCommit(Commit):
     """Prompt and response tokens that the teacher read for it."""
     reused_rows: int = 0
     """Rows that were taken from other shards."""
+    sibling_rows: dict[str, int] = {}
+    """Those of them that were taken from other scorers of the same weights, by scorer."""
 
 
 class LeaseRecord(Record):
@@ -193,6 +202,14 @@ class ScorerIdentity(Versioned):
     signal: dict[str, Any]
     lineage: tuple[str, ...] = ()
     """Scorers whose stored scores these were made from; none where the teacher made them."""
+    reuse: str = "exact"
+    """`same-weights` where the cache may hold rows that were taken from its siblings."""
+
+    @model_serializer(mode="wrap")
+    def _words(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `exact` out: scorers that are older than the field keep their keys."""
+        words: dict[str, Any] = dump(self)
+        return {name: v for name, v in words.items() if (name, v) != ("reuse", "exact")}
 
     @property
     def key(self) -> str:
@@ -234,6 +251,8 @@ class ScoreCommit(Versioned):
     fingerprint: str
     reused_rows: int
     teacher_tokens: int
+    sibling_rows: dict[str, int] = {}
+    """Rows of the shard that were taken from other scorers of the same weights, by scorer."""
     sampled_kl: float
     """Sum of log q − log p over the sampled tokens, nats."""
     sampled_tokens: int
@@ -254,6 +273,8 @@ class ScoreManifest(Versioned):
     """Rows whose scores were there already, from another unit, round or run."""
     teacher_tokens: int
     """Prompt and response tokens that the teacher read for this round."""
+    sibling_rows: dict[str, int] = {}
+    """Rows that came into the shards from other scorers of the same weights, by scorer."""
     reverse_kl: float | None
     """Mean log q − log p of the sampled tokens, nats: the student's reverse KL to this teacher."""
 
