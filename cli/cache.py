@@ -10,6 +10,7 @@ import typer
 from cli import cachetables, reprocess
 from cli.options import JsonOption, SetOption, load_run
 from cli.output import make_progress, print_json
+from cli.rescore import verify_rescored
 from pipeline.storage import Storage
 from schemas.errors import ConfigError, DataError, IdentityError
 
@@ -60,13 +61,36 @@ def verify(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Read only so many shards of each, at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes which ones --sample takes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Fixes which ones --sample and --rescore take.")] = 0,
+    rescore: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Let the teacher score so many stored rows again, and say how far they are."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="NATS", help="With --rescore: most drift of a token."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read committed scores again and name every shard that is damaged, missing or foreign.
 
-    Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer.
+    Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer. With
+    --rescore, stored rows are held against the teacher of the configuration instead.
     """
+    if rescore is not None and root is None and sample is None:
+        verify_rescored(
+            config,
+            overrides,
+            scorer,
+            rows=rescore,
+            seed=seed,
+            tolerance=tolerance,
+            as_json=as_json,
+        )
+    if rescore is not None or tolerance is not None:
+        raise ConfigError("--rescore goes with --config, --seed and --tolerance, without --sample")
     from pipeline.inventory import find_scorers
     from pipeline.verification import verify_scorer
 
