@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import cachetables, reprocess
-from cli.options import JsonOption, SetOption, load_run
+from cli.options import JsonOption, SetOption, open_root, open_store
 from cli.output import make_progress, print_json
 from cli.rescore import verify_rescored
-from pipeline.storage import Storage
 from schemas.errors import ConfigError, DataError, IdentityError
 
 if TYPE_CHECKING:
@@ -246,7 +245,7 @@ def merge(
     from pipeline.cachemerge import merge_scorer
     from pipeline.inventory import find_scorers
 
-    storage, other = open_store(config, root, overrides), Storage(source)
+    storage, other = open_store(config, root, overrides, may_be_new=True), open_root(source)
     progress = make_progress(as_json=as_json)
     done = [merge_scorer(other, storage, key, progress) for key in find_scorers(other, scorer)]
     if as_json:
@@ -257,21 +256,6 @@ def merge(
 
 
 app.command("reprocess")(reprocess.reprocess)
-
-
-def open_store(config: Path | None, root: str | None, overrides: list[str] | None) -> Storage:
-    """Return the store of a configuration, or of a root that is named directly.
-
-    Raises:
-        ConfigError: not exactly one of them, or one that is wrong.
-    """
-    if (config is None) == (root is None):
-        raise ConfigError("give either --config FILE or --root URL")
-    if config is not None:
-        return load_run(config, overrides).storage
-    if overrides:
-        raise ConfigError("--set changes keys of a configuration: it needs --config, not --root")
-    return Storage(root or "")
 
 
 def _code_of(found: "Sequence[Verification]") -> int:

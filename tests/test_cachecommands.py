@@ -126,6 +126,22 @@ def test_ls_of_an_empty_root_lists_nothing(tmp_path: Path, cli: Cli) -> None:
     assert cli.ok("cache", "ls", "--root", tmp_path)["scorers"] == []
 
 
+def test_a_folder_that_is_not_there_is_a_mistake_with_the_nearest_name(
+    run_copy: Path, cli: Cli
+) -> None:
+    for command in (("ls",), ("verify",), ("stats",), ("gc", "--delete")):
+        outcome = cli("cache", *command, "--root", run_copy / "stoer")
+        assert outcome.code == 2
+        assert f"did you mean {run_copy / 'store'}?" in outcome.stderr
+    assert not (run_copy / "stoer").exists()
+    deep = cli("cache", "ls", "--root", run_copy / "xyz/a/b")
+    assert deep.code == 2
+    assert f"; {run_copy} is there" in deep.stderr
+    moved = ("cache", "merge", "--root", run_copy / "new", "--from-root")
+    assert cli(*moved, run_copy / "stoer").code == 2
+    assert cli(*moved, run_copy / "store").code == 0
+
+
 def test_ls_names_a_damaged_commit(run_copy: Path, cli: Cli) -> None:
     path = next((run_copy / "store/cache").glob("*/commits/*.json"))
     path.write_bytes(b"{")
