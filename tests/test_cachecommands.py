@@ -30,7 +30,7 @@ from pipeline.storage import Storage
 from schemas.fingerprint import fingerprint, sha256
 from schemas.manifest import CacheCommit, Shard
 from schemas.tables import flat_values, list_array, list_lengths
-from tests.runs import Cli, keys_below
+from tests.runs import Cli, keys_below, snapshot
 from tests.servers import SeaweedServer
 from tests.tiny import write_run
 from tests.tinytables import make_scorer, rollout_table, score_rows
@@ -608,6 +608,26 @@ def test_gc_deletes_nothing_where_a_record_cannot_be_read(run_copy: Path, cli: C
     assert outcome.code == 4
     assert "rollout/plan.json" in outcome.stderr
     assert lost <= set(keys_below(storage, ""))
+
+
+def test_a_finished_run_has_nothing_to_do_after_gc_and_its_cache_serves_another(
+    run_copy: Path, cli: Cli
+) -> None:
+    storage, config = store_of(run_copy), run_copy / "run.toml"
+    lost = plant(storage, age_s=1)
+    before = snapshot(storage, "")
+    result = cli.ok(*gc_of(run_copy, "--delete", "--older-than", "0", "--unused-scorers"))
+    assert set(result["keys"]) == lost
+    for _ in range(2):
+        again = cli.ok("run", "-c", config)
+        assert (again["units"], again["teacher_tokens"], again["reused_rows"]) == (0, 0, 0)
+        for stage in ("rollout", "score", "train", "eval"):
+            assert cli.ok(stage, "-c", config, "--round", "1")["units"] == 0
+    assert snapshot(storage, "") == before
+    other = write_run(run_copy, changes={"run.name": "other", "eval": None}, file="other.toml")
+    cli.ok("rollout", "-c", other, "--round", "0")
+    served = cli.ok("score", "-c", other, "--round", "0")
+    assert (served["teacher_tokens"], served["reused_rows"]) == (0, 16)
 
 
 @pytest.mark.s3
