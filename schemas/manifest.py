@@ -5,7 +5,7 @@ work gives the same manifests.
 """
 
 import json
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,17 @@ class Record(BaseModel):
     """A frozen JSON object that refuses unknown keys and newer schema versions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later and are left out where they say nothing: digests of records that are
+    older stay as they were, and an older opd reads what does not need the field."""
+
+    @model_serializer(mode="wrap")
+    def _words(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        words: dict[str, Any] = dump(self)
+        fields = type(self).model_fields
+        silent = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in words.items() if name not in silent}
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON of the record, ended by a line feed."""
@@ -84,6 +95,7 @@ class Commit(Versioned):
 class CacheCommit(Commit):
     """The commit of a score shard in a scorer's cache; `unit` is the digest of its sequences."""
 
+    LATER = frozenset({"sibling_rows"})
     paid_by: str
     """Run and round whose teacher pass made the shard."""
     teacher_tokens: int
@@ -190,6 +202,7 @@ class RolloutManifest(Versioned):
 class ScorerIdentity(Versioned):
     """One teacher and one signal, in words; its fingerprint names a scorer."""
 
+    LATER = frozenset({"reuse"})
     model: dict[str, Any]
     engine: str
     engine_version: str
@@ -204,12 +217,6 @@ class ScorerIdentity(Versioned):
     """Scorers whose stored scores these were made from; none where the teacher made them."""
     reuse: str = "exact"
     """`same-weights` where the cache may hold rows that were taken from its siblings."""
-
-    @model_serializer(mode="wrap")
-    def _words(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `exact` out: scorers that are older than the field keep their keys."""
-        words: dict[str, Any] = dump(self)
-        return {name: v for name, v in words.items() if (name, v) != ("reuse", "exact")}
 
     @property
     def key(self) -> str:
@@ -246,6 +253,7 @@ class TeacherRecord(Versioned):
 class ScoreCommit(Versioned):
     """One scored unit of a round: which cache shard covers it, and what that took."""
 
+    LATER = frozenset({"sibling_rows"})
     unit: str
     shard: Shard
     fingerprint: str
@@ -261,6 +269,7 @@ class ScoreCommit(Versioned):
 class ScoreManifest(Versioned):
     """Cache entries that cover one teacher's part of a round."""
 
+    LATER = frozenset({"sibling_rows"})
     run: str
     round: int
     teacher: str
