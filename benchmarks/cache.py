@@ -1,7 +1,8 @@
 """`cache`: bytes, error and speed of each codec, on a file of scores or on synthetic ones.
 
 Half of the sequences teach the renumbering, the other half is measured. The error is KL(true ‖
-stored) over top-64 and tail, both sides normalised as the losses do. Shapes: T tokens, K top-k.
+stored) over top-64 and tail, both sides normalised as the losses do. Then shards by the thousand,
+and from S3 where `AWS_ENDPOINT_URL` names a server. Shapes: T tokens, K top-k.
 """
 
 import io
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.inputs import make_scorer
-from benchmarks.measure import Action, Case, Result, alternate, headline, units_per_cpu_s
+from benchmarks.measure import Action, Case, Result, Spread, alternate, headline, units_per_cpu_s
+from benchmarks.shardflow import flow_case
 from pipeline.codec import CODECS
 from pipeline.engine import Scores
 from pipeline.renumbering import Renumbering
@@ -91,7 +93,13 @@ def run(*, quick: bool, seed: int, data: Path | None = None) -> Result:
     codecs = {
         str(case["case"]): {name: headline([case], name, max) for name in names} for case in cases
     }
-    return Result(figures, [*cases, reference], {"codecs": codecs})
+    flow = {
+        codec: flow_case(_scorer(codec, test.vocab), _timed_table(test, quick=quick), quick=quick)
+        for codec in CODECS
+    }
+    shards = {codec: _medians(case) for codec, case in flow.items()}
+    cases += flow.values()
+    return Result(figures, [*cases, reference], {"codecs": codecs, "shards": shards})
 
 
 def from_file(path: Path) -> Data:
@@ -171,8 +179,7 @@ def _case(codec: str, test: Data, renumbering: Renumbering, *, repeats: int, qui
     data = write_scores(table, scorer, renumbering=by)
     stored = scores_of(decode_scores(data, renumbering=by, where="the benchmark"))
     kl = divergence(test.scores, stored)
-    copies = 1 if quick else max(1, -(-TIMED_TOKENS // int(test.lengths.sum())))
-    large = pa.concat_tables([table] * copies).combine_chunks()
+    large = _timed_table(test, quick=quick)
     tokens = int(list_lengths(large, "token_logprob").sum())
     encoded = write_scores(large, scorer, renumbering=by)
 
@@ -193,6 +200,15 @@ def _case(codec: str, test: Data, renumbering: Renumbering, *, repeats: int, qui
         "kl_max": float(kl.max()),
         **{f"{name}_tokens_per_cpu_s": units_per_cpu_s(t) for name, t in timings.items()},
     }
+
+
+def _timed_table(test: Data, *, quick: bool) -> pa.Table:
+    copies = 1 if quick else max(1, -(-TIMED_TOKENS // int(test.lengths.sum())))
+    return pa.concat_tables([test.table()] * copies).combine_chunks()
+
+
+def _medians(case: Case) -> dict[str, float]:
+    return {name: value.median for name, value in case.items() if isinstance(value, Spread)}
 
 
 def divergence(exact: Scores, stored: Scores) -> NDArray[np.float64]:

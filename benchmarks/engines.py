@@ -28,7 +28,7 @@ from benchmarks.measure import (
     units_per_cpu_s,
 )
 from benchmarks.score import Clocked
-from pipeline.cache import ScoreCache
+from pipeline.cache import Origin, ScoreCache
 from pipeline.commit import content_shard, publish
 from pipeline.engine import Sampling
 from pipeline.lazyengine import LazyEngine
@@ -119,7 +119,7 @@ class _Score:
         lazy = LazyEngine(lambda: clock)
         table, tokens = score_table(self._table, lazy, self._scorer.identity)
         unit = fingerprint([self._calls, *table.column("sequence_digest").to_pylist()])
-        self._cache.publish(unit, table, paid_by="bench/0", teacher_tokens=tokens, reused_rows=0)
+        self._cache.publish(unit, table, Origin("bench/0", teacher_tokens=tokens, reused_rows=0))
         spent = time.process_time() - begin - clock.cpu_s
         self.shares.append(spent / max(clock.cpu_s, MIN_CPU_S))
         return tokens

@@ -122,7 +122,7 @@ def open_root() -> Iterator[tuple[str, Storage]]:
         return
     import fsspec
 
-    filesystem = fsspec.filesystem("s3", use_listings_cache=False)
+    filesystem = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
     if not filesystem.exists(BUCKET):
         filesystem.mkdir(BUCKET)
     root = f"{BUCKET}/{uuid.uuid4().hex}"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import cachetables, reprocess
-from cli.options import JsonOption, SetOption, load_run
+from cli.options import JsonOption, SetOption, open_root, open_store
 from cli.output import make_progress, print_json
-from pipeline.storage import Storage
+from cli.rescore import verify_rescored
 from schemas.errors import ConfigError, DataError, IdentityError
 
 if TYPE_CHECKING:
@@ -60,13 +60,36 @@ def verify(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Read only so many shards of each, at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes which ones --sample takes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Fixes which ones --sample and --rescore take.")] = 0,
+    rescore: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Let the teacher score so many stored rows again, and say how far they are."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="NATS", help="With --rescore: most drift of a token."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read committed scores again and name every shard that is damaged, missing or foreign.
 
-    Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer.
+    Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer. With
+    --rescore, stored rows are held against the teacher of the configuration instead.
     """
+    if rescore is not None and root is None and sample is None:
+        verify_rescored(
+            config,
+            overrides,
+            scorer,
+            rows=rescore,
+            seed=seed,
+            tolerance=tolerance,
+            as_json=as_json,
+        )
+    if rescore is not None or tolerance is not None:
+        raise ConfigError("--rescore goes with --config, --seed and --tolerance, without --sample")
     from pipeline.inventory import find_scorers
     from pipeline.verification import verify_scorer
 
@@ -222,7 +245,7 @@ def merge(
     from pipeline.cachemerge import merge_scorer
     from pipeline.inventory import find_scorers
 
-    storage, other = open_store(config, root, overrides), Storage(source)
+    storage, other = open_store(config, root, overrides, may_be_new=True), open_root(source)
     progress = make_progress(as_json=as_json)
     done = [merge_scorer(other, storage, key, progress) for key in find_scorers(other, scorer)]
     if as_json:
@@ -233,21 +256,6 @@ def merge(
 
 
 app.command("reprocess")(reprocess.reprocess)
-
-
-def open_store(config: Path | None, root: str | None, overrides: list[str] | None) -> Storage:
-    """Return the store of a configuration, or of a root that is named directly.
-
-    Raises:
-        ConfigError: not exactly one of them, or one that is wrong.
-    """
-    if (config is None) == (root is None):
-        raise ConfigError("give either --config FILE or --root URL")
-    if config is not None:
-        return load_run(config, overrides).storage
-    if overrides:
-        raise ConfigError("--set changes keys of a configuration: it needs --config, not --root")
-    return Storage(root or "")
 
 
 def _code_of(found: "Sequence[Verification]") -> int:

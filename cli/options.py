@@ -1,5 +1,6 @@
 """Options that several commands share, and what they are turned into."""
 
+import difflib
 import re
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from pipeline.run import Run, open_run
 from pipeline.stage import Worker
+from pipeline.storage import Storage
 from schemas.configfile import load_config
 from schemas.errors import ConfigError
 
@@ -51,6 +53,55 @@ def load_run(config: Path, overrides: list[str] | None) -> Run:
         ConfigError: the file or an override is wrong.
     """
     return open_run(load_config(config, overrides or ()))
+
+
+def open_store(
+    config: Path | None,
+    root: str | None,
+    overrides: list[str] | None,
+    *,
+    may_be_new: bool = False,
+) -> Storage:
+    """Return the store of a configuration, or of a root that is named directly.
+
+    Args:
+        config: TOML file of a run.
+        root: the root itself.
+        overrides: keys of the configuration to replace.
+        may_be_new: whether a root that is named directly may be a folder that is not there yet.
+
+    Raises:
+        ConfigError: not exactly one of them, or one that is wrong.
+    """
+    if (config is None) == (root is None):
+        raise ConfigError("give either --config FILE or --root URL")
+    if config is not None:
+        return load_run(config, overrides).storage
+    if overrides:
+        raise ConfigError("--set changes keys of a configuration: it needs --config, not --root")
+    return open_root(root or "", may_be_new=may_be_new)
+
+
+def open_root(root: str, *, may_be_new: bool = False) -> Storage:
+    """Return the store of a root that is named directly.
+
+    Raises:
+        ConfigError: it cannot be a store, or it is a folder that is not there.
+    """
+    storage = Storage(root)
+    folder = storage.local_root
+    if folder is not None and not folder.is_dir() and not may_be_new:
+        raise ConfigError(f"there is no folder {folder}{_nearest_folder(folder)}")
+    return storage
+
+
+def _nearest_folder(folder: Path) -> str:
+    """Return a hint at the folder that may have been meant."""
+    parent = next(place for place in folder.parents if place.is_dir())
+    missing = folder.relative_to(parent).parts[0]
+    names = [place.name for place in parent.iterdir() if place.is_dir()]
+    close = difflib.get_close_matches(missing, names, n=1, cutoff=0.4)
+    return f"; did you mean {parent / close[0]}?" if close else f"; {parent} is there"
 
 
 def parse_worker(text: str | None) -> Worker:

@@ -70,6 +70,8 @@ def _notes(result: StageResult) -> list[str]:
     extra, notes = result.extra, []
     if result.stage == "score" and (result.teacher_tokens or result.reused_rows):
         notes.append(f"teacher read {result.teacher_tokens:,}, reused {result.reused_rows:,} rows")
+    if extra.get("sibling_rows"):
+        notes.append(f"{sum(extra['sibling_rows'].values()):,} of them of sibling scorers")
     if extra.get("reverse_kl") is not None:
         notes.append(f"reverse KL {extra['reverse_kl']:.4f} nats")
     if "accuracy" in extra:

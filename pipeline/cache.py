@@ -6,7 +6,8 @@ neither. Must not: load a teacher.
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,20 @@ from pipeline.storage import Storage
 from schemas.errors import DataError, IdentityError
 from schemas.manifest import CacheCommit, Shard
 from schemas.tables import SCORES, list_lengths
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the scores of a new unit come from."""
+
+    paid_by: str
+    """Run and round whose teacher pass this was."""
+    teacher_tokens: int
+    """Tokens that the teacher read for it."""
+    reused_rows: int
+    """Rows that were in the root before."""
+    sibling_rows: Mapping[str, int] = field(default_factory=dict)
+    """Those of them that other scorers of the same weights had, by scorer."""
 
 
 class ScoreCache:
@@ -74,17 +89,13 @@ class ScoreCache:
                 tables.append(found.filter(pa.array(same)))
         return pa.concat_tables(tables)
 
-    def publish(
-        self, digest: str, table: pa.Table, *, paid_by: str, teacher_tokens: int, reused_rows: int
-    ) -> CacheCommit:
+    def publish(self, digest: str, table: pa.Table, origin: Origin) -> CacheCommit:
         """Store a unit's scores, index them and commit them; return the commit that stands.
 
         Args:
             digest: digest of the unit's sequence digests, in order.
             table: its scores.
-            paid_by: run and round whose teacher pass this was.
-            teacher_tokens: tokens that the teacher read for it.
-            reused_rows: rows that were in the cache before.
+            origin: where they come from.
         """
         storage, folder = self._storage, self._scorer.folder
         renumbering = pinned_renumbering(storage, self._scorer, table)
@@ -96,9 +107,10 @@ class ScoreCache:
             shard=shard,
             fingerprint=self._scorer.key,
             attempt=uuid.uuid4().hex,
-            paid_by=paid_by,
-            teacher_tokens=teacher_tokens,
-            reused_rows=reused_rows,
+            paid_by=origin.paid_by,
+            teacher_tokens=origin.teacher_tokens,
+            reused_rows=origin.reused_rows,
+            sibling_rows=dict(origin.sibling_rows),
         )
         return adopt_unit(
             storage, self._index, commit, data, table.column("sequence_digest").to_pylist()

@@ -91,7 +91,7 @@ def export_scores(
         raise ConfigError(f"{target} is there already, and export overwrites nothing: name another")
     shards = list({c.shard.sha256: c.shard for c in cache_commits(storage, scorer)}.values())
     if not shards:
-        raise ConfigError(f"{storage.url(f'cache/{scorer}')} has no committed scores to export")
+        raise ConfigError(f"{storage.url(scorer_folder(scorer))} has no committed scores to export")
     whole = target.suffix == f".{kind}"
     files, rows, tokens = 0, 0, 0
     progress.start(f"export {scorer[:8]}", len(shards), 0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.cache import adopt_unit
 from pipeline.commit import commit_key, committed_units, create_record, read_record, writer
 from pipeline.index import Index
+from pipeline.inventory import scorer_folder
 from pipeline.parquet import read_table
 from pipeline.stage import Progress, Worker, run_units
 from pipeline.storage import Storage
@@ -40,7 +41,7 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
         DataError: a shard or record of the source is damaged.
         IdentityError: what the source calls this scorer is another one.
     """
-    folder = f"cache/{scorer}"
+    folder = scorer_folder(scorer)
     identity = read_record(source, f"{folder}/scorer.json", ScorerIdentity)
     if identity.key != scorer:
         raise IdentityError(f"{source.url(folder)}/scorer.json does not describe scorer {scorer}")

@@ -20,7 +20,7 @@ def engine_version(name: str) -> str:
 
 
 def open_engine(
-    section: EngineSection, source: ModelSource, *, dtype: str, max_tokens: int
+    section: EngineSection, source: ModelSource, *, dtype: str, max_tokens: int | None
 ) -> Engine:
     """Return an engine that holds a model.
 
@@ -28,7 +28,8 @@ def open_engine(
         section: which engine and its settings.
         source: the model.
         dtype: number format of the model.
-        max_tokens: longest prompt and response together that it will be asked for.
+        max_tokens: longest prompt and response together that it will be asked for; None for all
+            that the model holds.
 
     Raises:
         ConfigError: the model cannot be loaded, or the engine is not installed.

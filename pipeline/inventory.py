@@ -162,7 +162,8 @@ def teacher_words(identity: ScorerIdentity) -> str:
         name = f"weights {str(model.get('weights'))[:SHORT]}"
     origin = ", ".join(key[:SHORT] for key in identity.lineage)
     made = f"made from {origin}" if origin else f"{identity.engine} {identity.engine_version}"
-    return f"{name}, {identity.dtype}, {made}"
+    reuse = "" if identity.reuse == "exact" else f", {identity.reuse}"
+    return f"{name}, {identity.dtype}, {made}{reuse}"
 
 
 def _entry(storage: Storage, scorer: str, uses: list[Use]) -> CacheEntry:

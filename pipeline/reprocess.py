@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cache import ScoreCache
+from pipeline.cache import Origin, ScoreCache
 from pipeline.codec import CODECS
 from pipeline.commit import commit_key, committed_units, create_record, read_record, writer
 from pipeline.derive import check_derivable, derive
+from pipeline.inventory import scorer_folder
 from pipeline.mixture import check_mixable, mix
 from pipeline.models import ModelSource
 from pipeline.scorearrays import scores_of, table_of
@@ -139,7 +140,7 @@ class _Work:
     def unit(self, name: str, others: Sequence[ScoreCache]) -> pa.Table:
         """Return the new scores of a unit of the first source."""
         first = self.sources[0]
-        commit = read_record(self.storage, commit_key(f"cache/{first}", name), CacheCommit)
+        commit = read_record(self.storage, commit_key(scorer_folder(first), name), CacheCommit)
         table = read_scores(self.storage, commit.shard, scorer=first)
         if not table.num_rows:
             return table
@@ -166,7 +167,7 @@ def _same_rows(cache: ScoreCache, table: pa.Table, unit: str) -> pa.Table:
 
 def _run(work: _Work, scorer: Scorer, *, worker: Worker, progress: Progress) -> Reprocessed:
     storage, source = work.storage, work.sources[0]
-    names = sorted(committed_units(storage, f"cache/{source}"))
+    names = sorted(committed_units(storage, scorer_folder(source)))
     cache = ScoreCache(storage, scorer, progress.note)
     others = [
         ScoreCache(storage, stored_scorer(storage, key), progress.note) for key in work.sources[1:]
@@ -175,13 +176,8 @@ def _run(work: _Work, scorer: Scorer, *, worker: Worker, progress: Progress) -> 
 
     def compute(index: int) -> int:
         table = work.unit(names[index], others)
-        commit = cache.publish(
-            names[index],
-            table,
-            paid_by=f"reprocess/{source}",
-            teacher_tokens=0,
-            reused_rows=table.num_rows,
-        )
+        origin = Origin(f"reprocess/{source}", teacher_tokens=0, reused_rows=table.num_rows)
+        commit = cache.publish(names[index], table, origin)
         made.append(commit)
         return commit.shard.tokens
 

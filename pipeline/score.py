@@ -4,14 +4,15 @@ Promises: a token sequence that the scorer has seen, in whatever unit, round or 
 teacher work; the teacher is loaded only when something is missing; a unit is visible only whole.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cache import ScoreCache
+from pipeline.cache import Origin, ScoreCache
 from pipeline.commit import (
     check_fingerprint,
     commit_key,
@@ -25,6 +26,7 @@ from pipeline.lazyengine import LazyEngine
 from pipeline.run import Run, check_run, pin_run
 from pipeline.scorer import Scorer, find_scorer, pin_scorer
 from pipeline.scoretable import read_scores, score_table
+from pipeline.siblings import borrow, find_siblings, rows_of_each, unknown
 from pipeline.stage import Progress, StageResult, Worker, run_units
 from schemas.errors import ConfigError
 from schemas.manifest import (
@@ -48,6 +50,8 @@ class _Job:
     rollout: RolloutManifest
     scorer: Scorer
     cache: ScoreCache
+    siblings: list[ScoreCache]
+    note: Callable[[str], None]
     folder: str
     fingerprint: str
 
@@ -114,6 +118,8 @@ def _score(
         rollout=rollout,
         scorer=scorer,
         cache=ScoreCache(run.storage, scorer, progress.note),
+        siblings=find_siblings(run.storage, scorer, progress.note),
+        note=progress.note,
         folder=run.stage_folder(round_index, f"score/{teacher}"),
         fingerprint=score_fingerprint(scorer, rollout),
     )
@@ -157,20 +163,23 @@ def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
 
 
 def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -> CacheCommit:
-    """Score with the teacher what the cache does not know, and commit the unit to the cache."""
+    """Score with the teacher what the caches do not know, and commit the unit to the own one."""
     digests = rows.column("sequence_digest")
-    known = job.cache.known(pc.unique(digests).to_pylist())
+    distinct = pc.unique(digests).to_pylist()
+    own = job.cache.known(distinct)
+    borrowed = borrow(job.siblings, unknown(distinct, own), job.note)
+    known = pa.concat_tables([own, *borrowed.values()])
     is_known = pc.is_in(digests, value_set=known.column("sequence_digest"))
     new, teacher_tokens = score_table(rows.filter(pc.invert(is_known)), engine, job.scorer.identity)
     scores = pa.concat_tables([known, new])
     order = pc.index_in(digests, value_set=scores.column("sequence_digest"))
-    return job.cache.publish(
-        input_digest,
-        scores.take(order),
-        paid_by=_payer(job),
+    origin = Origin(
+        _payer(job),
         teacher_tokens=teacher_tokens,
         reused_rows=rows.num_rows - new.num_rows,
+        sibling_rows=rows_of_each(rows, borrowed),
     )
+    return job.cache.publish(input_digest, scores.take(order), origin)
 
 
 def _covered(
@@ -187,6 +196,7 @@ def _covered(
         fingerprint=job.fingerprint,
         reused_rows=cached.reused_rows if paid else rows.num_rows,
         teacher_tokens=cached.teacher_tokens if paid else 0,
+        sibling_rows=cached.sibling_rows,
         sampled_kl=float(gap[own].astype(np.float64).sum()),
         sampled_tokens=int(own.sum()),
     )
@@ -216,9 +226,17 @@ def _finish(job: _Job) -> ScoreManifest:
         tokens=sum(c.shard.tokens for c in commits),
         reused_rows=sum(c.reused_rows for c in commits),
         teacher_tokens=sum(c.teacher_tokens for c in commits),
+        sibling_rows=_sibling_rows(commits),
         reverse_kl=sum(c.sampled_kl for c in commits) / sampled if sampled else None,
     )
     return create_record(job.run.storage, f"{job.folder}/manifest.json", manifest)
+
+
+def _sibling_rows(commits: Sequence[ScoreCommit]) -> dict[str, int]:
+    found = Counter[str]()
+    for commit in commits:
+        found.update(commit.sibling_rows)
+    return dict(found)
 
 
 def _result(
@@ -242,5 +260,9 @@ def _result(
         reused_rows=sum(c.reused_rows for c in commits),
         teacher_tokens=sum(c.teacher_tokens for c in commits),
         engine_start_s=start_s,
-        extra={"teacher": teacher, "reverse_kl": manifest.reverse_kl if manifest else None},
+        extra={
+            "teacher": teacher,
+            "sibling_rows": _sibling_rows(commits),
+            "reverse_kl": manifest.reverse_kl if manifest else None,
+        },
     )

@@ -8,7 +8,7 @@ from pipeline.checkpoint import opened
 from pipeline.commit import create_record, find_record, read_record
 from pipeline.engine import Engine
 from pipeline.engines import engine_version, open_engine
-from pipeline.inventory import find_scorer_key
+from pipeline.inventory import find_scorer_key, scorer_folder
 from pipeline.models import ModelSource, find_model, load_settings, model_identity
 from pipeline.run import Run
 from pipeline.storage import Storage
@@ -44,7 +44,7 @@ class Scorer:
     @property
     def folder(self) -> str:
         """Key prefix of the scorer's cache."""
-        return f"cache/{self.key}"
+        return scorer_folder(self.key)
 
     def open(self, run: Run) -> Engine:
         """Load the teacher.
@@ -104,6 +104,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         vocab_size=vocab_size,
         codec=config.score.codec,
         signal=signal_of(config).words(),
+        reuse=config.score.reuse,
     )
     return Scorer(teacher, source, identity)
 
@@ -164,7 +165,7 @@ def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
     """
     named = find_record(storage, name_key(name), ScorerName)
     key = find_scorer_key(storage, name) if named is None else named.scorer
-    return key, read_record(storage, f"cache/{key}/scorer.json", ScorerIdentity)
+    return key, read_record(storage, f"{scorer_folder(key)}/scorer.json", ScorerIdentity)
 
 
 def signal_of(config: RunConfig) -> Signal:

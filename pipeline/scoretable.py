@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.codec import check_ids, codec_named
 from pipeline.commit import create_record, find_record
 from pipeline.engine import Ids
+from pipeline.inventory import scorer_folder
 from pipeline.lazyengine import LazyEngine
 from pipeline.parquet import read_table, write_table
 from pipeline.ragged import token_index
@@ -151,7 +152,7 @@ def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
 
 
 def _renumbering_key(scorer: str, digest: str) -> str:
-    return f"cache/{scorer}/renumbering/{digest}"
+    return f"{scorer_folder(scorer)}/renumbering/{digest}"
 
 
 def _decoded(

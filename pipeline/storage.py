@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.backends import LocalBackend, Version, open_backend
+from pipeline.backends import Version
 from pipeline.leftovers import Leftover
+from pipeline.localbackend import LocalBackend
 from pipeline.retry import with_retries
+from pipeline.roots import open_backend
 from schemas.config import StorageSection
 from schemas.errors import DataError, StorageError
 from schemas.manifest import Shard

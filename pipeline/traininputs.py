@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.commit import check_fingerprint, read_record
+from pipeline.inventory import scorer_folder
 from pipeline.run import Run, check_run
 from pipeline.scorer import signal_of
 from pipeline.student import policy_of_round
@@ -83,7 +84,8 @@ def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) 
             f"`opd score --round {round_index}` first"
         )
     check_fingerprint(run.storage, key, manifest.rollout_fingerprint, rollout.fingerprint)
-    identity = read_record(run.storage, f"cache/{manifest.scorer}/scorer.json", ScorerIdentity)
+    described = f"{scorer_folder(manifest.scorer)}/scorer.json"
+    identity = read_record(run.storage, described, ScorerIdentity)
     pinned = read_record(run.storage, f"{run.folder}/teachers/{teacher}.json", TeacherRecord)
     if identity.model != pinned.model or identity.key != manifest.scorer:
         raise IdentityError(

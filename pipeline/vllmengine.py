@@ -38,7 +38,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, source: ModelSource, *, dtype: str, settings: EngineSection, max_tokens: int
+        self, source: ModelSource, *, dtype: str, settings: EngineSection, max_tokens: int | None
     ) -> None:
         """Start vLLM with a model.
 
@@ -46,7 +46,7 @@ class VllmEngine:
             source: the model.
             dtype: number format of weights and activations.
             settings: the stage's section.
-            max_tokens: longest prompt and response together.
+            max_tokens: longest prompt and response together; None for all that the model holds.
         """
         self.version = engine_version(self.name)
         self._settings, self._batch_tokens = settings, settings.batch_tokens

@@ -50,7 +50,7 @@ class VllmHost:
         *,
         dtype: str,
         settings: EngineSection,
-        max_tokens: int,
+        max_tokens: int | None,
         batch_tokens: int,
     ) -> None:
         """Start it.
@@ -153,7 +153,12 @@ class VllmHost:
 
 
 def engine_arguments(
-    source: ModelSource, *, dtype: str, settings: EngineSection, max_tokens: int, batch_tokens: int
+    source: ModelSource,
+    *,
+    dtype: str,
+    settings: EngineSection,
+    max_tokens: int | None,
+    batch_tokens: int,
 ) -> dict[str, Any]:
     """Return the arguments of vLLM's `LLM`.
 
@@ -161,12 +166,12 @@ def engine_arguments(
         source: the model.
         dtype: number format of weights and activations.
         settings: the stage's section.
-        max_tokens: longest prompt and response together.
+        max_tokens: longest prompt and response together; None for all that the model holds.
         batch_tokens: most tokens of a forward pass.
     """
     section, shape = settings.vllm, load_settings(source)
-    held = getattr(shape, "max_position_embeddings", None)
-    length = max_tokens + 1 if held is None else min(max_tokens + 1, int(held))
+    limits = [getattr(shape, "max_position_embeddings", None), max_tokens and max_tokens + 1]
+    length = min(int(limit) for limit in limits if limit is not None)
     sequences = max(1, min(section.max_num_seqs, batch_tokens))
     arguments: dict[str, Any] = {
         "model": source.location,

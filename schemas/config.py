@@ -169,6 +169,9 @@ class ScoreSection(EngineSection):
     """Ids drawn from the teacher's whole distribution at each position: unbiased sparse targets."""
     codec: Literal["typed-v1", "packed-v1"] = "typed-v1"
     """Form of stored scores: `typed-v1` opens in any Parquet reader, `packed-v1` is smallest."""
+    reuse: Literal["exact", "same-weights"] = "exact"
+    """Whose stored scores are used: `exact`, those of this very scorer. `same-weights`, also those
+    that these weights gave under another engine, version, dtype or codec; the records name them."""
 
     @model_validator(mode="after")
     def _check(self) -> "ScoreSection":

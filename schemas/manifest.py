@@ -5,9 +5,16 @@ work gives the same manifests.
 """
 
 import json
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from schemas.errors import DataError
 from schemas.fingerprint import canonical_json, fingerprint
@@ -18,6 +25,17 @@ class Record(BaseModel):
     """A frozen JSON object that refuses unknown keys and newer schema versions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later and are left out where they say nothing: digests of records that are
+    older stay as they were, and an older opd reads what does not need the field."""
+
+    @model_serializer(mode="wrap")
+    def _words(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        words: dict[str, Any] = dump(self)
+        fields = type(self).model_fields
+        silent = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in words.items() if name not in silent}
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON of the record, ended by a line feed."""
@@ -77,12 +95,15 @@ class Commit(Versioned):
 class CacheCommit(Commit):
     """The commit of a score shard in a scorer's cache; `unit` is the digest of its sequences."""
 
+    LATER = frozenset({"sibling_rows"})
     paid_by: str
     """Run and round whose teacher pass made the shard."""
     teacher_tokens: int
     """Prompt and response tokens that the teacher read for it."""
     reused_rows: int = 0
     """Rows that were taken from other shards."""
+    sibling_rows: dict[str, int] = {}
+    """Those of them that were taken from other scorers of the same weights, by scorer."""
 
 
 class LeaseRecord(Record):
@@ -181,6 +202,7 @@ class RolloutManifest(Versioned):
 class ScorerIdentity(Versioned):
     """One teacher and one signal, in words; its fingerprint names a scorer."""
 
+    LATER = frozenset({"reuse"})
     model: dict[str, Any]
     engine: str
     engine_version: str
@@ -193,6 +215,8 @@ class ScorerIdentity(Versioned):
     signal: dict[str, Any]
     lineage: tuple[str, ...] = ()
     """Scorers whose stored scores these were made from; none where the teacher made them."""
+    reuse: str = "exact"
+    """`same-weights` where the cache may hold rows that were taken from its siblings."""
 
     @property
     def key(self) -> str:
@@ -229,11 +253,14 @@ class TeacherRecord(Versioned):
 class ScoreCommit(Versioned):
     """One scored unit of a round: which cache shard covers it, and what that took."""
 
+    LATER = frozenset({"sibling_rows"})
     unit: str
     shard: Shard
     fingerprint: str
     reused_rows: int
     teacher_tokens: int
+    sibling_rows: dict[str, int] = {}
+    """Rows of the shard that were taken from other scorers of the same weights, by scorer."""
     sampled_kl: float
     """Sum of log q − log p over the sampled tokens, nats."""
     sampled_tokens: int
@@ -242,6 +269,7 @@ class ScoreCommit(Versioned):
 class ScoreManifest(Versioned):
     """Cache entries that cover one teacher's part of a round."""
 
+    LATER = frozenset({"sibling_rows"})
     run: str
     round: int
     teacher: str
@@ -254,6 +282,8 @@ class ScoreManifest(Versioned):
     """Rows whose scores were there already, from another unit, round or run."""
     teacher_tokens: int
     """Prompt and response tokens that the teacher read for this round."""
+    sibling_rows: dict[str, int] = {}
+    """Rows that came into the shards from other scorers of the same weights, by scorer."""
     reverse_kl: float | None
     """Mean log q − log p of the sampled tokens, nats: the student's reverse KL to this teacher."""
 

@@ -26,7 +26,9 @@ from benchmarks.measure import (
     speed_ratio,
     spread,
 )
-from tests.servers import S3Account
+from benchmarks.shardflow import from_s3
+from tests.servers import S3Account, SeaweedServer
+from tests.tinytables import make_scorer, rollout_table, score_rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -55,7 +57,7 @@ RECORD = {"benchmark", "cases", "seconds", "cpu_seconds", "quick", "seed", "comm
 def check_record(record: dict[str, Any], name: str) -> None:
     """Make sure that a record has what its benchmark promises, in positive numbers."""
     assert record["benchmark"] == name
-    nested = {"codecs"} if name == "cache" else set()
+    nested = {"codecs", "shards"} if name == "cache" else set()
     assert set(record) == RECORD | {"versions"} | FIGURES[name] | nested
     assert all(record[figure] > 0 for figure in FIGURES[name])
     assert record["command"].startswith(f"python -m benchmarks {name}")
@@ -150,6 +152,29 @@ def test_storage_is_measured_on_s3_where_the_environment_names_a_server(
     assert record["cases"][0]["case"] == "s3"
     client = moto_server.client()
     assert client.ls("opd-benchmarks") == []
+
+
+@pytest.mark.s3
+def test_the_cache_is_read_from_s3_where_the_environment_names_a_server(
+    s3_server: SeaweedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environ().items():
+        monkeypatch.setenv(name, value)
+    assert main(["cache", "--quick", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    check_record(record, "cache")
+    for codec in ("typed-v1", "packed-v1"):
+        figures = record["shards"][codec]
+        assert figures["s3_tokens_per_cpu_s"] > 0
+        assert figures["s3_tokens_per_wall_s"] > 0
+        assert {"writer_growth_mb", "reader_growth_mb"} < set(figures)
+    assert s3_server.account.client().find("opd-benchmarks") == []
+
+
+def test_what_is_not_measured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    found = from_s3(make_scorer(), score_rows(rollout_table(2)), repeats=1)
+    assert found == {"s3": "not measured: AWS_ENDPOINT_URL names no server"}
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.stem))

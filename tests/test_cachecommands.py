@@ -30,7 +30,7 @@ from pipeline.storage import Storage
 from schemas.fingerprint import fingerprint, sha256
 from schemas.manifest import CacheCommit, Shard
 from schemas.tables import flat_values, list_array, list_lengths
-from tests.runs import Cli, keys_below
+from tests.runs import Cli, keys_below, snapshot
 from tests.servers import SeaweedServer
 from tests.tiny import write_run
 from tests.tinytables import make_scorer, rollout_table, score_rows
@@ -124,6 +124,22 @@ def test_ls_of_a_root_on_s3_says_the_same(
 
 def test_ls_of_an_empty_root_lists_nothing(tmp_path: Path, cli: Cli) -> None:
     assert cli.ok("cache", "ls", "--root", tmp_path)["scorers"] == []
+
+
+def test_a_folder_that_is_not_there_is_a_mistake_with_the_nearest_name(
+    run_copy: Path, cli: Cli
+) -> None:
+    for command in (("ls",), ("verify",), ("stats",), ("gc", "--delete")):
+        outcome = cli("cache", *command, "--root", run_copy / "stoer")
+        assert outcome.code == 2
+        assert f"did you mean {run_copy / 'store'}?" in outcome.stderr
+    assert not (run_copy / "stoer").exists()
+    deep = cli("cache", "ls", "--root", run_copy / "xyz/a/b")
+    assert deep.code == 2
+    assert f"; {run_copy} is there" in deep.stderr
+    moved = ("cache", "merge", "--root", run_copy / "new", "--from-root")
+    assert cli(*moved, run_copy / "stoer").code == 2
+    assert cli(*moved, run_copy / "store").code == 0
 
 
 def test_ls_names_a_damaged_commit(run_copy: Path, cli: Cli) -> None:
@@ -592,6 +608,26 @@ def test_gc_deletes_nothing_where_a_record_cannot_be_read(run_copy: Path, cli: C
     assert outcome.code == 4
     assert "rollout/plan.json" in outcome.stderr
     assert lost <= set(keys_below(storage, ""))
+
+
+def test_a_finished_run_has_nothing_to_do_after_gc_and_its_cache_serves_another(
+    run_copy: Path, cli: Cli
+) -> None:
+    storage, config = store_of(run_copy), run_copy / "run.toml"
+    lost = plant(storage, age_s=1)
+    before = snapshot(storage, "")
+    result = cli.ok(*gc_of(run_copy, "--delete", "--older-than", "0", "--unused-scorers"))
+    assert set(result["keys"]) == lost
+    for _ in range(2):
+        again = cli.ok("run", "-c", config)
+        assert (again["units"], again["teacher_tokens"], again["reused_rows"]) == (0, 0, 0)
+        for stage in ("rollout", "score", "train", "eval"):
+            assert cli.ok(stage, "-c", config, "--round", "1")["units"] == 0
+    assert snapshot(storage, "") == before
+    other = write_run(run_copy, changes={"run.name": "other", "eval": None}, file="other.toml")
+    cli.ok("rollout", "-c", other, "--round", "0")
+    served = cli.ok("score", "-c", other, "--round", "0")
+    assert (served["teacher_tokens"], served["reused_rows"]) == (0, 16)
 
 
 @pytest.mark.s3

@@ -64,6 +64,16 @@ def test_the_bytes_are_canonical_and_end_with_a_line_feed() -> None:
     assert f'"schema_version":{SCHEMA_VERSION}'.encode() in data
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_later_field_that_says_nothing_is_left_out(kind: type[Record]) -> None:
+    for name in kind.LATER:
+        default = kind.model_fields[name].default
+        silent = example(kind, absent=False).model_copy(update={name: default})
+        assert name not in json.loads(silent.to_bytes())
+        assert kind.from_bytes(silent.to_bytes(), where="x") == silent
+        assert name in json.loads(example(kind, absent=False).to_bytes())
+
+
 def test_a_record_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         COMMIT.unit = "other"

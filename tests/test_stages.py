@@ -2,16 +2,18 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.commit import WRITER_KEY
 from pipeline.storage import Storage
 from tests.conftest import UseS3
 from tests.runs import Cli, finish, snapshot, start
-from tests.servers import SeaweedServer
+from tests.servers import S3Account, SeaweedServer
 from tests.tiny import make_model, write_run
 
 ROUND = "runs/tiny/rounds/0000"
@@ -269,6 +271,30 @@ def test_scores_that_were_paid_for_before_a_crash_count_as_this_rounds(
     result = cli.ok("score", "-c", run_copy / "run.toml", "--round", "0")
     assert (result["units"], result["reused_rows"]) == (4, 0)
     assert Storage(str(run_copy / "store")).get(key) == before
+
+
+def test_a_store_that_ignores_preconditions_takes_one_score_worker_and_refuses_a_second(
+    careless_server: S3Account, use_s3: UseS3, tmp_path: Path, cli: Cli
+) -> None:
+    root = use_s3(careless_server)
+    config = write_run(tmp_path, root=root, changes={"eval": None})
+    cli.ok("rollout", "-c", config, "--round", "0")
+    command = ("score", "-c", config, "--round", "0", "--json", "--worker")
+    first, storage = start(*command, "0/2"), Storage(root)
+    while not storage.exists(WRITER_KEY):
+        assert first.poll() is None, finish(first).stderr
+        time.sleep(0.02)
+    refused = cli(*command, "1/2")
+    assert refused.code == 5, refused.stderr
+    assert "ignores create-only writes" in refused.stderr
+    assert storage.url(WRITER_KEY) in refused.stderr
+    outcome = finish(first)
+    assert outcome.code == 0, outcome.stderr
+    assert (outcome.result["units"], outcome.result["manifest"]) == (2, None)
+    alone = cli.ok(*command[:-2], "--worker", "1/2")
+    assert alone["units"] == 2
+    assert alone["manifest"] is not None
+    assert not storage.exists(WRITER_KEY)
 
 
 def test_several_teachers_score_their_own_prompts(tmp_path: Path, cli: Cli) -> None:
