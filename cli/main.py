@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from cli import cache, inspect_config, quickstart, stages
+from cli import cache, doctor, inspect_config, quickstart, stages
 from cli.options import ConfigOption, JsonOption, SetOption, load_run
 from cli.output import is_main_process, print_json, print_status
 from schemas.errors import INTERRUPTED_EXIT_CODE, CapacityError, OpdError, StorageError
@@ -29,6 +29,7 @@ app.command("train")(stages.train)
 app.command("eval")(stages.evaluate)
 app.command("run")(stages.run_all)
 app.command("quickstart")(quickstart.quickstart)
+app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 app.add_typer(inspect_config.app, name="config")
 

@@ -6,7 +6,7 @@ teacher work; the teacher is loaded only when something is missing; a unit is vi
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from pipeline.lazyengine import LazyEngine
 from pipeline.run import Run, check_run, pin_run
 from pipeline.scorer import Scorer, find_scorer, pin_scorer
 from pipeline.scoretable import read_scores, score_table
+from pipeline.selftest import Noise, SelfTest, tolerance_of
 from pipeline.siblings import borrow, find_siblings, rows_of_each, unknown
 from pipeline.stage import Progress, StageResult, Worker, run_units
 from schemas.errors import ConfigError
@@ -36,7 +37,8 @@ from schemas.manifest import (
     ScoreManifest,
     UnitShard,
 )
-from schemas.tables import flat_values
+from schemas.scoresignal import Signal
+from schemas.tables import flat_values, list_rows
 
 LOWEST_LOGPROB = -100.0
 """Teacher log-probability that stands for −inf in the reported reverse KL."""
@@ -52,6 +54,7 @@ class _Job:
     cache: ScoreCache
     siblings: list[ScoreCache]
     note: Callable[[str], None]
+    test: SelfTest
     folder: str
     fingerprint: str
 
@@ -120,6 +123,12 @@ def _score(
         cache=ScoreCache(run.storage, scorer, progress.note),
         siblings=find_siblings(run.storage, scorer, progress.note),
         note=progress.note,
+        test=SelfTest(
+            Signal.of(scorer.identity.signal),
+            vocab_size=scorer.identity.vocab_size,
+            tolerance=tolerance_of(run.config.score, scorer.identity.dtype),
+            where=f"teachers.{teacher}",
+        ),
         folder=run.stage_folder(round_index, f"score/{teacher}"),
         fingerprint=score_fingerprint(scorer, rollout),
     )
@@ -147,6 +156,7 @@ def _score(
         manifest=manifest,
         commits=commits,
         start_s=engine.start_s,
+        noise=job.test.noise,
     )
 
 
@@ -170,7 +180,11 @@ def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -
     borrowed = borrow(job.siblings, unknown(distinct, own), job.note)
     known = pa.concat_tables([own, *borrowed.values()])
     is_known = pc.is_in(digests, value_set=known.column("sequence_digest"))
-    new, teacher_tokens = score_table(rows.filter(pc.invert(is_known)), engine, job.scorer.identity)
+    left = rows.filter(pc.invert(is_known))
+    if left.num_rows:
+        prompts, responses = list_rows(left, "prompt_ids"), list_rows(left, "response_ids")
+        engine.call(lambda e: job.test.once(e, prompts, responses))
+    new, teacher_tokens = score_table(left, engine, job.scorer.identity)
     scores = pa.concat_tables([known, new])
     order = pc.index_in(digests, value_set=scores.column("sequence_digest"))
     origin = Origin(
@@ -247,6 +261,7 @@ def _result(
     manifest: ScoreManifest | None,
     commits: Sequence[ScoreCommit] = (),
     start_s: float = 0.0,
+    noise: Noise | None = None,
 ) -> StageResult:
     key = run.manifest_key(round_index, f"score/{teacher}")
     return StageResult(
@@ -263,6 +278,7 @@ def _result(
         extra={
             "teacher": teacher,
             "sibling_rows": _sibling_rows(commits),
+            "noise": None if noise is None else asdict(noise),
             "reverse_kl": manifest.reverse_kl if manifest else None,
         },
     )

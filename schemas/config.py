@@ -167,6 +167,9 @@ class ScoreSection(EngineSection):
     """Parts, by a hash of the id, in which the mass outside the top-k is kept."""
     draws: Annotated[int, Field(ge=0, le=65536)] = 0
     """Ids drawn from the teacher's whole distribution at each position: unbiased sparse targets."""
+    noise_tolerance: Annotated[float, Field(gt=0.0)] | None = tuning(None)
+    """Largest mean difference in nats between scores of the same tokens alone, in a batch and in
+    another order; above it scoring stops before it begins. Default 0.001 in float32, else 0.1."""
     codec: Literal["typed-v1", "packed-v1"] = "typed-v1"
     """Form of stored scores: `typed-v1` opens in any Parquet reader, `packed-v1` is smallest."""
     reuse: Literal["exact", "same-weights"] = "exact"

@@ -288,6 +288,23 @@ class ScoreManifest(Versioned):
     """Mean log q − log p of the sampled tokens, nats: the student's reverse KL to this teacher."""
 
 
+class DriftRecord(Versioned):
+    """How far a round's teacher engine is from a float32 transformers forward, in nats."""
+
+    teacher: str
+    scorer: str
+    engine: str
+    """Engine, versions and number format that score the round."""
+    reference: str
+    rows: int
+    tokens: int
+    drift: dict[str, Any]
+    """Mean, 99 % and largest difference of token and top-k log-probabilities, and KL(reference ‖
+    engine), as `pipeline.drift.Drift` has them."""
+    rollout_kl: float | None
+    """That of the round's train manifest, where it was trained by then."""
+
+
 class StateManifest(Versioned):
     """A resumable state of the learner: DeepSpeed's files at one optimizer step."""
 
@@ -317,6 +334,7 @@ class CheckpointManifest(Versioned):
 class TrainManifest(Versioned):
     """What trained a checkpoint, and from what."""
 
+    LATER = frozenset({"rollout_kl"})
     run: str
     round: int
     fingerprint: str
