@@ -34,7 +34,8 @@ def test_the_command_line_needs_only_the_core_requirements() -> None:
     lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
     core = {line.split("==")[0] for line in lines}
     assert "typer" in needed
-    assert needed - core == set()
+    optional = {"cloudpickle"}  # pyarrow takes it where it is installed, here for vLLM
+    assert needed - core - optional == set()
 
 
 def test_help_loads_no_accelerator_library() -> None:
