@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cache import Origin, ScoreCache
+from pipeline.candidates import with_own_candidates
 from pipeline.commit import (
     check_fingerprint,
     commit_key,
@@ -176,8 +177,10 @@ def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -
     """Score with the teacher what the caches do not know, and commit the unit to the own one."""
     digests = rows.column("sequence_digest")
     distinct = pc.unique(digests).to_pylist()
-    own = job.cache.known(distinct)
-    borrowed = borrow(job.siblings, unknown(distinct, own), job.note)
+    signal = Signal.of(job.scorer.identity.signal)
+    own = with_own_candidates(job.cache.known(distinct), rows, signal)
+    lent = borrow(job.siblings, unknown(distinct, own), job.note)
+    borrowed = {key: with_own_candidates(table, rows, signal) for key, table in lent.items()}
     known = pa.concat_tables([own, *borrowed.values()])
     is_known = pc.is_in(digests, value_set=known.column("sequence_digest"))
     left = rows.filter(pc.invert(is_known))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.candidates import candidates_of
 from pipeline.codec import check_ids, codec_named
 from pipeline.commit import create_record, find_record
-from pipeline.engine import Ids
 from pipeline.inventory import scorer_folder
 from pipeline.lazyengine import LazyEngine
 from pipeline.parquet import read_table, write_table
@@ -45,7 +45,7 @@ def score_table(
     distinct = rows.take(pa.array(first))
     prompts, responses = list_rows(distinct, "prompt_ids"), list_rows(distinct, "response_ids")
     _check_ids(rows, engine.get().vocab_size)
-    candidates = _candidates(distinct, signal)
+    candidates = candidates_of(distinct, signal)
     scores = engine.call(
         lambda e: e.score(
             prompts,
@@ -175,21 +175,6 @@ def _decoded(
 def _check(table: pa.Table, signal: Signal, vocab_size: int, where: str) -> None:
     check_scores(table, signal=signal, where=where)
     check_ids(table, vocab_size, where=where)
-
-
-def _candidates(rows: pa.Table, signal: Signal) -> list[Ids] | None:
-    """Return the student's own ids of each row, int32 [tokens, N]."""
-    if not signal.candidates:
-        return None
-    column, tokens = rows.column("student_topk_ids"), list_lengths(rows, "response_ids")
-    if column.null_count or not np.array_equal(
-        list_lengths(rows, "student_topk_ids"), tokens * signal.candidates
-    ):
-        raise DataError(
-            f"the rollout does not hold {signal.candidates} candidates of every token: it was "
-            "sampled with another rollout.candidates"
-        )
-    return [row.reshape(-1, signal.candidates) for row in list_rows(rows, "student_topk_ids")]
 
 
 def _check_ids(rows: pa.Table, vocab_size: int) -> None:
