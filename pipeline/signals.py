@@ -25,7 +25,7 @@ def score_signals(
     """Return the stored signals of T positions, named as the fields of `engine.Scores`.
 
     Args:
-        logits_TV: raw teacher logits; cast to float32 inside.
+        logits_TV: raw teacher logits; cast to float32 inside, overwritten where they are float32.
         token_ids_T: int64 ids that stand at these positions.
         signal: what is kept; its `k` is at most `vocab_size`.
         vocab_size: ids that may enter the top-k; the mass of ids above goes to the tail. Rank,
@@ -34,28 +34,31 @@ def score_signals(
         uniforms_TD: float64 numbers in [0, 1), one for each draw, where the signal has draws.
     """
     logits_TV = logits_TV.float()
-    log_z_T1 = logits_TV.logsumexp(-1, keepdim=True)
     top_TK, ids_TK = logits_TV[:, :vocab_size].topk(signal.k, dim=-1)
-    top_TK, kept_TK = _cut(top_TK - log_z_T1, signal)
     token_T1 = logits_TV.gather(-1, token_ids_T[:, None])
     rank_T = (logits_TV > token_T1).sum(-1, dtype=torch.int32) + 1
-    probs_TV = (logits_TV - log_z_T1).exp_()
-    finite_TV = logits_TV.clamp(min=LOWEST)  # so that 0 · -inf is 0
-    entropy_T = log_z_T1[:, 0] - torch.linalg.vecdot(probs_TV, finite_TV)
+    highest_T1 = logits_TV.amax(-1, keepdim=True)
+    shifted_TV = logits_TV.sub_(highest_T1)
+    weights_TV = shifted_TV.exp()  # probabilities up to a factor of each row
+    sum_T1 = weights_TV.sum(-1, keepdim=True)
+    log_sum_T1 = sum_T1.log()
+    top_TK, kept_TK = _cut(top_TK - highest_T1 - log_sum_T1, signal)
     found = {
         "topk_ids": torch.where(kept_TK, ids_TK, -1).to(torch.int32),
         "topk_logprobs": top_TK,
-        "token_logprob": (token_T1 - log_z_T1)[:, 0],
+        "token_logprob": (token_T1 - highest_T1 - log_sum_T1)[:, 0],
         "token_rank": rank_T,
-        "entropy": entropy_T.clamp(min=0.0),
     }
     if candidates_TN is not None:
         found["candidate_ids"] = candidates_TN.to(torch.int32)
-        found["candidate_logprobs"] = logits_TV.gather(-1, candidates_TN) - log_z_T1
+        found["candidate_logprobs"] = shifted_TV.gather(-1, candidates_TN) - log_sum_T1
     if uniforms_TD is not None:
-        found["draw_ids"] = _drawn(probs_TV, uniforms_TD)
-    rest_TV = probs_TV.scatter_(-1, torch.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0)
-    return {**found, "tail": _tail(rest_TV, signal.tail_buckets)}
+        found["draw_ids"] = _drawn(weights_TV, uniforms_TD)
+    finite_TV = shifted_TV.clamp_(min=LOWEST)  # so that 0 · -inf is 0
+    mean_T1 = torch.linalg.vecdot(weights_TV, finite_TV)[:, None] / sum_T1
+    found["entropy"] = (log_sum_T1 - mean_T1)[:, 0].clamp(min=0.0)
+    rest_TV = weights_TV.scatter_(-1, torch.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0)
+    return {**found, "tail": _tail(rest_TV, signal.tail_buckets, sum_T1)}
 
 
 def bucket_of(ids: Tensor, buckets: int) -> Tensor:
@@ -73,18 +76,18 @@ def _cut(top_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor]:
     return top_TK.masked_fill(~kept_TK, -torch.inf), kept_TK
 
 
-def _tail(rest_TV: Tensor, buckets: int) -> Tensor:
+def _tail(rest_TV: Tensor, buckets: int, sum_T1: Tensor) -> Tensor:
     """Return the log of the mass outside the top-k: a sum, so that nothing cancels."""
     if buckets == 1:
-        return rest_TV.sum(-1).log()
+        return (rest_TV.sum(-1) / sum_T1[:, 0]).log()
     bucket_V = bucket_of(torch.arange(rest_TV.shape[1], device=rest_TV.device), buckets)
     mass_TM = rest_TV.new_zeros(len(rest_TV), buckets)
-    return mass_TM.index_add_(1, bucket_V, rest_TV).log()
+    return (mass_TM.index_add_(1, bucket_V, rest_TV) / sum_T1).log()
 
 
-def _drawn(probs_TV: Tensor, uniforms_TD: Tensor) -> Tensor:
-    """Return int32 ids drawn by inverting the cumulative distribution in float64, ascending."""
-    cumulative_TV = probs_TV.double().cumsum(-1)
+def _drawn(weights_TV: Tensor, uniforms_TD: Tensor) -> Tensor:
+    """Return int32 ids drawn by inverting the cumulative weights in float64, ascending."""
+    cumulative_TV = weights_TV.double().cumsum(-1)
     targets_TD = uniforms_TD.sort(-1).values * cumulative_TV[:, -1:]
     drawn_TD = torch.searchsorted(cumulative_TV, targets_TD, right=True)
-    return drawn_TD.clamp(max=probs_TV.shape[1] - 1).to(torch.int32)
+    return drawn_TD.clamp(max=weights_TV.shape[1] - 1).to(torch.int32)

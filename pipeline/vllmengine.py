@@ -196,6 +196,7 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
         detokenize=False,
         extra_args={LIMIT: sampling.vocab_size},
         output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # each request has an object of its own
     )
 
 
@@ -210,6 +211,7 @@ def _score_params(job: dict[str, Any]) -> Any:
         detokenize=False,
         extra_args={JOB: job},
         output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # each request has an object of its own
     )
 
 

@@ -290,7 +290,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _unprinted() -> Iterator[None]:
-    """Keep what libraries print to stderr in a block, and show it where the block fails."""
+    """Keep what libraries print to stderr in a block off the screen.
+
+    Where a process of its own fails, its words are all there is: then they are shown.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -300,7 +303,8 @@ def _unprinted() -> Iterator[None]:
         except BaseException:
             sys.stderr.flush()
             file.seek(0)
-            os.write(kept, file.read())
+            if os.environ[OWN_PROCESS] == "1":
+                os.write(kept, file.read())
             raise
         finally:
             sys.stderr.flush()
