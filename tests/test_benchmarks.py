@@ -44,6 +44,7 @@ FIGURES = {
             "decode_tokens_per_cpu_s",
         )
     },
+    "engines": {"score_ratio", "rollout_ratio", "convert_share"},
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
     "learner": {"step_ratio"},
     "losses": {"cpu_vs_naive", "cpu_vs_floor", "memory_vs_naive"},
