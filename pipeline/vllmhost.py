@@ -9,9 +9,10 @@ import gc
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # CUDA may have been looked at here: no fork then
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # `vllmworker` reads the hidden states of the first one
 }
 """What vLLM is told unless the user said otherwise."""
@@ -43,6 +45,8 @@ CPU_SHARE = 0.25
 
 class VllmHost:
     """A running vLLM."""
+
+    _llm: Any = None
 
     def __init__(
         self,
@@ -82,17 +86,21 @@ class VllmHost:
     def _open(self, arguments: dict[str, Any]) -> None:
         from vllm import LLM, SamplingParams
 
-        self._llm: Any = LLM(**arguments)
+        self._llm = LLM(**arguments)
         first = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
         probe = [np.zeros(1, dtype=np.int32)]
         self.run(probe, [first], lambda row, output: None)  # some models fail only here
 
     def _clean_up(self) -> None:
         """Leave the process as it was after a start that failed."""
-        if "vllm.distributed" in sys.modules:
-            from vllm.distributed import cleanup_dist_env_and_memory
+        with _quiet(), self._found.group_kept():
+            if self._llm is not None:
+                self._llm.llm_engine.engine_core.shutdown()
+                self._llm = None
+                gc.collect()
+            if "vllm.distributed" in sys.modules:
+                from vllm.distributed import cleanup_dist_env_and_memory
 
-            with self._found.group_kept():
                 cleanup_dist_env_and_memory()
         self._found.restore()
 
@@ -118,7 +126,8 @@ class VllmHost:
                     for output in engine.step():
                         finished(int(output.request_id) - base, output)
             except BaseException:
-                engine.abort_request(names)
+                with suppress(Exception):  # an engine that died cannot be told
+                    engine.abort_request(names)
                 raise
 
     def collect(self, signal: Signal, vocab_size: int, chunk_tokens: int) -> None:
@@ -147,7 +156,7 @@ class VllmHost:
         """End it and leave the process as it was."""
         with _quiet(), self._found.group_kept():
             self._llm.llm_engine.engine_core.shutdown()
-            del self._llm
+            self._llm = None
             gc.collect()
         self._found.restore()
 
@@ -319,6 +328,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
         with capacity(f"starting vLLM with {source.location}"):
             yield
     except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what was half made
         words = str(error).strip() or type(error).__name__
         orphans = ", ".join(str(orphan.pid) for orphan in find_orphans())
         if orphans:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -87,14 +87,69 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
     return Models(tmp_path_factory.mktemp)
 
 
+class Kept:
+    """The one engine that several tests share: a process holds one at a time."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._stack = ExitStack()
+        self._model: Tiny | None = None
+
+    def get(self, model: Tiny, **settings: Any) -> VllmEngine:
+        """Return an engine with a model, another one's place taken."""
+        if self._model is not model:
+            self.close()
+            self._engine = self._stack.enter_context(opened(model, **settings))
+            self._model = model
+        return self._engine
+
+    def close(self) -> None:
+        """Close the engine if there is one."""
+        self._stack.close()
+        self._model = None
+
+
+@pytest.fixture(scope="module")
+def kept(beside_flask: None) -> Iterator[Kept]:
+    """Return the holder of the shared engine."""
+    holder = Kept()
+    yield holder
+    holder.close()
+
+
+@pytest.fixture(autouse=True)
+def one_engine_at_a_time(request: pytest.FixtureRequest, kept: Kept) -> None:
+    """Close the shared engine before a test that starts its own."""
+    if not {"held", "plain"} & set(request.fixturenames):
+        kept.close()
+
+
 @pytest.fixture(scope="module", params=KINDS, ids=str)
-def held(
-    request: pytest.FixtureRequest, beside_flask: None, make: Callable[..., Tiny]
-) -> Iterator[tuple[Tiny, VllmEngine]]:
+def kind(request: pytest.FixtureRequest, make: Callable[..., Tiny]) -> Tiny:
+    """Return each kind of model in turn."""
+    return make(*request.param)
+
+
+@pytest.fixture
+def held(kind: Tiny, kept: Kept) -> tuple[Tiny, VllmEngine]:
     """Return each kind of model in turn, with its engine."""
-    model = make(*request.param)
-    with opened(model) as engine:
-        yield model, engine
+    return kind, kept.get(kind)
+
+
+@pytest.fixture(scope="module")
+def model_with_settings(make: Callable[..., Tiny]) -> Tiny:
+    """Return a model whose files name sampling parameters."""
+    model = make(seed=5)
+    (model.folder / "generation_config.json").write_text(
+        '{"do_sample": true, "temperature": 0.01, "top_k": 1, "repetition_penalty": 5.0}'
+    )
+    return model
+
+
+@pytest.fixture
+def plain(model_with_settings: Tiny, kept: Kept) -> tuple[Tiny, VllmEngine]:
+    """Return that model with its engine."""
+    return model_with_settings, kept.get(model_with_settings, max_tokens=500)
 
 
 # --- scores ---
@@ -149,10 +204,9 @@ def shuffled(
     "settings",
     [
         {"batch_tokens": 8, "logit_chunk_tokens": 3},
-        {"batch_tokens": 10_000, "logit_chunk_tokens": 1},
-        {"vllm": VllmSection(max_num_seqs=2)},
+        {"logit_chunk_tokens": 1, "vllm": VllmSection(max_num_seqs=2)},
     ],
-    ids=["chunked-prefill", "chunked-logits", "few-at-once"],
+    ids=["chunked-prefill", "few-at-once"],
 )
 def test_scores_do_not_depend_on_order_batches_or_chunks(
     make: Callable[..., Tiny], settings: dict[str, Any]
@@ -278,11 +332,10 @@ def test_a_response_ends_with_its_first_stop_token_or_at_the_limit(
         assert (ids[-1] in stops) == (sample.finish_reason == "stop")
 
 
-def test_first_tokens_follow_the_models_distribution(make: Callable[..., Tiny]) -> None:
-    draws, prompt, model = 3000, rows(1)[0][0], make()
+def test_first_tokens_follow_the_models_distribution(plain: tuple[Tiny, VllmEngine]) -> None:
+    draws, prompt, (model, engine) = 3000, rows(1)[0][0], plain
     sampling = replace(PLAIN, max_new_tokens=1, temperature=0.7)
-    with opened(model) as engine:
-        samples = generate(engine, [prompt] * draws, sampling, range(draws))
+    samples = generate(engine, [prompt] * draws, sampling, range(draws))
     counts = np.bincount([int(s.ids[0]) for s in samples], minlength=V)
     logits = model.logits(prompt, samples[0].ids)
     expected = np.exp(reference_logprobs(logits, sampling))[0] * draws
@@ -298,22 +351,23 @@ def test_first_tokens_follow_the_models_distribution(make: Callable[..., Tiny]) 
 # --- limits, faults and what is left behind ---
 
 
-def test_an_engine_names_its_vocabulary_and_its_context(make: Callable[..., Tiny]) -> None:
-    with opened(make(vocab=40), max_tokens=500) as engine:
-        assert (engine.name, engine.vocab_size, engine.context_length) == ("vllm", 40, 128)
-        assert engine.generate([], [], PLAIN) == []
+def test_an_engine_names_its_vocabulary_and_its_context(plain: tuple[Tiny, VllmEngine]) -> None:
+    engine = plain[1]
+    assert (engine.name, engine.vocab_size, engine.context_length) == ("vllm", V, 128)
+    assert engine.generate([], [], PLAIN) == []
     assert "vllm" in engine.version and "torch" in engine.version
 
 
 def test_the_process_is_left_as_it_was_found(make: Callable[..., Tiny]) -> None:
-    before = dict(os.environ), torch.set_num_threads, torch.get_rng_state()
+    group = torch.distributed.is_initialized()
+    before = dict(os.environ), torch.set_num_threads, torch.get_rng_state(), group
     with opened(make()) as engine:
         generate(engine, rows(2)[0], PLAIN, range(2))
     changed = {n for n in {*before[0], *os.environ} if before[0].get(n) != os.environ.get(n)}
     assert all(name.startswith("VLLM_") for name in changed)
     assert torch.set_num_threads is before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
-    assert not torch.distributed.is_initialized()
+    assert torch.distributed.is_initialized() == before[3]
 
 
 def test_a_full_memory_halves_the_forward_pass_and_goes_on(
@@ -330,7 +384,7 @@ def test_a_full_memory_halves_the_forward_pass_and_goes_on(
         return original(logits, *args, **kwargs)
 
     monkeypatch.setattr(vllmworker, "score_signals", scarce)
-    section = EngineSection(engine="vllm", batch_tokens=256)
+    section = EngineSection(engine="vllm", batch_tokens=128)
     source = ModelSource(str(model.folder), None, False)
 
     def start() -> VllmEngine:
@@ -338,20 +392,23 @@ def test_a_full_memory_halves_the_forward_pass_and_goes_on(
 
     with LazyEngine(start, notes.append) as engine, pytest.raises(CapacityError, match="scoring"):
         engine.call(lambda e: e.score(prompts, responses, signal=Signal(4), vocab_size=V))
-    assert len(notes) == 2 and "half" in notes[0]  # 256, 128, 64: less is not tried
+    assert len(notes) == 1 and "half" in notes[0]  # 128, 64: less is not tried
     monkeypatch.setattr(vllmworker, "score_signals", original)
 
 
-def test_a_temperature_that_vllm_would_raise_is_refused(make: Callable[..., Tiny]) -> None:
-    with opened(make()) as engine, pytest.raises(ConfigError, match=r"0\.001.*0\.01"):
-        engine.generate([rows(1)[0][0]], [1], replace(PLAIN, temperature=0.001))
+def test_a_temperature_that_vllm_would_raise_is_refused(plain: tuple[Tiny, VllmEngine]) -> None:
+    with pytest.raises(ConfigError, match=r"0\.001.*0\.01"):
+        plain[1].generate([rows(1)[0][0]], [1], replace(PLAIN, temperature=0.001))
 
 
 def test_a_model_that_vllm_cannot_run_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
-    model = Models(tmp_path_factory.mktemp)("qwen3", head_dim=8)
+    model, had_group = (
+        Models(tmp_path_factory.mktemp)("qwen3", head_dim=8),
+        torch.distributed.is_initialized(),
+    )
     with pytest.raises(ConfigError, match=str(model.folder)), opened(model):
         pass
-    assert not torch.distributed.is_initialized()
+    assert torch.distributed.is_initialized() == had_group
 
 
 def test_a_cache_that_holds_no_sequence_is_refused(make: Callable[..., Tiny]) -> None:
@@ -371,15 +428,12 @@ def test_without_vllm_the_message_names_what_to_install(monkeypatch: pytest.Monk
         engine_version("vllm")
 
 
-def test_sampling_defaults_of_the_models_files_are_not_used(make: Callable[..., Tiny]) -> None:
-    model = make(seed=5)
-    (model.folder / "generation_config.json").write_text(
-        '{"do_sample": true, "temperature": 0.01, "top_k": 1, "repetition_penalty": 5.0}'
-    )
-    prompts = [rows(1)[0][0]] * 20
+def test_sampling_defaults_of_the_models_files_are_not_used(
+    plain: tuple[Tiny, VllmEngine],
+) -> None:
+    (model, engine), prompts = plain, [rows(1)[0][0]] * 20
     sampling: Sampling = replace(PLAIN, max_new_tokens=4)
-    with opened(model) as engine:
-        samples = generate(engine, prompts, sampling, range(20))
+    samples = generate(engine, prompts, sampling, range(20))
     assert len({s.ids.tobytes() for s in samples}) > 10
     for sample in samples:
         expected = reference_logprobs(model.logits(prompts[0], sample.ids), sampling)
