@@ -359,9 +359,9 @@ def test_an_engine_names_its_vocabulary_and_its_context(plain: tuple[Tiny, VllmE
 
 
 def test_the_process_is_left_as_it_was_found(make: Callable[..., Tiny]) -> None:
-    group = torch.distributed.is_initialized()
+    model, group = make(), torch.distributed.is_initialized()
     before = dict(os.environ), torch.set_num_threads, torch.get_rng_state(), group
-    with opened(make()) as engine:
+    with opened(model) as engine:
         generate(engine, rows(2)[0], PLAIN, range(2))
     changed = {n for n in {*before[0], *os.environ} if before[0].get(n) != os.environ.get(n)}
     assert all(name.startswith("VLLM_") for name in changed)
