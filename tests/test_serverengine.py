@@ -1,6 +1,9 @@
 """The server engine against a stand-in whose every number is known: numbers and refusals."""
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,9 @@ from schemas.errors import ConfigError, IdentityError, StorageError
 from schemas.scoresignal import Signal
 from tests.golden import PLAIN, V, generate, reference_logprobs, rows
 from tests.minimal import message
+from tests.runs import Cli
 from tests.servergolden import FakeMaker, assert_scores, expected_scores, opened, scored
+from tests.tiny import write_run
 
 # --- numbers ---
 
@@ -193,3 +198,32 @@ def test_a_configuration_that_cannot_work_is_refused(changes: list[str], words: 
     told = message(*changes)
     assert words in told
     assert "secret" not in told
+
+
+def test_a_round_is_sampled_under_the_name_of_its_weights_and_scored_by_two_servers(
+    tmp_path: Path, cli: Cli, fake: FakeMaker
+) -> None:
+    student, teachers = fake(models=("student-old",), length=100), [fake(length=100) for _ in "ab"]
+    changes: dict[str, object] = {
+        "rollout.engine": "server",
+        "rollout.server.urls": [student.url],
+        "rollout.server.model": "student-{policy}",
+        "score.engine": "server",
+        "score.server.urls": [server.url for server in teachers],
+        "eval": None,
+    }
+    config = write_run(tmp_path, changes=changes)
+    refused = cli("rollout", "-c", config, "--round", "0")
+    assert refused.code == 2 and "student-old" in refused.stderr
+    (wanted,) = re.findall(r"no '(student-[0-9a-f]+)'", refused.stderr.replace("\n", ""))
+    student.models = ("student-old", wanted)
+    assert cli.ok("rollout", "-c", config, "--round", "0")["rows"] == 16
+    assert cli.ok("score", "-c", config, "--round", "0")["rows"] == 16
+    assert all(server.requests for server in teachers)
+    (scorer,) = (tmp_path / "store/cache").glob("*/scorer.json")
+    identity = json.loads(scorer.read_text())
+    assert (identity["engine"], identity["engine_version"]) == ("server", "vllm-0.32.0")
+    assert identity["signal"] == {"k": 4, "tail": "derived", "entropy": False}
+    teachers[1].version = "0.33.0"
+    again = cli("score", "-c", config, "--round", "0", "--only-invalid")
+    assert again.code == 3 and "0.33.0" in again.stderr
