@@ -38,7 +38,7 @@ from pipeline.samples import SampleJob, sample_unit
 from pipeline.scoretable import score_table
 from pipeline.storage import Storage
 from pipeline.vllmengine import VllmEngine
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.fingerprint import fingerprint
 from schemas.tables import list_lengths
 

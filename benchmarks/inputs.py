@@ -15,7 +15,7 @@ from pipeline.models import ModelSource
 from pipeline.parquet import write_table
 from pipeline.scorer import Scorer
 from pipeline.storage import Storage
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.fingerprint import sequence_digest
 from schemas.manifest import RolloutManifest, ScorerIdentity, Shard, UnitShard
 from schemas.tables import ROLLOUT, list_lengths

@@ -70,12 +70,14 @@ def print_figures(found: "CacheFigures") -> None:
     names = ("tokens", "topk_mass", "tail_mass", "entropy", "token_probability")
     rows = [*found.positions, *([] if found.all is None else [found.all])]
     cells = [
-        [_span(row), f"{row['tokens']:,}", *(f"{row[name]:.4f}" for name in names[1:])]
+        [_span(row), f"{row['tokens']:,}", *(_mean(row[name]) for name in names[1:])]
         for row in rows
     ]
     print_table(title, ("position", *(name.replace("_", " ") for name in names)), cells)
     for name, edges in found.edges.items() if found.all is not None else ():
         counts = (found.all or {})[f"{name}_histogram"]
+        if not any(counts):
+            continue
         spans = [f"{_edge(a)} to {_edge(b)}" for a, b in pairwise(edges)]
         shares = [f"{count / found.tokens:.1%}" for count in counts]
         print_table(f"{HISTOGRAMS[name]}: share of tokens", spans, [shares], left=())
@@ -83,12 +85,16 @@ def print_figures(found: "CacheFigures") -> None:
     titles = ("column", "NaN", "-inf", "exactly 0", "suspicious 0")
     print_table("odd values", titles, odd)
     ends = [
-        [reason, str(row["rows"]), "" if (p := row["probability"]) is None else f"{p:.4f}"]
+        [reason, str(row["rows"]), _mean(row["probability"])]
         for reason, row in found.last_token.items()
     ]
     print_table("last token", ("ended by", "rows", "teacher's mean probability"), ends)
     for key in found.refused:
         print(f"left out, for it cannot be read: {key}")
+
+
+def _mean(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def print_collection(

@@ -36,7 +36,7 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     resolved = load_config(config, overrides or ())
     for section in (resolved.rollout, resolved.score, resolved.eval):
         if section is not None:
-            require_engine(section.engine)
+            require_engine(section.engine, section.server.urls)
     models: dict[str, Any] = {"student": resolved.student}
     models |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
     found = {key: find_model(resolved, section, key).location for key, section in models.items()}

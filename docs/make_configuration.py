@@ -21,7 +21,7 @@ TARGET = Path(__file__).with_name("configuration.md")
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by docs/make_configuration.py from schemas/config.py: change it there. -->
+<!-- Written by docs/make_configuration.py from schemas/config.py and the tables it names. -->
 
 One TOML file describes a run. `opd config validate -c run.toml` checks it, `opd config show` prints
 it with all defaults, `opd config schema` prints what follows as a JSON schema.
@@ -48,6 +48,9 @@ Some keys depend on each other; these checks raise, they never change a value:
   `rollout.top_k = 0`; with `"none"` it needs `rollout.temperature = 1.0`.
 - `[eval]` needs `prompts.eval`; `eval.pattern` belongs to `eval.reward = "regex"`;
   `eval.samples_per_prompt` above 1 needs `eval.temperature` above 0.
+- `rollout.engine` and `eval.engine = "server"` with `urls` need `{policy}` in `server.model`;
+  `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws` and
+  `rollout.candidates`; `vllm.data_parallel_size` above 1 needs `engine = "server"`.
 - `student.sft_teacher` is the name of one of the `[teachers.NAME]`.
 """
 
@@ -64,6 +67,7 @@ UNITS = {
     r"^sequences_per_step$": "sequences",
     r"^shuffle_shards$": "shards",
     r"^num_processes$": "processes",
+    r"^concurrency$": "requests",
     r"^max_connections$": "connections",
     r"^(advantage_clip|teacher_logprob_floor|verify_tolerance)$": "nats",
     r"^(k|top_k|stop_token_ids)$": "token ids",

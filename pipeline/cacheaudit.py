@@ -93,15 +93,19 @@ def _by_position(stats: ScoreStats) -> Iterator[dict[str, Any]]:
 
 def _figures(stats: ScoreStats, part: slice) -> dict[str, Any]:
     tokens = int(stats.tokens[part].sum())
+    known = int(stats.entropy_tokens[part].sum())
     sums = {
-        "topk_mass": stats.mass,
-        "tail_mass": stats.tail,
-        "entropy": stats.entropy,
-        "token_probability": stats.probability,
+        "topk_mass": (stats.mass, tokens),
+        "tail_mass": (stats.tail, tokens),
+        "entropy": (stats.entropy, known),
+        "token_probability": (stats.probability, tokens),
     }
     return {
         "tokens": tokens,
-        **{name: float(values[part].sum()) / tokens for name, values in sums.items()},
+        **{
+            name: float(v[part].sum()) / count if count else None
+            for name, (v, count) in sums.items()
+        },
         **{
             f"{name}_histogram": counts[part].sum(axis=0).tolist()
             for name, counts in stats.histograms.items()

@@ -128,6 +128,7 @@ def _absent(identity: ScorerIdentity) -> list[str]:
     """Return the columns that a signal does not have, the same for all shards of a scorer."""
     signal = Signal.of(identity.signal)
     off = [] if signal.ragged else ["topk_count"]
+    off += [] if signal.entropy else ["entropy"]
     off += [] if signal.candidates else ["candidate_ids", "candidate_logprobs"]
     off += [] if signal.draws else ["draw_ids", "draw_counts"]
     return off

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine import Scores
 from pipeline.ragged import offsets_within
 from pipeline.scorearrays import scores_of
 from schemas.tables import flat_values, list_lengths
@@ -51,6 +52,8 @@ class ScoreStats:
     tail: Sums = _sums()
     """Probability outside, as it is stored."""
     entropy: Sums = _sums()
+    entropy_tokens: Counts = _counts(POSITIONS)
+    """Tokens whose entropy was kept."""
     probability: Sums = _sums()
     """Probability of the sampled token."""
     histograms: dict[str, Counts] = field(
@@ -76,31 +79,37 @@ class ScoreStats:
         scores = scores_of(table)
         tail_T = np.exp(scores.tail.astype(np.float64).reshape(len(bucket_T), -1)).sum(axis=1)
         mass_T = np.exp(scores.topk_logprobs.astype(np.float64)).sum(axis=1)
-        entropy_T = scores.entropy.astype(np.float64)
         self.tokens += np.bincount(bucket_T, minlength=POSITIONS)
         self.mass += _summed(bucket_T, mass_T)
         self.tail += _summed(bucket_T, tail_T)
-        self.entropy += _summed(bucket_T, np.nan_to_num(entropy_T))
         self.probability += _summed(bucket_T, np.exp(scores.token_logprob.astype(np.float64)))
         with np.errstate(divide="ignore"):
             log_tail_T = np.log(tail_T)
-        for name, values_T in (("mass", mass_T), ("tail", log_tail_T), ("entropy", entropy_T)):
+        for name, values_T in (("mass", mass_T), ("tail", log_tail_T)):
             self.histograms[name] += _histogram(bucket_T, values_T, EDGES[name])
+        if scores.entropy is not None:
+            self._add_entropy(bucket_T, scores.entropy.astype(np.float64))
         self._add_odd(table, scores)
 
-    def _add_odd(self, table: pa.Table, scores: Any) -> None:
+    def _add_entropy(self, bucket_T: Counts, entropy_T: Sums) -> None:
+        self.entropy += _summed(bucket_T, np.nan_to_num(entropy_T))
+        self.entropy_tokens += np.bincount(bucket_T, minlength=POSITIONS)
+        self.histograms["entropy"] += _histogram(bucket_T, entropy_T, EDGES["entropy"])
+
+    def _add_odd(self, table: pa.Table, scores: Scores) -> None:
         for name in COLUMNS:
             values = flat_values(table, name)
             self.odd[name]["nan"] += int(np.isnan(values).sum())
             self.odd[name]["minus_inf"] += int(np.isneginf(values).sum())
             self.odd[name]["zero"] += int((values == 0.0).sum())
-        unsure_T = scores.entropy > SURE
         likely_T = scores.topk_logprobs[:, 0] > np.log(0.9)
+        entropy_T = np.where(likely_T, 0.0, np.inf) if scores.entropy is None else scores.entropy
+        unsure_T = entropy_T > SURE
         zeros = {
             "topk_logprobs": scores.topk_logprobs[:, 1:] == 0.0,
             "tail_logprobs": scores.tail == 0.0,
             "token_logprob": (scores.token_logprob == 0.0) & (unsure_T | (scores.token_rank > 1)),
-            "entropy": (scores.entropy == 0.0) & ~likely_T,
+            "entropy": (entropy_T == 0.0) & ~likely_T,
         }
         for name, found in zeros.items():
             self.odd[name]["suspicious_zero"] += int(found.sum())

@@ -24,6 +24,11 @@ def check_derivable(source: Signal, target: Signal) -> None:
         found, wanted = getattr(source, name), getattr(target, name)
         if wanted not in (found, kept):
             raise ConfigError(f"{name} = {wanted} cannot be made from {found}: keep it, or {kept}")
+    if source.tail != target.tail or (target.entropy and not source.entropy):
+        raise ConfigError(
+            f"scores with a tail that is {source.tail} and {_entropy(source)} entropy cannot give "
+            f"one that is {target.tail} and {_entropy(target)} entropy"
+        )
     if target.k > source.k:
         raise ConfigError(f"k = {target.k} is more than the {source.k} ids that are stored")
     stored, wanted = source.top_p or 1.0, target.top_p or 1.0
@@ -32,6 +37,10 @@ def check_derivable(source: Signal, target: Signal) -> None:
             f"top_p = {wanted} with min_k = {target.min_k} cannot be made from top_p = {stored} "
             f"with min_k = {source.min_k}: ids that it needs were not kept"
         )
+
+
+def _entropy(signal: Signal) -> str:
+    return "an" if signal.entropy else "no"
 
 
 def derive(scores: Scores, target: Signal) -> Scores:
@@ -53,6 +62,7 @@ def derive(scores: Scores, target: Signal) -> Scores:
         topk_ids=np.where(kept_TK, ids_TK, -1)[:, :width].astype(np.int32),
         topk_logprobs=np.where(kept_TK, logprobs_TK, -np.inf)[:, :width].astype(np.float32),
         tail=_with(tail, ids_TK, left_TK),
+        entropy=scores.entropy if target.entropy else None,
         candidate_ids=scores.candidate_ids if target.candidates else None,
         candidate_logprobs=scores.candidate_logprobs if target.candidates else None,
         draw_ids=scores.draw_ids if target.draws else None,

@@ -91,9 +91,10 @@ def _store(run: Run) -> Finding:
 def _engines(run: Run) -> Finding:
     config = run.config
     stages = {"rollout": config.rollout, "score": config.score, "eval": config.eval}
-    named = {stage: section.engine for stage, section in stages.items() if section is not None}
-    for engine in named.values():
-        require_engine(engine)
+    used = {stage: section for stage, section in stages.items() if section is not None}
+    for section in used.values():
+        require_engine(section.engine, section.server.urls)
+    named = {stage: section.engine for stage, section in used.items()}
     words = ", ".join(f"{stage} {engine}" for stage, engine in named.items())
     return Finding("engines", "ok", f"{words}: installed", named)
 

@@ -64,7 +64,7 @@ class Scores:
         tail: [T] log mass outside the top-k, or [T, M] in M buckets; -inf where it is empty.
         token_logprob: [T] of the token that stands there.
         token_rank: int32 [T] of that token, from 1.
-        entropy: [T] of the whole distribution, nats.
+        entropy: [T] of the whole distribution, nats; None where the signal does not have it.
         candidate_ids: int32 [T, N] the student's own ids, or None.
         candidate_logprobs: [T, N] of these ids, or None.
         draw_ids: int32 [T, D] ids drawn from the whole distribution, ascending, or None.
@@ -75,7 +75,7 @@ class Scores:
     tail: Floats
     token_logprob: Floats
     token_rank: Ids
-    entropy: Floats
+    entropy: Floats | None = None
     candidate_ids: Ids | None = None
     candidate_logprobs: Floats | None = None
     draw_ids: Ids | None = None
@@ -92,7 +92,8 @@ class Scores:
             DataError: a NaN, a positive log-probability or an impossible id.
         """
         for name in ("topk_logprobs", "tail", "token_logprob", "entropy"):
-            if np.isnan(getattr(self, name)).any():
+            values = getattr(self, name)
+            if values is not None and np.isnan(values).any():
                 raise DataError(f"{where}: the teacher's {name} holds NaN; nothing was stored")
         if (
             max(self.topk_logprobs.max(initial=-1), self.token_logprob.max(initial=-1))

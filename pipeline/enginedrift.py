@@ -18,7 +18,7 @@ from pipeline.models import ModelSource, find_model
 from pipeline.run import Run
 from pipeline.scorer import find_scorer
 from pipeline.shards import read_rollout
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError
 from schemas.manifest import DriftRecord
 from schemas.scoresignal import Signal

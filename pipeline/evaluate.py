@@ -90,7 +90,7 @@ def run_eval(run: Run, subject: Subject, *, worker: Worker, progress: Progress) 
     manifest = find_eval(run, subject.folder)
     if manifest is not None:
         return _result(run, subject, manifest, computed=0, start_s=0.0)
-    require_engine(section.engine)
+    require_engine(section.engine, section.server.urls)
     with writer(run.storage):
         pin_run(run)
         return _grade(run, subject, section, worker=worker, progress=progress)
@@ -130,7 +130,14 @@ def _grade(
             }
         )
         dtype = subject.dtype
-        with lazy_engine(run, section, source, dtype=dtype, progress=progress) as engine:
+        with lazy_engine(
+            run,
+            section,
+            source,
+            policy_version=policy_version,
+            dtype=dtype,
+            progress=progress,
+        ) as engine:
             shards, computed = run_sampling(
                 run.storage,
                 subject.folder,

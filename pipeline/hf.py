@@ -21,7 +21,7 @@ from pipeline.models import ModelSource, load_model
 from pipeline.padding import length_batches, padded, response_positions
 from pipeline.sampling import draw, processed_logprobs, uniforms
 from pipeline.signals import score_signals
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import derived_seed, sequence_digest
 from schemas.scoresignal import Signal

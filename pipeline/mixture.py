@@ -33,7 +33,8 @@ def check_mixable(signals: Sequence[Signal], weights: Sequence[float]) -> Signal
         raise ConfigError(f"the weights of a mixture sum to 1; found {sum(weights)}")
     if any(signal.ragged for signal in signals):
         raise ConfigError("scores with top_p cannot be mixed: mix the ones that they were made of")
-    return Signal(max(signal.k for signal in signals))
+    derived = any(signal.tail == "derived" for signal in signals)
+    return Signal(max(signal.k for signal in signals), tail="derived" if derived else "exact")
 
 
 def mix(scores: Sequence[Scores], weights: Sequence[float], *, k: int) -> Scores:

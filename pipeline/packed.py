@@ -106,7 +106,8 @@ def _ways(signal: Signal, renumbering: Renumbering | None) -> dict[str, _Way]:
         ids = _Way(_lookup(renumbering.numbers_V), _lookup(renumbering.ids_V))
     tail = FINE if signal.tail_buckets == 1 else COARSE
     ways = {"topk_ids": ids, "tail_logprobs": _grid(tail), "token_rank": plain}
-    ways["entropy"] = _Way(lambda v: levels(-v, drop=COARSE), lambda n: -values(n, drop=COARSE))
+    if signal.entropy:
+        ways["entropy"] = _Way(lambda v: levels(-v, drop=COARSE), lambda n: -values(n, drop=COARSE))
     if signal.ragged:
         ways["topk_count"] = plain
     if signal.candidates:

@@ -23,10 +23,10 @@ from pipeline.scorer import Scorer, find_named, name_key, stored_scorer
 from pipeline.scoretable import read_scores
 from pipeline.stage import Progress, Worker, run_units
 from pipeline.storage import Storage
-from schemas.config import NAME_PATTERN
 from schemas.errors import ConfigError, ConflictError, IdentityError
 from schemas.manifest import CacheCommit, ScorerIdentity, ScorerName
 from schemas.scoresignal import Signal
+from schemas.section import NAME_PATTERN
 from schemas.tables import list_lengths
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.checkpoint import opened
 from pipeline.commit import check_fingerprint, create_record, writer
 from pipeline.engine import Sampling
-from pipeline.engines import open_engine, require_engine
+from pipeline.engines import for_policy, open_engine, require_engine
 from pipeline.lazyengine import LazyEngine
 from pipeline.models import ModelSource, generation_settings
 from pipeline.plan import Unit, cut_units, draw_prompts
@@ -21,7 +21,7 @@ from pipeline.samples import SampleJob, run_sampling
 from pipeline.stage import Progress, StageResult, Worker
 from pipeline.student import policy_of_round
 from pipeline.tokenizer import end_token_ids, load_tokenizer, vocabulary_size
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.fingerprint import fingerprint
 from schemas.manifest import CheckpointManifest, PromptsManifest, RolloutManifest, RolloutPlan
 
@@ -37,7 +37,7 @@ def run_rollout(run: Run, round_index: int, *, worker: Worker, progress: Progres
     manifest = run.rollout(round_index)
     if manifest is not None:
         return _result(run, round_index, manifest, computed=0, start_s=0.0)
-    require_engine(run.config.rollout.engine)
+    require_engine(run.config.rollout.engine, run.config.rollout.server.urls)
     with writer(run.storage):
         pin_run(run)
         return _sample_round(run, round_index, worker=worker, progress=progress)
@@ -71,7 +71,14 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
         )
         source = ModelSource(str(model_folder), None, run.config.student.trust_remote_code)
         dtype = run.config.student.dtype
-        with lazy_engine(run, section, source, dtype=dtype, progress=progress) as engine:
+        with lazy_engine(
+            run,
+            section,
+            source,
+            policy_version=policy.policy_version,
+            dtype=dtype,
+            progress=progress,
+        ) as engine:
             shards, computed = run_sampling(
                 run.storage,
                 folder,
@@ -100,12 +107,29 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
 
 
 def lazy_engine(
-    run: Run, section: EngineSection, source: ModelSource, *, dtype: str, progress: Progress
+    run: Run,
+    section: EngineSection,
+    source: ModelSource,
+    *,
+    policy_version: str,
+    dtype: str,
+    progress: Progress,
 ) -> LazyEngine:
-    """Return an engine that samples for a run, not opened yet."""
+    """Return an engine that samples for a run, not opened yet.
+
+    Args:
+        run: the run.
+        section: which engine and its settings.
+        source: the model.
+        policy_version: version of its weights, which names it on servers that are up elsewhere.
+        dtype: number format of the model.
+        progress: told of a start that takes long, and when memory ran out.
+    """
     longest = run.config.prompts.max_tokens + response_limit(run, section)
+    named = for_policy(section, policy_version)
     return LazyEngine(
-        lambda: open_engine(section, source, dtype=dtype, max_tokens=longest), progress.note
+        lambda: open_engine(named, source, dtype=dtype, max_tokens=longest, note=progress.note),
+        progress.note,
     )
 
 

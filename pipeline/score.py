@@ -99,7 +99,7 @@ def run_score(
         if manifest is not None:
             results.append(_result(run, round_index, name, manifest=manifest))
             continue
-        require_engine(run.config.score.engine)
+        require_engine(run.config.score.engine, run.config.score.server.urls)
         with writer(run.storage):
             pin_run(run)
             results.append(_score(run, round_index, name, worker=worker, progress=progress))
@@ -134,7 +134,7 @@ def _score(
         fingerprint=score_fingerprint(scorer, rollout),
     )
     names, commits = [unit.unit for unit in rollout.units], list[ScoreCommit]()
-    with LazyEngine(lambda: scorer.open(run), progress.note) as engine:
+    with LazyEngine(lambda: scorer.open(run, progress.note), progress.note) as engine:
 
         def compute(index: int) -> int:
             commits.append(_score_unit(job, index, engine))

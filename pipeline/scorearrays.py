@@ -30,10 +30,11 @@ def table_of(digests: list[str], scores: Scores, lengths: Counts, signal: Signal
         "tail_logprobs": (scores.tail.reshape(-1), lengths * signal.tail_buckets),
         "token_logprob": (scores.token_logprob, lengths),
         "token_rank": (scores.token_rank, lengths),
-        "entropy": (scores.entropy, lengths),
         **_topk(scores, lengths, signal),
         **_draws(scores, lengths),
     }
+    if scores.entropy is not None:
+        flat["entropy"] = scores.entropy, lengths
     for name in ("candidate_ids", "candidate_logprobs"):
         values = getattr(scores, name)
         if values is not None:
@@ -52,6 +53,8 @@ def scores_of(table: pa.Table) -> Scores:
         counts = flat_values(table, "topk_count")
         ids, logprobs = _padded(ids, counts, -1), _padded(logprobs, counts, -np.inf)
     further: dict[str, Any] = {}
+    if not table.column("entropy").null_count:
+        further["entropy"] = flat_values(table, "entropy")
     for name in ("candidate_ids", "candidate_logprobs", "draw_ids"):
         if not table.column(name).null_count:
             values = flat_values(table, name)
@@ -64,7 +67,6 @@ def scores_of(table: pa.Table) -> Scores:
         tail=tail if len(tail) == tokens else _rectangle(tail, tokens),
         token_logprob=flat_values(table, "token_logprob"),
         token_rank=flat_values(table, "token_rank"),
-        entropy=flat_values(table, "entropy"),
         **further,
     )
 

@@ -1,5 +1,6 @@
 """One teacher with one signal: who it is, whether it may score this student, where its cache is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from pipeline.checkpoint import opened
 from pipeline.commit import create_record, find_record, read_record
 from pipeline.engine import Engine
-from pipeline.engines import engine_version, open_engine
+from pipeline.engines import open_engine, scoring_version, signal_for
 from pipeline.inventory import find_scorer_key, scorer_folder
 from pipeline.models import ModelSource, find_model, load_settings, model_identity
 from pipeline.run import Run
@@ -46,11 +47,16 @@ class Scorer:
         """Key prefix of the scorer's cache."""
         return scorer_folder(self.key)
 
-    def open(self, run: Run) -> Engine:
+    def open(self, run: Run, note: Callable[[str], None] = lambda text: None) -> Engine:
         """Load the teacher.
+
+        Args:
+            run: the run.
+            note: told of a start that takes long.
 
         Raises:
             ConfigError: the scorer is one of stored scores, or the model cannot be loaded.
+            IdentityError: servers run another version than when the scorer was found.
         """
         if self.stored:
             raise ConfigError(
@@ -58,9 +64,20 @@ class Scorer:
                 "round's sequences. Run `opd cache reprocess` again if its source has them, or "
                 f"remove teachers.{self.name}.scores to let the teacher score them"
             )
-        return open_engine(
-            run.config.score, self.source, dtype=self.identity.dtype, max_tokens=_longest(run)
+        engine = open_engine(
+            run.config.score,
+            self.source,
+            dtype=self.identity.dtype,
+            max_tokens=_longest(run),
+            note=note,
         )
+        if engine.version != self.identity.engine_version:
+            engine.close()
+            raise IdentityError(
+                f"the engine was {self.identity.engine_version} and is {engine.version} now: run "
+                "the same command again"
+            )
+        return engine
 
 
 def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
@@ -96,7 +113,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     identity = ScorerIdentity(
         model=model_identity(source),
         engine=config.score.engine,
-        engine_version=engine_version(config.score.engine),
+        engine_version=scoring_version(config.score, _longest(run)),
         dtype=section.dtype,
         quantization=_quantization(settings),
         tokenizer=tokenizer_digest(tokenizer),
@@ -169,9 +186,9 @@ def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
 
 
 def signal_of(config: RunConfig) -> Signal:
-    """Return what a run's teachers keep of each position."""
+    """Return what a run's teachers keep of each position, as far as their engine has it."""
     section = config.score
-    return Signal(
+    asked = Signal(
         k=section.k,
         top_p=None if section.top_p == 1.0 else section.top_p,
         min_k=section.min_k,
@@ -179,6 +196,7 @@ def signal_of(config: RunConfig) -> Signal:
         candidates=config.rollout.candidates,
         draws=section.draws,
     )
+    return signal_for(section.engine, asked)
 
 
 def pin_scorer(run: Run, scorer: Scorer) -> None:

@@ -34,7 +34,7 @@ from pipeline.engine import Sampling
 from pipeline.hf import HfEngine
 from pipeline.models import ModelSource, settle_libraries
 from pipeline.padding import padded, response_positions
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 
 HEAD = 32
 """Width of an attention head: the smallest that vLLM runs on a CPU."""

@@ -19,7 +19,7 @@ from pipeline.prompttable import Tally, prompt_tables
 from pipeline.run import Run
 from pipeline.selftest import ROWS, Noise, scoring_noise, tolerance_of
 from pipeline.tokenizer import load_tokenizer, vocabulary_size
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
 
@@ -34,6 +34,13 @@ def try_engines(run: Run, note: Callable[[str], None]) -> Iterator[Finding]:
         run: the run.
         note: told what is loaded, for that may take minutes.
     """
+    sections = (run.config.rollout, run.config.score)
+    if any(section.engine == "server" and section.server.urls for section in sections):
+        words = (
+            "not tried: servers elsewhere hold models of their own, and are checked at their start"
+        )
+        yield Finding("teacher = student", "warning", words)
+        return
     note("loading the student to sample a few responses")
     sampled: list[tuple[Ids, Sample]] = []
 

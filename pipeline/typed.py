@@ -60,6 +60,8 @@ def _schema(signal: Signal, vocab_size: int) -> pa.Schema:
     absent = set()
     if not signal.ragged:
         absent |= {"topk_count"}
+    if not signal.entropy:
+        absent |= {"entropy"}
     if not signal.candidates:
         absent |= {"candidate_ids", "candidate_logprobs"}
     if not signal.draws:

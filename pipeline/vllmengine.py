@@ -14,22 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine import Ids, Sample, Sampling, Scores
-from pipeline.engines import engine_version
+from pipeline.engines import check_temperature, engine_version
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
+from pipeline.vllmarguments import LEAST_BATCH_TOKENS
 from pipeline.vllmhost import VllmHost
 from pipeline.vllmworker import JOB, LIMIT
-from schemas.config import EngineSection
-from schemas.errors import CapacityError, ConfigError, DataError
+from schemas.enginesections import EngineSection
+from schemas.errors import CapacityError, DataError
 from schemas.fingerprint import derived_seed, sequence_digest
 from schemas.scoresignal import Signal
 
-LEAST_TEMPERATURE = 0.01
-"""vLLM samples at no lower temperature than this one, above 0."""
 HELD_TOKENS = 1 << 16
 """Response tokens whose signals may wait in the workers."""
-LEAST_BATCH_TOKENS = 64
-"""Tokens of a forward pass below which memory is not the matter."""
 
 
 class VllmEngine:
@@ -62,11 +59,7 @@ class VllmEngine:
         self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
     ) -> list[Sample]:
         """Return one response per prompt, each drawn with its own seed."""
-        if 0.0 < sampling.temperature < LEAST_TEMPERATURE:
-            raise ConfigError(
-                f"temperature = {sampling.temperature}: vLLM samples at {LEAST_TEMPERATURE} or "
-                "above; raise it, or set the engine to 'hf'"
-            )
+        check_temperature(sampling.temperature)
         samples: dict[int, Sample] = {}
 
         def finished(row: int, output: Any) -> None:

@@ -20,10 +20,11 @@ import torch
 
 from pipeline.engine import Ids
 from pipeline.lazyengine import capacity
-from pipeline.models import ModelSource, load_settings
+from pipeline.models import ModelSource
 from pipeline.parentage import find_orphans, owner_mark
+from pipeline.vllmarguments import model_arguments
 from pipeline.vllmworker import Packed
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.errors import CapacityError, ConfigError
 from schemas.scoresignal import Signal
 
@@ -38,9 +39,6 @@ ENVIRONMENT = {
 
 OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """Variable that gives vLLM's engine a process of its own; by default on GPUs only."""
-GIB = 1 << 30
-CPU_SHARE = 0.25
-"""Share of the free memory that the key-value cache may take on a CPU."""
 
 
 class VllmHost:
@@ -71,9 +69,18 @@ class VllmHost:
         self._found = _State()
         self._signal: tuple[Any, ...] | None = None
         self._count = 0
-        arguments = engine_arguments(
-            source, dtype=dtype, settings=settings, max_tokens=max_tokens, batch_tokens=batch_tokens
-        )
+        arguments = {
+            **model_arguments(
+                source,
+                dtype=dtype,
+                settings=settings,
+                max_tokens=max_tokens,
+                batch_tokens=batch_tokens,
+            ),
+            "worker_extension_cls": "pipeline.vllmworker.SignalWorker",
+            "logits_processors": ["pipeline.vllmmask:VocabularyMask"],
+            "use_tqdm_on_load": False,
+        }
         try:
             with _quiet(), _explained(source), _unprinted():
                 self._open(arguments)
@@ -159,96 +166,6 @@ class VllmHost:
             self._llm = None
             gc.collect()
         self._found.restore()
-
-
-def engine_arguments(
-    source: ModelSource,
-    *,
-    dtype: str,
-    settings: EngineSection,
-    max_tokens: int | None,
-    batch_tokens: int,
-) -> dict[str, Any]:
-    """Return the arguments of vLLM's `LLM`.
-
-    Args:
-        source: the model.
-        dtype: number format of weights and activations.
-        settings: the stage's section.
-        max_tokens: longest prompt and response together; None for all that the model holds.
-        batch_tokens: most tokens of a forward pass.
-    """
-    section, shape = settings.vllm, load_settings(source)
-    limits = [getattr(shape, "max_position_embeddings", None), max_tokens and max_tokens + 1]
-    length = min(int(limit) for limit in limits if limit is not None)
-    sequences = max(1, min(section.max_num_seqs, batch_tokens))
-    arguments: dict[str, Any] = {
-        "model": source.location,
-        "revision": source.revision,
-        "trust_remote_code": source.trust_remote_code,
-        "dtype": dtype,
-        "skip_tokenizer_init": True,  # token ids in, token ids out
-        "generation_config": "vllm",  # no sampling parameter comes from the model's files
-        "logprobs_mode": "processed_logprobs",  # those of the distribution that is drawn from
-        "max_logprobs": 4096,
-        "max_model_len": length,
-        "max_num_seqs": sequences,
-        "max_num_batched_tokens": batch_tokens,
-        "enable_chunked_prefill": True,
-        "enable_prefix_caching": section.prefix_caching,
-        "tensor_parallel_size": section.tensor_parallel_size,
-        "pipeline_parallel_size": section.pipeline_parallel_size,
-        "worker_extension_cls": "pipeline.vllmworker.SignalWorker",
-        "logits_processors": ["pipeline.vllmmask:VocabularyMask"],
-        "use_tqdm_on_load": False,
-        "seed": 0,
-    }
-    if torch.cuda.is_available():
-        arguments["gpu_memory_utilization"] = section.gpu_memory_utilization
-        arguments["enforce_eager"] = section.enforce_eager
-        if section.kv_cache_gb is not None:
-            arguments["kv_cache_memory_bytes"] = int(section.kv_cache_gb * GIB)
-    else:
-        arguments["enforce_eager"] = True
-        arguments["kv_cache_memory_bytes"] = (
-            int(section.kv_cache_gb * GIB)
-            if section.kv_cache_gb is not None
-            else cpu_cache_bytes(shape, dtype, tokens=length * sequences, least=length)
-        )
-    return arguments
-
-
-def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:
-    """Return the size of the key-value cache on a CPU: what tokens need, or what memory allows.
-
-    Args:
-        shape: the model's transformers configuration.
-        dtype: number format of the cache.
-        tokens: tokens that are wanted.
-        least: tokens that one sequence needs.
-
-    Raises:
-        CapacityError: not even one sequence fits the free memory.
-    """
-    import psutil
-
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    each = 2 * shape.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
-    blocks = 2 * BLOCK_TOKENS  # vLLM rounds every sequence up, and keeps one block to itself
-    free = psutil.virtual_memory().available
-    if each * (least + blocks) > free:
-        raise CapacityError(
-            f"the key-value cache of one sequence of {least} tokens takes "
-            f"{each * least / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: lower "
-            "prompts.max_tokens or max_new_tokens"
-        )
-    wanted = each * (tokens + blocks * max(1, tokens // least))
-    return int(max(each * (least + blocks), min(wanted, CPU_SHARE * free)))
-
-
-BLOCK_TOKENS = 128
-"""Tokens of a block of vLLM's key-value cache on a CPU."""
 
 
 class _State:

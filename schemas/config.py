@@ -5,26 +5,12 @@ results have no default. Fields made with `tuning` affect speed or place only, n
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-def tuning(default: Any, **kwargs: Any) -> Any:
-    """Return a field whose value is not part of the identity of a run."""
-    return Field(default, json_schema_extra={"identity": False}, **kwargs)
-
-
-class Section(BaseModel):
-    """A frozen table of the TOML that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from schemas.enginesections import EngineSection
+from schemas.section import Dtype, Fraction, Name, Positive, Section, tuning
 
 
 class RunSection(Section):
@@ -91,44 +77,6 @@ class PromptsSection(Section):
     """Extra variables of the chat template, such as `enable_thinking`."""
 
 
-class VllmSection(Section):
-    """`[rollout.vllm]`, `[score.vllm]`, `[eval.vllm]`: what the `vllm` engine may use."""
-
-    tensor_parallel_size: Positive = tuning(1)
-    """GPUs that each layer is split over."""
-    pipeline_parallel_size: Positive = tuning(1)
-    """Groups of GPUs that the layers are split over."""
-    gpu_memory_utilization: Fraction = tuning(0.9)
-    """Share of a GPU's memory for weights, activations and key-value cache."""
-    kv_cache_gb: Annotated[float, Field(gt=0.0)] | None = tuning(None)
-    """Memory of the key-value cache, GiB. Default: on a GPU what `gpu_memory_utilization` leaves;
-    on a CPU what `max_num_seqs` sequences need, at most a quarter of the free memory."""
-    max_num_seqs: Positive = tuning(256)
-    """Sequences that are computed at once."""
-    enforce_eager: bool = tuning(False)
-    """Skip compilation and CUDA graphs: starts sooner, runs slower. A CPU always does."""
-    prefix_caching: bool = tuning(False)
-    """Compute a prompt once for all its samples; a sample may then depend on its neighbours in the
-    last bits. Never used for scores."""
-
-
-class EngineSection(Section):
-    """Fields that `[rollout]`, `[score]` and `[eval]` share: the engine and its batches."""
-
-    engine: Literal["hf", "vllm"] = "hf"
-    """Engine that runs the model: `hf` (transformers, CPU or GPU) or `vllm` (vLLM's offline
-    engine; `pip install 'opd[vllm]'`)."""
-    device: str = tuning("auto")
-    """Torch device of `hf`: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, … `vllm`
-    takes the GPUs that CUDA_VISIBLE_DEVICES shows."""
-    batch_tokens: Positive = tuning(32768)
-    """Tokens per forward pass, padding included; it is halved when memory runs out."""
-    logit_chunk_tokens: Positive = tuning(256)
-    """Positions whose full-vocabulary logits exist at once."""
-    vllm: VllmSection = Field(default_factory=VllmSection)
-    """What the `vllm` engine may use."""
-
-
 class RolloutSection(EngineSection):
     """`[rollout]`: how the student samples."""
 
@@ -182,6 +130,11 @@ class ScoreSection(EngineSection):
             raise ValueError(f"min_k = {self.min_k} is above k = {self.k}")
         if self.top_p in (None, 1.0) and self.min_k != 1:
             raise ValueError("min_k needs top_p")
+        if self.engine == "server" and (self.tail_buckets > 1 or self.draws):
+            raise ValueError(
+                "tail_buckets and draws need full logits, which no server gives: set score.engine "
+                "to 'vllm' or 'hf'"
+            )
         if self.vllm.prefix_caching:
             raise ValueError("vllm.prefix_caching would leave positions without a score")
         return self
@@ -376,7 +329,22 @@ class RunConfig(Section):
             )
         if self.eval is not None and self.prompts.eval is None:
             raise ValueError("[eval] needs prompts.eval, a file of held-out prompts")
+        self._check_servers()
         known = self.student.sft_teacher
         if known is not None and known not in self.teachers:
             raise ValueError(f"student.sft_teacher = {known!r} is not one of {list(self.teachers)}")
         return self
+
+    def _check_servers(self) -> None:
+        if self.score.engine == "server" and self.rollout.candidates:
+            raise ValueError(
+                "rollout.candidates are scored from full logits, which no server gives: set "
+                "score.engine to 'vllm' or 'hf'"
+            )
+        for name, section in (("rollout", self.rollout), ("eval", self.eval)):
+            asked = section is not None and section.engine == "server" and section.server.urls
+            if section is not None and asked and "{policy}" not in (section.server.model or ""):
+                raise ValueError(
+                    f"{name}.server.urls needs {name}.server.model with {{policy}} in it: the "
+                    "student changes in every round, and the name says which one a server holds"
+                )

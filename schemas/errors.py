@@ -35,7 +35,7 @@ class ConflictError(OpdError):
 
 
 class StorageError(OpdError):
-    """The store cannot be read or written now: fix access or space, then run again."""
+    """The store or a model's server cannot be used now: fix access or space, then run again."""
 
     exit_code = 6
 

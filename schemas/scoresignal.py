@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class Signal:
     """Student's own ids of a position whose log-probabilities are kept."""
     draws: int = 0
     """Ids drawn from the teacher's whole distribution at each position."""
+    tail: Literal["exact", "derived"] = "exact"
+    """`exact`: summed over the whole distribution; `derived`: what the top-k leave of 1."""
+    entropy: bool = True
+    """Whether the entropy of the whole distribution is kept."""
 
     @property
     def ragged(self) -> bool:

@@ -70,7 +70,7 @@ SCORES = pa.schema(
         pa.field("tail_logprobs", LOGPROBS, nullable=False),
         pa.field("token_logprob", LOGPROBS, nullable=False),
         pa.field("token_rank", IDS, nullable=False),
-        pa.field("entropy", LOGPROBS, nullable=False),
+        pa.field("entropy", LOGPROBS),
         pa.field("candidate_ids", IDS),
         pa.field("candidate_logprobs", LOGPROBS),
         pa.field("draw_ids", IDS),
@@ -125,8 +125,9 @@ def check_scores(table: pa.Table, *, signal: Signal, where: str) -> None:
     """
     check_table(table, SCORES, where=where)
     tokens = list_lengths(table, "token_logprob")
-    for name in ("token_rank", "entropy"):
-        _check_lengths(table, name, tokens, where=where)
+    _check_lengths(table, "token_rank", tokens, where=where)
+    if _check_present(table, "entropy", signal.entropy, where=where):
+        _check_lengths(table, "entropy", tokens, where=where)
     _check_lengths(table, "tail_logprobs", tokens * signal.tail_buckets, where=where)
     kept = tokens * signal.k
     if _check_present(table, "topk_count", signal.ragged, where=where):

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import botocore.session  # type: ignore[import-untyped]  # it ships no types
 import fsspec
@@ -24,6 +25,10 @@ from schemas.config import StorageSection
 from tests.faults import FaultProxy
 from tests.runs import Cli, Quickstart, finish, start
 from tests.servers import BUCKET, REGION, S3Account, SeaweedServer, free_port, weed_binary
+
+if TYPE_CHECKING:
+    from pipeline.models import ModelSource
+    from tests.servergolden import FakeMaker
 
 HYGIENE = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -171,6 +176,32 @@ def beside_flask() -> Iterator[None]:
 
     with flask.Flask(__name__).test_request_context():
         yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> "ModelSource":
+    """Return a tiny model on disk."""
+    from pipeline.models import ModelSource
+    from tests.tiny import make_model  # imports torch, after HYGIENE has set its threads
+
+    return ModelSource(str(make_model(tmp_path_factory.mktemp("model"))), None, False)
+
+
+@pytest.fixture
+def fake() -> "Iterator[FakeMaker]":
+    """Return a maker of stand-ins for vLLM's server, with the vocabulary of a tiny model."""
+    from pipeline.addition import VOCABULARY
+    from tests.fakeserver import FakeVllm
+
+    made: list[FakeVllm] = []
+
+    def make(**settings: Any) -> FakeVllm:
+        made.append(FakeVllm(len(VOCABULARY), **settings))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
 
 
 @pytest.fixture(scope="session")

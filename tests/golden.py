@@ -15,7 +15,7 @@ from pipeline.addition import EOS, VOCABULARY
 from pipeline.engine import Engine, Ids, Sample, Sampling, Scores
 from pipeline.hf import HfEngine
 from pipeline.models import ModelSource
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.fingerprint import derived_seed
 from tests import tiny
 

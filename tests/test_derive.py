@@ -89,6 +89,8 @@ def test_nothing_moves_where_nothing_changes() -> None:
         (Signal(4), Signal(4, draws=1), "draws = 1"),
         (Signal(4, candidates=3), Signal(4, candidates=2), "candidates = 2"),
         (Signal(4, tail_buckets=8), Signal(4, tail_buckets=4), "tail_buckets = 4"),
+        (Signal(4, entropy=False), Signal(4), "no entropy cannot give"),
+        (Signal(4, tail="derived"), Signal(4), "a tail that is derived"),
         (Signal(4, top_p=0.9), Signal(4), "top_p = 1.0"),
         (Signal(4, top_p=0.9), Signal(4, top_p=0.95), "top_p = 0.95"),
         (Signal(4, top_p=0.9), Signal(4, top_p=0.9, min_k=2), "min_k = 2"),

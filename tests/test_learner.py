@@ -29,7 +29,8 @@ from pipeline.rounddata import Batch, RoundData
 from pipeline.scoretable import score_table
 from pipeline.storage import Storage
 from pipeline.targets import build_targets
-from schemas.config import EngineSection, LossConfig, TrainSection
+from schemas.config import LossConfig, TrainSection
+from schemas.enginesections import EngineSection
 from schemas.errors import DataError
 from tests.tiny import make_model
 from tests.tinytables import make_scorer, rollout_table, store_rollout, store_scores

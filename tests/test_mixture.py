@@ -72,7 +72,13 @@ def test_a_mixture_of_whole_distributions_is_exact(seed: int) -> None:
     assert (mixed.token_rank == 1 + (exact > own * (1 + 1e-6)).sum(axis=1)).all()
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(exact > 0, exact * np.log(exact), 0).sum(axis=1)
+    assert mixed.entropy is not None
     assert np.allclose(mixed.entropy, entropy, atol=1e-4)
+
+
+def test_a_mixture_says_that_a_tail_in_it_was_derived() -> None:
+    sources = [Signal(3), Signal(2, tail="derived", entropy=False)]
+    assert check_mixable(sources, [0.5, 0.5]) == Signal(3, tail="derived")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from pipeline.scoretable import (
     write_scores,
 )
 from pipeline.storage import Storage
-from schemas.config import EngineSection
+from schemas.enginesections import EngineSection
 from schemas.errors import DataError, IdentityError
 from schemas.manifest import Shard
 from schemas.scoresignal import Signal

@@ -155,6 +155,19 @@ def test_a_score_list_of_another_length_is_named(name: str, change: Callable[[An
         check_scores(scores(rows), signal=Signal(K), where="x")
 
 
+def test_an_absent_entropy_is_null_and_never_a_number() -> None:
+    rows, signal = score_rows([2, 3]), Signal(K, entropy=False)
+    with pytest.raises(DataError, match="'entropy' holds 0 nulls in 2 rows, which its signal"):
+        check_scores(scores(rows), signal=signal, where="x")
+    rows["entropy"] = [None, None]
+    check_scores(scores(rows), signal=signal, where="x")
+    with pytest.raises(DataError, match="'entropy' holds 2 nulls in 2 rows, which its signal"):
+        check_scores(scores(rows), signal=Signal(K), where="x")
+    rows["entropy"] = [None, [0.5] * 3]
+    with pytest.raises(DataError, match="'entropy' holds 1 nulls"):
+        check_scores(scores(rows), signal=signal, where="x")
+
+
 def test_a_table_of_another_k_is_refused() -> None:
     with pytest.raises(DataError, match="row 0 has 6 values in 'topk_ids', expected 8"):
         check_scores(scores(score_rows([2, 3])), signal=Signal(K + 1), where="x")

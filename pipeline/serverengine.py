@@ -1,0 +1,195 @@
+"""The `server` engine: vLLM's HTTP servers, elsewhere or one that is started here. Token ids only.
+
+Promises: a reply is used only after every number in it was checked; a server that fails is passed
+over; scores are the top-k and what follows from them. Shapes: T tokens of all rows joined.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.derivedtail import derived_scores
+from pipeline.engine import Ids, Sample, Sampling, Scores
+from pipeline.engines import check_temperature, engine_version, signal_for
+from pipeline.models import ModelSource, load_settings
+from pipeline.serverhttp import Server, api_key
+from pipeline.serverpool import Request, ServerPool
+from pipeline.serverprobe import Probe, scored, scoring_parameters
+from pipeline.serverprocess import ServerProcess
+from pipeline.serversamples import read_sample, request_of, sampling_parameters
+from pipeline.servertopk import parse, top_rows
+from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments
+from schemas.enginesections import EngineSection
+from schemas.errors import ConfigError, DataError
+from schemas.scoresignal import Signal
+
+
+class ServerEngine:
+    """A model that one or several servers hold."""
+
+    name = "server"
+
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        dtype: str,
+        settings: EngineSection,
+        max_tokens: int,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Make sure that the servers are the right ones, after starting one where none is named.
+
+        Args:
+            source: the model.
+            dtype: number format of weights and activations.
+            settings: the stage's section.
+            max_tokens: longest prompt and response together.
+            note: told of a start that takes long.
+        """
+        self._settings, self._batch_tokens = settings, settings.batch_tokens
+        self.vocab_size = int(load_settings(source).get_text_config().vocab_size)
+        self._arguments = partial(
+            model_arguments, source, dtype=dtype, settings=settings, max_tokens=max_tokens
+        )
+        self._note = note
+        self._probe = Probe(
+            settings.server.model, max_tokens, vocab_size=self.vocab_size, dtype=dtype
+        )
+        self._process: ServerProcess | None = None
+        self._begin()
+        local = not settings.server.urls
+        self.version = engine_version(self.name) if local else f"vllm-{self._probe.version}"
+        self.context_length = self._probe.context_length
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return one response per prompt, each drawn with its own seed."""
+        check_temperature(sampling.temperature)
+        if sampling.candidates > (known := sampling.vocab_size or self.vocab_size):
+            raise ConfigError(
+                f"rollout.candidates = {sampling.candidates}, but the vocabulary has {known} ids"
+            )
+        if not self._probe.samples:
+            self._probe.samples = True
+            self._pool.settle(again=True)
+        rows = zip(prompts, seeds, strict=True)
+        return self._pool.ask([self._sample_request(ids, seed, sampling) for ids, seed in rows])
+
+    def score(
+        self,
+        prompts: Sequence[Ids],
+        responses: Sequence[Ids],
+        *,
+        signal: Signal,
+        vocab_size: int,
+        candidates: Sequence[Ids] | None = None,
+    ) -> Scores:
+        """Return scores of every response token, rows joined in the given order."""
+        signal = signal_for(self.name, signal)
+        rows = list(zip(prompts, responses, strict=True))
+        found: dict[int, Scores] = {}
+        for k in sorted({signal.k, self._widest(signal.k, vocab_size)}):
+            lacking = [row for row in range(len(rows)) if row not in found]
+            replies = self._pool.ask(
+                [self._score_request(*rows[row], signal, k, vocab_size) for row in lacking]
+            )
+            for row, scores in zip(lacking, replies, strict=True):
+                if scores is not None:
+                    found[row] = scores
+        if len(found) < len(rows):
+            raise DataError(
+                f"the servers' likeliest ids hold fewer than {signal.k} of the student's; nothing "
+                "was stored. Lower score.k, or set score.engine to 'vllm' or 'hf'"
+            )
+        parts = [vars(found[row]) for row in range(len(rows))]
+        names = [name for name, value in parts[0].items() if value is not None]
+        return Scores(**{name: np.concatenate([part[name] for part in parts]) for name in names})
+
+    def shrink(self) -> bool:
+        """Start a server of our own again with half the tokens in a forward pass, if any is left.
+
+        Others are asked for fewer tokens by nobody but those who started them.
+        """
+        if self._process is None or self._batch_tokens // 2 < LEAST_BATCH_TOKENS:
+            return False
+        self._batch_tokens //= 2
+        self.close()
+        self._begin()
+        return True
+
+    def close(self) -> None:
+        """End the connections, and the server if it is ours."""
+        self._pool.close()
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _begin(self) -> None:
+        section = self._settings.server
+        if section.urls:
+            self._pool = ServerPool(
+                section.urls, section, key=api_key(section), check=self._probe.check
+            )
+        else:
+            self._process = ServerProcess(self._server_arguments(), self._note)
+            self._pool = ServerPool(
+                [self._process.url],
+                section,
+                key=self._process.key,
+                check=self._probe.check,
+                alive=self._process.check_alive,
+            )
+        try:
+            self._pool.settle()
+        except BaseException:
+            self.close()
+            raise
+
+    def _server_arguments(self) -> dict[str, Any]:
+        shared = self._arguments(batch_tokens=self._batch_tokens)
+        if not torch.cuda.is_available():  # vLLM dies there at a seeded prompt in parts
+            shared["enable_chunked_prefill"] = False
+            shared["max_num_batched_tokens"] = max(self._batch_tokens, shared["max_model_len"])
+        return {
+            **shared,
+            "data_parallel_size": self._settings.vllm.data_parallel_size,
+            "enable_scale_out": True,
+            "disable_uvicorn_access_log": True,
+        }
+
+    def _widest(self, k: int, vocab_size: int) -> int:
+        """Return how many ids hold k of the student's, whichever of the others are before them."""
+        return min(k + max(0, self.vocab_size - vocab_size), self.vocab_size)
+
+    def _sample_request(self, ids: Ids, seed: int, sampling: Sampling) -> Request[Sample]:
+        def make(server: Server) -> tuple[str, dict[str, Any]]:
+            parameters = sampling_parameters(
+                sampling, seed, model_vocab=self.vocab_size, compact=server.compact
+            )
+            return request_of(ids.tolist(), parameters, model=server.model, compact=server.compact)
+
+        def read(data: bytes) -> Sample:
+            return read_sample(data, sampling, prompt_tokens=len(ids), model_vocab=self.vocab_size)
+
+        return Request(make, read)
+
+    def _score_request(
+        self, prompt: Ids, response: Ids, signal: Signal, k: int, vocab_size: int
+    ) -> Request[Scores | None]:
+        ids = [*prompt.tolist(), *response.tolist()]
+
+        def make(server: Server) -> tuple[str, dict[str, Any]]:
+            parameters = scoring_parameters(k)
+            return request_of(ids, parameters, model=server.model, compact=server.compact)
+
+        def read(data: bytes) -> Scores | None:
+            reply = scored(parse(data))
+            top = top_rows(reply, ids, start=len(prompt), k=k, vocab_size=self.vocab_size)
+            return derived_scores(top, signal, vocab_size=vocab_size, model_vocab=self.vocab_size)
+
+        return Request(make, read)

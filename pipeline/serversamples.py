@@ -1,0 +1,182 @@
+"""Sampling by a vLLM server: the request for one response, and its reply as a checked sample. Pure.
+
+Promises: every parameter is named, nothing is left to the server's or the model's defaults; a reply
+that is not what was asked for is a BadReply. Shapes: T tokens, N candidates.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine import Sample, Sampling
+from pipeline.serverhttp import BadReply
+from pipeline.servertopk import FORM_ERRORS, LOWEST, ORDER_ERROR, check_logprobs, parse
+
+TOKEN_ID = "token_id:"
+"""What stands before an id where a server would give text."""
+COMPACT, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
+FORBIDDING_BIAS = -100.0
+"""The lowest that vLLM adds to a logit on request. Its highest temperature is 2, where
+this leaves an id exp(-50) of what it had: nothing in float32."""
+MOST_BIASED = 4096
+"""Ids that are forbidden one by one; of more, the others are allowed one by one."""
+
+
+def request_of(
+    ids: list[int], parameters: dict[str, Any], *, model: str, compact: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return path and body of a request.
+
+    Args:
+        ids: what the model reads.
+        parameters: fields that both endpoints know.
+        model: name of the model.
+        compact: whether the endpoint of token ids is asked, or the older one of completions.
+    """
+    if compact:
+        held = {**parameters, "detokenize": False}
+        return COMPACT, {"model": model, "token_ids": ids, "sampling_params": held}
+    given = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+    return COMPLETIONS, {"model": model, "prompt": ids, **given, **parameters}
+
+
+def sampling_parameters(
+    sampling: Sampling, seed: int, *, model_vocab: int, compact: bool
+) -> dict[str, Any]:
+    """Return the parameters of one sample: everything named."""
+    asked = sampling.candidates + int(compact and sampling.candidates > 0)
+    return {
+        "n": 1,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": seed,
+        "max_tokens": sampling.max_new_tokens,
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "ignore_eos": True,  # the stop ids above are all there are
+        "logprobs": min(asked, model_vocab),
+        **_mask(sampling, model_vocab),
+    }
+
+
+def read_sample(data: bytes, sampling: Sampling, *, prompt_tokens: int, model_vocab: int) -> Sample:
+    """Return the sample in a reply.
+
+    Args:
+        data: the reply, of either endpoint.
+        sampling: what was asked for.
+        prompt_tokens: tokens that the model read.
+        model_vocab: ids that the model has.
+
+    Raises:
+        BadReply: the reply is not what was asked for.
+    """
+    reply = parse(data)
+    try:
+        (choice,) = reply["choices"]
+        if reply["usage"]["prompt_tokens"] != prompt_tokens:
+            raise BadReply(
+                f"read {reply['usage']['prompt_tokens']} prompt tokens of {prompt_tokens} "
+                "that were sent"
+            )
+        ids = np.array(choice["token_ids"], dtype=np.int64)
+        limit = min(sampling.vocab_size or model_vocab, model_vocab)
+        if not ((ids >= 0) & (ids < limit)).all():
+            raise BadReply(f"sampled an id outside [0, {limit})")
+        reason = str(choice["finish_reason"])
+        _check_end(ids, reason, sampling)
+        compact = "content" in choice["logprobs"]
+        read = _compact_logprobs if compact else _completion_logprobs
+        named, logprobs, top = read(choice["logprobs"], len(ids), sampling.candidates)
+        if named != ids.tolist():
+            raise BadReply("sent log-probabilities of other tokens than those that it sampled")
+        return _sample(ids, reason, np.array(logprobs, dtype=np.float64), _within(top, limit))
+    except FORM_ERRORS as error:
+        raise BadReply(f"sent a sample of another form ({error})") from error
+
+
+Top = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+def _within(top: Top, limit: int) -> Top:
+    """Return candidates as checked ids and log-probabilities; those of -inf have any id."""
+    ids, logprobs = top
+    check_logprobs(logprobs)
+    if (np.diff(logprobs, axis=1) > ORDER_ERROR).any():
+        raise BadReply("sent candidates that are not in rank order")
+    lowest = logprobs <= LOWEST
+    ids = np.where(lowest, np.minimum(ids, limit - 1), ids)
+    if not ((ids >= 0) & (ids < limit)).all():
+        raise BadReply(f"sent a candidate outside [0, {limit})")
+    return ids, np.where(lowest, -np.inf, logprobs)
+
+
+def _sample(ids: NDArray[np.int64], reason: str, logprobs: NDArray[np.float64], top: Top) -> Sample:
+    if logprobs.shape != ids.shape:
+        raise BadReply(f"sent {logprobs.size} log-probabilities of {len(ids)} tokens")
+    check_logprobs(logprobs)
+    if (logprobs <= LOWEST).any():
+        raise BadReply("sampled a token that has no probability")
+    wanted = bool(top[0].shape[1])
+    return Sample(
+        ids=ids.astype(np.int32),
+        logprobs=logprobs.astype(np.float32),
+        finish_reason=reason,
+        candidate_ids=top[0].astype(np.int32) if wanted else None,
+        candidate_logprobs=top[1].astype(np.float32) if wanted else None,
+    )
+
+
+def _check_end(ids: NDArray[np.int64], reason: str, sampling: Sampling) -> None:
+    """Make sure that a response ends where it should: at its first stop token, or at the limit."""
+    stops = np.flatnonzero(np.isin(ids, sampling.stop_token_ids))
+    end = int(stops[0]) + 1 if len(stops) else sampling.max_new_tokens
+    expected = "stop" if len(stops) else "length"
+    if len(ids) != end or reason != expected:
+        raise BadReply(
+            f"ended a response after {len(ids)} tokens by {reason!r}, expected {end} and "
+            f"{expected!r}: start it with --generation-config vllm, so that no stop is its own"
+        )
+
+
+def _compact_logprobs(found: Any, tokens: int, wanted: int) -> tuple[list[int], list[float], Top]:
+    content = found["content"]
+    rows = [sorted(entry["top_logprobs"], key=lambda t: t["rank"])[:wanted] for entry in content]
+    if any(top["rank"] != rank for row in rows for rank, top in enumerate(row, 1)):
+        raise BadReply("sent candidates with other ranks than 1 and up")
+    top = (
+        np.array([[t["token_id"] for t in row] for row in rows], np.int64).reshape(tokens, wanted),
+        np.array([[t["logprob"] for t in row] for row in rows], float).reshape(tokens, wanted),
+    )
+    return [entry["token_id"] for entry in content], [e["logprob"] for e in content], top
+
+
+def _completion_logprobs(
+    found: Any, tokens: int, wanted: int
+) -> tuple[list[int], list[float], Top]:
+    named = [int(token.removeprefix(TOKEN_ID)) for token in found["tokens"]]
+    top_ids = np.zeros((tokens, wanted), np.int64)
+    top_logprobs = np.zeros((tokens, wanted))
+    for row, entries in enumerate(found["top_logprobs"] if wanted else ()):
+        pairs = list(entries.items())
+        if len(pairs) > wanted:  # the sampled token stands first, and is none of the likeliest
+            pairs = pairs[1:]
+        pairs.sort(key=lambda pair: -pair[1])
+        top_ids[row] = [int(token.removeprefix(TOKEN_ID)) for token, _ in pairs]
+        top_logprobs[row] = [logprob for _, logprob in pairs]
+    return named, found["token_logprobs"], (top_ids, top_logprobs)
+
+
+def _mask(sampling: Sampling, model_vocab: int) -> dict[str, Any]:
+    """Return what keeps a server from sampling ids beyond the tokenizer's."""
+    limit = model_vocab if sampling.vocab_size is None else sampling.vocab_size
+    if limit >= model_vocab:
+        return {}
+    if model_vocab - limit <= MOST_BIASED:
+        return {"logit_bias": {str(i): FORBIDDING_BIAS for i in range(limit, model_vocab)}}
+    return {"allowed_token_ids": list(range(limit))}

@@ -1,0 +1,100 @@
+"""Settings of vLLM from a stage's section, for the engine in this process and for a server."""
+
+from typing import Any
+
+import torch
+
+from pipeline.models import ModelSource, load_settings
+from schemas.enginesections import EngineSection
+from schemas.errors import CapacityError
+
+GIB = 1 << 30
+CPU_SHARE = 0.25
+"""Share of the free memory that the key-value cache may take on a CPU."""
+BLOCK_TOKENS = 128
+"""Tokens of a block of vLLM's key-value cache on a CPU."""
+LEAST_BATCH_TOKENS = 64
+"""Tokens of a forward pass below which memory is not the matter."""
+
+
+def model_arguments(
+    source: ModelSource,
+    *,
+    dtype: str,
+    settings: EngineSection,
+    max_tokens: int | None,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """Return the arguments that vLLM's `LLM` and its server share.
+
+    Args:
+        source: the model.
+        dtype: number format of weights and activations.
+        settings: the stage's section.
+        max_tokens: longest prompt and response together; None for all that the model holds.
+        batch_tokens: most tokens of a forward pass.
+    """
+    section, shape = settings.vllm, load_settings(source)
+    limits = [getattr(shape, "max_position_embeddings", None), max_tokens and max_tokens + 1]
+    length = min(int(limit) for limit in limits if limit is not None)
+    sequences = max(1, min(section.max_num_seqs, batch_tokens))
+    arguments: dict[str, Any] = {
+        "model": source.location,
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+        "dtype": dtype,
+        "skip_tokenizer_init": True,  # token ids in, token ids out
+        "generation_config": "vllm",  # no sampling parameter comes from the model's files
+        "logprobs_mode": "processed_logprobs",  # those of the distribution that is drawn from
+        "max_logprobs": 4096,
+        "max_model_len": length,
+        "max_num_seqs": sequences,
+        "max_num_batched_tokens": batch_tokens,
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": section.prefix_caching,
+        "tensor_parallel_size": section.tensor_parallel_size,
+        "pipeline_parallel_size": section.pipeline_parallel_size,
+        "seed": 0,
+    }
+    if torch.cuda.is_available():
+        arguments["gpu_memory_utilization"] = section.gpu_memory_utilization
+        arguments["enforce_eager"] = section.enforce_eager
+        if section.kv_cache_gb is not None:
+            arguments["kv_cache_memory_bytes"] = int(section.kv_cache_gb * GIB)
+    else:
+        arguments["enforce_eager"] = True
+        arguments["kv_cache_memory_bytes"] = (
+            int(section.kv_cache_gb * GIB)
+            if section.kv_cache_gb is not None
+            else cpu_cache_bytes(shape, dtype, tokens=length * sequences, least=length)
+        )
+    return arguments
+
+
+def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:
+    """Return the size of the key-value cache on a CPU: what tokens need, or what memory allows.
+
+    Args:
+        shape: the model's transformers configuration.
+        dtype: number format of the cache.
+        tokens: tokens that are wanted.
+        least: tokens that one sequence needs.
+
+    Raises:
+        CapacityError: not even one sequence fits the free memory.
+    """
+    import psutil
+
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    each = 2 * shape.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
+    blocks = 2 * BLOCK_TOKENS  # vLLM rounds every sequence up, and keeps one block to itself
+    free = psutil.virtual_memory().available
+    if each * (least + blocks) > free:
+        raise CapacityError(
+            f"the key-value cache of one sequence of {least} tokens takes "
+            f"{each * least / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: lower "
+            "prompts.max_tokens or max_new_tokens"
+        )
+    wanted = each * (tokens + blocks * max(1, tokens // least))
+    return int(max(each * (least + blocks), min(wanted, CPU_SHARE * free)))

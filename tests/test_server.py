@@ -1,0 +1,174 @@
+"""The server engine with real vLLM servers on the CPU, started by opd, against full forwards."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.derivedtail import mass_error
+from pipeline.engines import engine_version, require_engine
+from pipeline.models import ModelSource
+from pipeline.serverengine import ServerEngine
+from pipeline.storage import Storage
+from schemas.enginesections import EngineSection, ServerSection, VllmSection
+from schemas.errors import ConfigError
+from schemas.scoresignal import Signal
+from schemas.tables import flat_values
+from tests.golden import (
+    PLAIN,
+    Models,
+    Tiny,
+    V,
+    generate,
+    reference_logprobs,
+    reference_scores,
+    rows,
+)
+from tests.runs import Cli
+from tests.tiny import write_run
+
+try:
+    require_engine("vllm")
+except ConfigError:
+    pytest.skip("vLLM is not installed", allow_module_level=True)
+
+ATOL = 1e-4
+"""Largest difference from float64, nats; 1e-3 is what opd promises."""
+Held = tuple[Tiny, ServerEngine]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
+    """Return a model, and an engine that has started a server for it."""
+    model = Models(tmp_path_factory.mktemp)()
+    section = EngineSection(
+        engine="server",
+        batch_tokens=64,
+        vllm=VllmSection(max_num_seqs=8),
+        server=ServerSection(concurrency=16, retry_s=10.0),
+    )
+    source = ModelSource(str(model.folder), None, False)
+    engine = ServerEngine(source, dtype="float32", settings=section, max_tokens=60)
+    try:
+        yield model, engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture(params=[True, False], ids=["token-ids", "completions"])
+def either(request: pytest.FixtureRequest, held: Held) -> Iterator[Held]:
+    """Return the model and its engine, which asks one endpoint of the server or the other."""
+    (server,) = held[1]._pool.servers
+    assert server.compact
+    server.compact = request.param
+    yield held
+    server.compact = True
+
+
+def test_scores_equal_a_full_forward_of_each_row(either: Held) -> None:
+    (model, engine), (prompts, responses) = either, rows(20)
+    for k, limit in ((1, V), (4, V), (V, V), (3, V - 4)):
+        found = engine.score(prompts, responses, signal=Signal(k), vocab_size=limit)
+        expected = reference_scores(model, prompts, responses, k=k, vocab_size=limit)
+        for name in ("topk_ids", "token_rank"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        for name in ("topk_logprobs", "token_logprob"):
+            value = getattr(expected, name)
+            np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=ATOL)
+        mass, exact = np.exp(found.tail.astype(float)), np.exp(expected.tail)
+        np.testing.assert_allclose(mass, exact, rtol=ATOL, atol=mass_error(V))
+        assert found.entropy is None
+        if k == V:
+            assert np.isneginf(found.tail).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.6, "top_k": 6, "candidates": 3},
+        {"temperature": 1.7, "top_p": 0.7},
+        {"temperature": 0.0, "candidates": 2},
+        {"vocab_size": V - 3, "candidates": 4},
+    ],
+    ids=str,
+)
+def test_logprobs_are_of_the_distribution_that_was_sampled(
+    either: Held, changes: dict[str, Any]
+) -> None:
+    (model, engine), prompts, sampling = either, rows(9)[0], replace(PLAIN, **changes)
+    samples = generate(engine, prompts, sampling, range(9))
+    again = generate(engine, prompts, sampling, [*range(5, 9), *range(5)])
+    limit = sampling.vocab_size or V
+    for prompt, sample, same in zip(prompts, samples, again, strict=True):
+        np.testing.assert_array_equal(sample.ids, same.ids)
+        processed = reference_logprobs(model.logits(prompt, sample.ids)[:, :limit], sampling)
+        own = processed[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, own, atol=ATOL)
+        assert (sample.ids < limit).all()
+        ended = sample.ids[-1] in sampling.stop_token_ids
+        assert sample.finish_reason == ("stop" if ended else "length")
+        if sampling.candidates:
+            assert sample.candidate_logprobs is not None
+            top = -np.sort(-processed, axis=1)[:, : sampling.candidates]
+            np.testing.assert_allclose(sample.candidate_logprobs, top, atol=ATOL)
+
+
+def test_samples_depend_on_their_seeds(held: Held) -> None:
+    prompts = [rows(1)[0][0]] * 20
+    samples = generate(held[1], prompts, PLAIN, range(20))
+    assert len({sample.ids.tobytes() for sample in samples}) > 10
+    assert "stop" in {sample.finish_reason for sample in samples}
+
+
+def test_an_engine_names_its_version_and_its_limits(held: Held) -> None:
+    engine = held[1]
+    assert (engine.name, engine.vocab_size, engine.context_length) == ("server", V, 61)
+    assert engine.version == engine_version("server")
+    assert engine.generate([], [], PLAIN) == []
+
+
+@pytest.mark.slow
+def test_a_round_is_scored_by_a_server_of_its_own_and_trained_on(tmp_path: Path, cli: Cli) -> None:
+    changes = {"eval": None, "run.rounds": 1}
+    config = write_run(tmp_path, changes={**changes, "score.engine": "server"})
+    cli.ok("rollout", "-c", config, "--round", "0")
+    result = cli.ok("score", "-c", config, "--round", "0")
+    assert result["rows"] == 16 and result["engine_start_s"] > 1.0
+    assert cli.ok("score", "-c", config, "--round", "0")["units"] == 0
+    cli.ok("train", "-c", config, "--round", "0")
+    storage, folder = Storage(str(tmp_path / "store")), "runs/tiny/rounds/0000/score/main"
+    manifest = json.loads(storage.get(f"{folder}/manifest.json") or b"")
+    assert_as_hf(tmp_path, cli, manifest, storage, changes)
+    (figures,) = cli.ok("cache", "stats", manifest["scorer"], "-c", config)["scorers"]
+    assert figures["all"]["entropy"] is None and figures["all"]["tail_mass"] > 0.0
+
+
+def assert_as_hf(
+    folder: Path, cli: Cli, manifest: dict[str, Any], storage: Storage, changes: dict[str, Any]
+) -> None:
+    """Score the same round with the reference engine, and compare."""
+    from pipeline.scoretable import read_scores
+    from schemas.manifest import Shard
+
+    other = write_run(folder, changes={**changes, "run.name": "other"}, file="other.toml")
+    cli.ok("rollout", "-c", other, "--round", "0")
+    cli.ok("score", "-c", other, "--round", "0")
+    key = "runs/other/rounds/0000/score/main/manifest.json"
+    reference = json.loads(storage.get(key) or b"")
+    assert reference["scorer"] != manifest["scorer"]
+    for mine, theirs in zip(manifest["units"], reference["units"], strict=True):
+        found = read_scores(storage, Shard(**mine["shard"]), scorer=manifest["scorer"])
+        exact = read_scores(storage, Shard(**theirs["shard"]), scorer=reference["scorer"])
+        assert found.column("sequence_digest").equals(exact.column("sequence_digest"))
+        assert found.column("entropy").null_count == found.num_rows
+        np.testing.assert_allclose(
+            flat_values(found, "token_logprob"), flat_values(exact, "token_logprob"), atol=1e-3
+        )
+        np.testing.assert_array_equal(
+            flat_values(found, "token_rank"), flat_values(exact, "token_rank")
+        )
