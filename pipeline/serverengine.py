@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.derivedtail import derived_scores
 from pipeline.engine import Ids, Sample, Sampling, Scores
@@ -151,12 +150,8 @@ class ServerEngine:
             raise
 
     def _server_arguments(self) -> dict[str, Any]:
-        shared = self._arguments(batch_tokens=self._batch_tokens)
-        if not torch.cuda.is_available():  # vLLM dies there at a seeded prompt in parts
-            shared["enable_chunked_prefill"] = False
-            shared["max_num_batched_tokens"] = max(self._batch_tokens, shared["max_model_len"])
         return {
-            **shared,
+            **self._arguments(batch_tokens=self._batch_tokens),
             "data_parallel_size": self._settings.vllm.data_parallel_size,
             "enable_scale_out": True,
             "disable_uvicorn_access_log": True,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from pipeline.models import ModelSource, load_settings
+from schemas.config import ScoreSection
 from schemas.enginesections import EngineSection
 from schemas.errors import CapacityError
 
@@ -50,12 +51,16 @@ def model_arguments(
         "max_model_len": length,
         "max_num_seqs": sequences,
         "max_num_batched_tokens": batch_tokens,
-        "enable_chunked_prefill": True,
         "enable_prefix_caching": section.prefix_caching,
         "tensor_parallel_size": section.tensor_parallel_size,
         "pipeline_parallel_size": section.pipeline_parallel_size,
         "seed": 0,
     }
+    # on a CPU, vLLM 0.32 ends at a prompt with a seed that it computes in parts
+    in_parts = torch.cuda.is_available() or isinstance(settings, ScoreSection)
+    arguments["enable_chunked_prefill"] = in_parts
+    if not in_parts:
+        arguments["max_num_batched_tokens"] = max(batch_tokens, length)
     if torch.cuda.is_available():
         arguments["gpu_memory_utilization"] = section.gpu_memory_utilization
         arguments["enforce_eager"] = section.enforce_eager

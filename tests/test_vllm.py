@@ -23,6 +23,7 @@ from pipeline.engines import engine_version, require_engine
 from pipeline.lazyengine import LazyEngine
 from pipeline.models import ModelSource
 from pipeline.storage import Storage
+from schemas.config import ScoreSection
 from schemas.enginesections import EngineSection, VllmSection
 from schemas.errors import CapacityError, ConfigError
 from schemas.scoresignal import Signal
@@ -73,7 +74,8 @@ FULL = Signal(4, tail_buckets=3, candidates=2, draws=5)
 def opened(
     model: Tiny, *, dtype: str = "float32", max_tokens: int = 60, **settings: Any
 ) -> Iterator[VllmEngine]:
-    section = EngineSection(engine="vllm", **settings)
+    kind = ScoreSection if "k" in settings else EngineSection
+    section = kind(engine="vllm", **settings)
     source = ModelSource(str(model.folder), None, False)
     engine = VllmEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens)
     try:
@@ -202,10 +204,21 @@ def shuffled(
         assert_same_scores(found, expected.take(tokens), atol=ATOL)
 
 
+def test_prompts_above_the_budget_are_sampled_as_below_it(make: Callable[..., Tiny]) -> None:
+    model, (prompts, _) = make(), long_rows(5, 30, 1)
+    found = []
+    for budget in (16, 4096):
+        with opened(model, batch_tokens=budget) as engine:
+            found.append(generate(engine, prompts, PLAIN, range(5)))
+    for small, large in zip(*found, strict=True):
+        np.testing.assert_array_equal(small.ids, large.ids)
+        np.testing.assert_allclose(small.logprobs, large.logprobs, atol=ATOL)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"batch_tokens": 8, "logit_chunk_tokens": 3},
+        {"k": 3, "batch_tokens": 8, "logit_chunk_tokens": 3},
         {"logit_chunk_tokens": 1, "vllm": VllmSection(max_num_seqs=2)},
     ],
     ids=["chunked-prefill", "few-at-once"],
