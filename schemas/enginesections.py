@@ -1,11 +1,14 @@
 """The tables that say which engine runs a model, and what it may use."""
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from schemas.section import Fraction, Positive, Section, tuning
+
+NAME_OF_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 class VllmSection(Section):
@@ -40,9 +43,7 @@ class ServerSection(Section):
     model: str | None = tuning(None)
     """Name under which the servers list the model; default: the only one that they list. For
     rollout and eval `{policy}` in it stands for the version of the weights that are to sample."""
-    api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = (
-        tuning(None)
-    )
+    api_key_env: str | None = tuning(None)
     """Name of the environment variable that holds the servers' API key."""
     concurrency: Positive = tuning(32)
     """Requests that each server works on at once."""
@@ -62,6 +63,10 @@ class ServerSection(Section):
                     "urls: a URL holds a user, a password or parameters; name the key's variable "
                     "in api_key_env instead"
                 )
+        if self.api_key_env is not None and not re.fullmatch(NAME_OF_VARIABLE, self.api_key_env):
+            raise ValueError(  # and does not repeat it, for it may be the key itself
+                "api_key_env is not the name of an environment variable, such as TEACHER_KEY"
+            )
         if len(set(self.urls)) < len(self.urls):
             raise ValueError("urls: a URL is listed twice; raise concurrency instead")
         return self

@@ -190,7 +190,7 @@ def test_a_server_that_comes_back_with_other_weights_is_refused(
         (["score.engine=server", "rollout.candidates=2"], "full logits"),
         (["rollout.engine=server", 'rollout.server.urls=["http://h:1"]'], "{policy}"),
         (["score.engine=vllm", "score.vllm.data_parallel_size=2"], "data_parallel_size"),
-        (['score.server.api_key_env="sk-123"'], "api_key_env"),
+        (['score.server.api_key_env="sk-secret"'], "api_key_env"),
     ],
     ids=str,
 )
