@@ -16,7 +16,7 @@ EVAL_PROMPTS = 512
 Report = Callable[[str, int, int], None]
 
 CONFIG = """\
-# The quickstart's run: a student of 108 thousand parameters learns addition from a teacher of 642
+# The quickstart's run: a student of 141 thousand parameters learns addition from a teacher of 642
 # thousand. Change a value, give the run another name, and type: opd run -c run.toml
 # `opd config schema` describes every key.
 

@@ -237,6 +237,10 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
     process.wait()
 
 
+LONG = ("test_quickstart.py", "test_vllm.py", "test_server.py", "test_chaos.py")
+"""Files that take minutes: they come first, so that both processes end together."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that wait for the quickstart first: the longest must not be the last."""
-    items.sort(key=lambda item: "quickstart_process" not in getattr(item, "fixturenames", ()))
+    """Put the tests of long files first."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
