@@ -6,6 +6,7 @@ Must not import torch, vllm or deepspeed: commands import what they need when th
 import os
 import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -78,8 +79,16 @@ def _prepare_process() -> None:
     def interrupt(number: int, frame: Any) -> None:
         raise Interrupted
 
+    def send_again(lost: "sys.UnraisableHookArgs") -> None:
+        """Send the signal once more where the first met code that may not raise (`__del__`)."""
+        if isinstance(lost.exc_value, Interrupted):
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            sys.__unraisablehook__(lost)
+
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = send_again
 
 
 def _fail(message: str, code: int) -> None:
