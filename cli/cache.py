@@ -21,7 +21,8 @@ app = typer.Typer(
     help="Look into the teacher caches of a root, check them and clean up.", no_args_is_help=True
 )
 SomeConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file of a run of the root.")
+    str | None,
+    typer.Option("--config", "-c", help="TOML file of a run of the root; a path or URL."),
 ]
 ScorerArgument = Annotated[
     str | None,

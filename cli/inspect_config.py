@@ -7,8 +7,9 @@ import typer
 
 from cli.options import ConfigOption, SetOption
 from cli.output import print_json
+from pipeline.configsource import read_config
 from schemas.config import RunConfig
-from schemas.configfile import config_fingerprint, load_config
+from schemas.configfile import config_fingerprint
 
 app = typer.Typer(help="Show, describe and check the configuration of a run.", no_args_is_help=True)
 
@@ -16,7 +17,7 @@ app = typer.Typer(help="Show, describe and check the configuration of a run.", n
 @app.command()
 def show(config: ConfigOption, overrides: SetOption = None) -> None:
     """Print the resolved configuration, defaults included, as JSON."""
-    resolved = load_config(config, overrides or ())
+    resolved = read_config(config, overrides or ())
     print(json.dumps(resolved.model_dump(mode="json"), indent=2))
 
 
@@ -33,7 +34,7 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     from pipeline.models import find_model
     from pipeline.promptfile import require_prompt_file
 
-    resolved = load_config(config, overrides or ())
+    resolved = read_config(config, overrides or ())
     for section in (resolved.rollout, resolved.score, resolved.eval):
         if section is not None:
             require_engine(section.engine, section.server.urls)

@@ -30,7 +30,7 @@ def needs_launch(run: Run) -> bool:
 
 def launch_learner(
     run: Run,
-    config: Path,
+    config: str,
     round_index: int,
     overrides: list[str],
     *,
@@ -54,7 +54,7 @@ def launch_learner(
     from pipeline.traininputs import find_work
 
     work = find_work(run, round_index)  # a mistake is told once, and before anything is started
-    arguments = ["-m", "cli.main", "train", "-c", str(config), "--round", str(round_index)]
+    arguments = ["-m", "cli.main", "train", "-c", config, "--round", str(round_index)]
     for item in overrides:
         arguments += ["--set", item]
     if as_json:

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
+from pipeline.configsource import read_config
 from pipeline.run import Run, open_run
 from pipeline.stage import Worker
 from pipeline.storage import Storage
-from schemas.configfile import load_config
 from schemas.errors import ConfigError
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="TOML file of the run.", show_default=False)
+    str,
+    typer.Option("--config", "-c", help="TOML file of the run; a path or URL.", show_default=False),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -46,17 +47,17 @@ JsonOption = Annotated[
 ]
 
 
-def load_run(config: Path, overrides: list[str] | None) -> Run:
+def load_run(config: str, overrides: list[str] | None) -> Run:
     """Return the run of a configuration file.
 
     Raises:
         ConfigError: the file or an override is wrong.
     """
-    return open_run(load_config(config, overrides or ()))
+    return open_run(read_config(config, overrides or ()))
 
 
 def open_store(
-    config: Path | None,
+    config: str | None,
     root: str | None,
     overrides: list[str] | None,
     *,
@@ -65,7 +66,7 @@ def open_store(
     """Return the store of a configuration, or of a root that is named directly.
 
     Args:
-        config: TOML file of a run.
+        config: TOML file of a run; a path or URL.
         root: the root itself.
         overrides: keys of the configuration to replace.
         may_be_new: whether a root that is named directly may be a folder that is not there yet.

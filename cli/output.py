@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.table import Table
 from cli.progress import BarProgress, EventProgress, QuietProgress
 from pipeline.stage import Progress, StageResult
 from pipeline.status import RoundStatus, RunStatus
+
+JSON_FILE = "OPD_JSON_FILE"
+"""Variable that names a file for the JSON object, such as the one that Kubernetes hands on."""
 
 COLUMNS = (
     *("round", "rollout", "score", "train", "eval"),
@@ -42,8 +46,11 @@ def make_progress(*, as_json: bool) -> Progress:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object as a line of stdout."""
-    print(json.dumps(value), flush=True)
+    """Print one JSON object as a line of stdout, and to the file that a scheduler names."""
+    line = json.dumps(value)
+    print(line, flush=True)
+    if path := os.environ.get(JSON_FILE):
+        Path(path).write_text(line, encoding="utf-8")
 
 
 def result_json(result: StageResult, seconds: float) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def quickstart(
     progress.stop()
     if path.read_text() != config:
         progress.note(f"{path} was there and is kept: the options of this call are not applied")
-    run = load_run(path, None)
-    drive(run, path, run.config.run.rounds, [], as_json=as_json)
+    run = load_run(str(path), None)
+    drive(run, str(path), run.config.run.rounds, [], as_json=as_json)
     if not as_json:
         _epilogue(path)
 
@@ -61,7 +61,7 @@ def _epilogue(path: Path) -> None:
     from pipeline.status import run_status
 
     print()
-    print_status(run_status(load_run(path, None)))
+    print_status(run_status(load_run(str(path), None)))
     config = shlex.quote(str(path))
     print(
         "\nNext, all without retraining the models:\n"

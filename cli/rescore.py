@@ -1,7 +1,6 @@
 """`opd cache verify --rescore`: stored scores held against the teacher, in words."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def verify_rescored(
-    config: Path | None,
+    config: str | None,
     overrides: list[str] | None,
     scorer: str | None,
     *,

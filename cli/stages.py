@@ -136,7 +136,7 @@ def run_all(
     drive(run, config, rounds or run.config.run.rounds, overrides or [], as_json=as_json)
 
 
-def drive(run: Run, config: Any, rounds: int, overrides: list[str], *, as_json: bool) -> None:
+def drive(run: Run, config: str, rounds: int, overrides: list[str], *, as_json: bool) -> None:
     """Run rounds up to a number and report each stage as it ends."""
     from pipeline.rounds import run_rounds
 
@@ -150,7 +150,7 @@ def drive(run: Run, config: Any, rounds: int, overrides: list[str], *, as_json: 
 
 
 def _train_round(
-    run: Run, config: Any, index: int, overrides: list[str], *, progress: Progress, as_json: bool
+    run: Run, config: str, index: int, overrides: list[str], *, progress: Progress, as_json: bool
 ) -> StageResult:
     from pipeline.train import finished_result, run_train
 

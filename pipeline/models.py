@@ -50,7 +50,8 @@ def find_model(
     Raises:
         ConfigError: no such folder, no config.json in it, or a hub id without a full revision.
     """
-    folder = Path(config.resolve(section.model))
+    resolved = config.resolve(section.model)
+    folder = Path(resolved)
     if section.revision is not None:
         if folder.is_dir():
             raise ConfigError(
@@ -63,6 +64,11 @@ def find_model(
                 "the model's page, 40 characters"
             )
         return ModelSource(section.model, section.revision, section.trust_remote_code)
+    if "://" in resolved:
+        raise ConfigError(
+            f"{key}.model = {section.model!r} is {resolved}, and models are not read from a store: "
+            "give the full path of a folder, or a hub id with its revision"
+        )
     if not folder.is_dir():
         raise ConfigError(
             f"{key}.model = {section.model!r}: there is no folder {folder}. Correct the path, or, "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from pipeline.gate import judge
 from pipeline.run import Run
 from pipeline.stage import Progress, StageResult, Worker
 from schemas.manifest import TrainManifest
@@ -39,6 +40,9 @@ def run_rounds(
         rounds: rounds to reach in total.
         train: trains a round, in this process or in several.
         progress: told of each unit.
+
+    Raises:
+        RegressionError: a round made the student worse than `[gate]` allows.
     """
     from pipeline.evaluate import baseline_subjects, round_subject, run_eval
     from pipeline.rollout import run_rollout
@@ -48,13 +52,28 @@ def run_rounds(
     if run.config.eval is not None:
         for subject in baseline_subjects(run):
             yield run_eval(run, subject, worker=alone, progress=progress)
-    for index in range(next_round(run, rounds), rounds):
+    first = next_round(run, rounds)
+    if first and _is_over(run, first - 1, progress):
+        return
+    for index in range(first, rounds):
         yield run_rollout(run, index, worker=alone, progress=progress)
         yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
         yield train(index)
         if wants_eval(run, index, rounds):
             subject = round_subject(run, index)
             yield run_eval(run, subject, worker=alone, progress=progress)
+        if _is_over(run, index, progress):
+            return
+
+
+def _is_over(run: Run, round_index: int, progress: Progress) -> bool:
+    """Return whether `[gate]` ends the run after a round."""
+    if run.config.gate is None:
+        return False
+    verdict = judge(run, round_index)
+    if verdict.decision == "stop":
+        progress.note(f"stopped: {verdict.reason}")
+    return verdict.decision == "stop"
 
 
 def _is_finished(run: Run, round_index: int, rounds: int) -> bool:

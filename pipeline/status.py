@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.commit import committed_units, find_record
+from pipeline.gate import mean_reverse_kl
 from pipeline.metrics import stage_seconds
 from pipeline.run import Run
 from schemas.manifest import EvalManifest, RolloutPlan
@@ -46,14 +47,14 @@ class RunStatus:
     rounds: list[RoundStatus] = field(default_factory=list)
 
 
-def run_status(run: Run) -> RunStatus:
-    """Return where every round that has begun stands.
+def run_status(run: Run, only: int | None = None) -> RunStatus:
+    """Return where every round that has begun stands, or one round alone.
 
     `accuracy` of a round is of the student it trained; `reverse_kl` is of the student that sampled
     in it, on its own samples, in nats per token.
     """
     rounds = []
-    for index in range(run.config.run.rounds):
+    for index in range(run.config.run.rounds) if only is None else [only]:
         plan = _plan(run, index)
         if plan is None:
             break
@@ -73,8 +74,6 @@ def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
     scores = [run.score(index, name) for name in run.config.teachers]
     done = [s for s in scores if s is not None]
     graded = _eval(run, f"{run.stage_folder(index, 'eval')}/manifest.json")
-    gaps = [(s.reverse_kl, s.tokens) for s in done if s.reverse_kl is not None]
-    tokens = sum(count for _, count in gaps)
     return RoundStatus(
         round=index,
         stages={
@@ -84,7 +83,7 @@ def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
             "eval": _graded(run, graded, seconds.get("eval", 0.0)),
         },
         accuracy=graded.accuracy if graded else None,
-        reverse_kl=sum(k * n for k, n in gaps) / tokens if tokens else None,
+        reverse_kl=mean_reverse_kl(done),
         teacher_tokens=sum(s.teacher_tokens for s in done),
         reused_rows=sum(s.reused_rows for s in done),
     )

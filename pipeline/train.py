@@ -324,5 +324,6 @@ def finished_result(run: Run, manifest: TrainManifest, *, trained: int = 0) -> S
             "stale_rows": manifest.stale_rows,
             **manifest.summary,
             "first_rollout_kl": manifest.rollout_kl,
+            "checkpoint": run.storage.url(run.checkpoint_folder(manifest.round + 1)),
         },
     )

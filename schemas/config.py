@@ -4,12 +4,15 @@ Owns every key, its unit, its default and its checks. Unknown keys are refused. 
 results have no default. Fields made with `tuning` affect speed or place only, never results.
 """
 
+import os
+import posixpath
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from schemas.enginesections import EngineSection
+from schemas.gatesection import GateSection
 from schemas.section import Dtype, Fraction, Name, Positive, Section, tuning
 
 
@@ -297,10 +300,12 @@ class RunConfig(Section):
     """The learner."""
     eval: EvalSection | None = None
     """Grading of held-out prompts; without it nothing is graded."""
+    gate: GateSection | None = tuning(None)
+    """When rounds end early, and when they must not go on."""
     storage: StorageSection = Field(default_factory=StorageSection)
     """How the store is spoken to."""
 
-    _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _base: str = PrivateAttr(default_factory=os.getcwd)
 
     @property
     def default_teacher(self) -> str:
@@ -308,10 +313,14 @@ class RunConfig(Section):
         return next(iter(self.teachers))
 
     def resolve(self, location: str) -> str:
-        """Return a path of the TOML, which starts from its folder, as an absolute one."""
+        """Return a path of the TOML, which starts from its folder, as an absolute one or a URL."""
         if "://" in location:
             return location
-        return str((self._base / Path(location).expanduser()).resolve())
+        path = Path(location).expanduser()
+        scheme, separator, folder = self._base.rpartition("://")
+        if separator and not path.is_absolute():
+            return f"{scheme}://{posixpath.normpath(posixpath.join(folder, location))}"
+        return str((self._base / path).resolve())
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -329,6 +338,9 @@ class RunConfig(Section):
             )
         if self.eval is not None and self.prompts.eval is None:
             raise ValueError("[eval] needs prompts.eval, a file of held-out prompts")
+        graded = self.gate and (self.gate.target_accuracy or self.gate.max_accuracy_drop)
+        if graded and self.eval is None:
+            raise ValueError("[gate] waits for an accuracy, which needs an [eval]")
         self._check_servers()
         known = self.student.sft_teacher
         if known is not None and known not in self.teachers:

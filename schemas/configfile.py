@@ -16,13 +16,15 @@ from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
 
 
-def parse_config(text: str, *, where: str, base: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def parse_config(
+    text: str, *, where: str, base: Path | str, overrides: Sequence[str] = ()
+) -> RunConfig:
     """Return the configuration written in TOML text.
 
     Args:
         text: the TOML.
         where: what messages call it.
-        base: folder that relative paths start from.
+        base: folder or URL that relative paths start from.
         overrides: `section.key=value` items, the value in TOML (a bare word is a string).
 
     Raises:
@@ -39,7 +41,7 @@ def parse_config(text: str, *, where: str, base: Path, overrides: Sequence[str] 
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
         raise ConfigError(f"{where} is not a valid configuration:\n{lines}") from error
-    config._base = base  # noqa: SLF001 - the one place where a configuration learns its folder
+    config._base = str(base)  # noqa: SLF001 - the one place where a configuration learns its folder
     return config
 
 

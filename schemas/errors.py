@@ -46,5 +46,11 @@ class CapacityError(OpdError):
     exit_code = 7
 
 
+class RegressionError(OpdError):
+    """The student got worse than `[gate]` allows: the user decides how to go on."""
+
+    exit_code = 8
+
+
 INTERRUPTED_EXIT_CODE = 130
 """Exit status after Ctrl-C or SIGTERM."""
