@@ -1,4 +1,4 @@
-# opd: `make quickstart` and `make test` make the environment they need in .venv.
+# opd: `make quickstart` and `make test` make the environments they need in .venv and .venv-airflow.
 # Installs again only where a pinned file under requirements/ changed.
 
 PYTHON ?= python3
@@ -20,7 +20,7 @@ quickstart: .venv/.opd .venv/.train ## run the whole pipeline on this machine's 
 	$(BIN)/opd quickstart $(ARGS)
 
 test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
-test: .venv/.opd .venv/.dev ## run the tests; ARGS='-k name' picks some, JOBS=n at once
+test: .venv/.opd .venv/.dev .venv-airflow/.airflow ## run the tests; ARGS='-k name' picks some, JOBS=n at once
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.opd .venv/.dev ## lint, format, types and import directions
@@ -65,6 +65,12 @@ clean: ## remove caches and build output; .venv and results stay
 
 .venv/.dev: requirements/dev.txt .venv/.vllm
 	$(PIP) --no-deps -r $<
+	@touch $@
+
+# Airflow's dependencies are its own, and change with each of its releases.
+.venv-airflow/.airflow: requirements/airflow.txt | .venv/.made
+	$(PYTHON) -m venv .venv-airflow
+	.venv-airflow/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
 	@touch $@
 
 .venv/.opd: pyproject.toml .venv/.core

@@ -1,0 +1,60 @@
+"""The tasks of one round: plan, rollout by workers, score by teachers × workers, train, eval."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow.sdk import task
+
+from opd_command import Call
+from opd_settings import Settings
+from opd_stage import CHECKPOINTS, opd_task
+
+
+@dataclass(frozen=True)
+class Round:
+    """The tasks of a round that others are chained to."""
+
+    plan: Any
+    train: Any
+    evaluate: Any
+
+
+@task
+def teachers(plan: str, ti: Any = None) -> Any:
+    """Return the calls of score in a round's plan: the workers of each teacher."""
+    return ti.xcom_pull(task_ids=plan, key="result")["score"]
+
+
+def round_tasks(
+    group: str,
+    options: Mapping[str, Any],
+    of_run: Mapping[str, str],
+    of_plan: Mapping[str, str],
+    *,
+    settings: Settings,
+    plan_rule: str = "none_failed",
+) -> Round:
+    """Make the tasks of a round inside the task group that is open; return those to chain.
+
+    Args:
+        group: name of that group.
+        options: options of each call.
+        of_run: options of each call that are Params.
+        of_plan: further ones of the plan.
+        settings: where tasks run.
+        plan_rule: trigger rule of the plan.
+    """
+
+    def stage(name: str, **more: Any) -> Any:
+        call = Call((name,), options, of_run, needs=(f"{group}.plan", name))
+        return opd_task(name, call, kind=name, settings=settings, **more)
+
+    call = Call(("plan",), options, {**of_run, **of_plan}, returns="rollout")
+    plan = opd_task("plan", call, kind="plan", settings=settings, trigger_rule=plan_rule)
+    scored_by = teachers(f"{group}.plan")
+    rollout, score = stage("rollout", each=plan.output), stage("score", each=scored_by)
+    train, evaluate = stage("train", outlets=[CHECKPOINTS]), stage("eval")
+    plan >> scored_by
+    rollout >> score >> train >> evaluate
+    return Round(plan, train, evaluate)

@@ -1,0 +1,105 @@
+"""What the tests ask of Airflow itself; runs in Airflow's environment, where nothing of ours is.
+
+usage: python airflowrun.py DAGS < REQUESTS.json
+Each request has `env`, and either `dag` and `conf` (run with `dag.test`) or `look` (parse alone).
+The last line of stdout is a JSON list with one answer each.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def main(folder: str) -> None:
+    """Answer the requests of stdin, one after the other."""
+    answers = []
+    for request in json.load(sys.stdin):
+        before = dict(os.environ)
+        os.environ.update(request.get("env", {}))
+        for name in request.get("without", ()):
+            os.environ.pop(name, None)
+        try:
+            answers.append(_answer(folder, request))
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    print(json.dumps(answers))
+
+
+def _answer(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.sdk.exceptions import ParamValidationError
+
+    for name in [name for name in sys.modules if name.startswith("opd_")]:
+        del sys.modules[name]  # the settings of this request are read anew
+    bag = DagBag(folder)
+    if request.get("look"):
+        return _look(bag)
+    try:
+        run = bag.dags[request["dag"]].test(run_conf=request["conf"])
+    except ParamValidationError as error:
+        return {"refused": str(error)}
+    tasks = run.get_task_instances()
+    return {
+        "state": str(run.state),
+        "tasks": {f"{one.task_id}[{one.map_index}]": str(one.state) for one in tasks},
+    }
+
+
+def _look(bag: Any) -> dict[str, Any]:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    heavy = {"torch", "vllm", "pyarrow", "polars", "pipeline", "cli", "schemas"}
+    return {
+        "errors": bag.import_errors,
+        "heavy": sorted(heavy & set(sys.modules)),
+        "dags": {
+            name: {
+                "after": {one.task_id: sorted(one.downstream_task_ids) for one in dag.tasks},
+                "doc": dag.doc_md,
+                "schedule": str(dag.schedule),
+                "kinds": {one.task_id: one.task_type for one in dag.tasks},
+                "facts": {one.task_id: _facts(one) for one in dag.tasks},
+                "serialized": json.dumps(DagSerialization.to_dict(dag), sort_keys=True),
+            }
+            for name, dag in bag.dags.items()
+        },
+        "pods": {
+            one.task_id: _pod(one)
+            for dag in bag.dags.values()
+            for one in dag.tasks
+            if one.task_type == "PodTask"
+        },
+    }
+
+
+def _facts(task: Any) -> dict[str, Any]:
+    seconds = task.execution_timeout.total_seconds() if task.execution_timeout else None
+    return {
+        "retries": task.retries,
+        "pool": task.pool,
+        "queue": task.queue,
+        "timeout_s": seconds,
+        "retry_delay_s": task.retry_delay.total_seconds(),
+        "backoff": task.retry_exponential_backoff,
+        "max_retry_delay_s": task.max_retry_delay and task.max_retry_delay.total_seconds(),
+        "callbacks": bool(task.on_failure_callback),
+    }
+
+
+def _pod(task: Any) -> dict[str, Any]:
+    """Return the pod that a task would start, as Kubernetes gets it."""
+    from kubernetes.client import ApiClient
+
+    if task.is_mapped:
+        task = task.unmap({"each": {"teacher": "main", "worker": 1}})
+    params = {"config": "s3://b/run.toml", "overrides": ["a.b=1"], "rounds": 2, "workers": 3}
+    params |= {"branch": "b", "teacher": "main", "name": "n", "first_round": 0}
+    task.arguments = task.call.command_line(params, task.each)
+    found: dict[str, Any] = ApiClient().sanitize_for_serialization(task.build_pod_request_obj())
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
