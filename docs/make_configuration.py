@@ -99,9 +99,9 @@ def _nested(whole: Schema) -> Iterator[tuple[str, Schema]]:
         if "patternProperties" in section:
             continue
         for key, field in _resolve(section, whole)["properties"].items():
-            if "$ref" in field:
-                places.setdefault(field["$ref"], []).append(f"`[{name}.{key}]`")
-                fields[field["$ref"]] = field
+            if reference := _reference(field):
+                places.setdefault(reference, []).append(f"`[{name}.{key}]`")
+                fields[reference] = field
     for reference, names in places.items():
         yield ", ".join(names), fields[reference]
 
@@ -132,7 +132,7 @@ def _table(
     yield "|-|-|-|-|-|-|"
     required = section.get("required", [])
     for key, schema in section["properties"].items():
-        if "$ref" in schema:
+        if _reference(schema):
             continue
         default = "*required*" if key in required else f"`{_value(schema.get('default', {}))}`"
         cells = [
@@ -152,10 +152,15 @@ def _unit(key: str) -> str:
     return next((unit for pattern, unit in UNITS.items() if re.search(pattern, key)), "")
 
 
+def _reference(schema: Schema) -> str | None:
+    """Return the reference to a table that a schema is, alone or beside null; None for others."""
+    options = schema.get("anyOf", [schema])
+    return next((str(option["$ref"]) for option in options if "$ref" in option), None)
+
+
 def _resolve(schema: Schema, whole: Schema) -> Schema:
     """Return the object schema behind a reference, alone or beside null."""
-    options = schema.get("anyOf", [schema])
-    reference = next(option["$ref"] for option in options if "$ref" in option)
+    reference = _reference(schema) or ""
     resolved: Schema = whole["$defs"][reference.rsplit("/", 1)[1]]
     return resolved
 

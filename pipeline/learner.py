@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.batches import Rows, StepPlan
 from pipeline.distributed import Ranks, sum_over_ranks, together
 from pipeline.head import check_head, head_loss, head_of
+from pipeline.lora import adapter_parameters, attach_adapter
 from pipeline.losses import DIAGNOSTICS
 from pipeline.metrics import Step
 from pipeline.models import ModelSource, load_model
@@ -28,6 +29,7 @@ from pipeline.rounddata import Batch, RoundData
 from pipeline.targets import Targets, build_targets
 from schemas.config import LossConfig, TrainSection
 from schemas.errors import DataError
+from schemas.fingerprint import derived_seed
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class DistillationModule(nn.Module):
         super().__init__()
         self.student = student
         self._loss, self._chunk_tokens = loss, chunk_tokens
+        self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call] # torch's gap
         head = head_of(student)  # not this module's own: ZeRO-3 must gather it for our forward
         for tensor in (head.weight_VH, head.bias_V):
             if tensor is not None:
@@ -88,7 +91,7 @@ class Learner:
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
         module = DistillationModule(student, settings.loss, train.logit_chunk_tokens)
         optimizer = torch.optim.AdamW(
-            module.parameters(),
+            [p for p in module.parameters() if p.requires_grad],
             lr=train.learning_rate,
             betas=train.betas,
             eps=train.eps,
@@ -133,12 +136,15 @@ class Learner:
         return together(lambda: _metrics(found, plan, norm, learning_rate))
 
     def full_state(self) -> dict[str, Tensor] | None:
-        """Return the student's whole state on the CPU, on the main process; every one must call."""
+        """Return what is trained on the CPU, on the main process; every one must call.
+
+        That is the student's whole state, or its adapter's weights by their names in a folder.
+        """
         import deepspeed
 
-        student, partitioned = self._student, self._settings.train.zero_stage == 3
+        partitioned = self._settings.train.zero_stage == 3
         state: dict[str, Tensor] = {}
-        for name, tensor in student.state_dict(keep_vars=True).items():
+        for name, tensor in self._trained().items():
             with deepspeed.zero.GatheredParameters([tensor], enabled=partitioned):
                 if self._ranks.is_main:
                     state[name] = tensor.detach().to("cpu", copy=True)
@@ -156,7 +162,11 @@ class Learner:
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         """Write this process's part of the state below a folder; every process must call."""
         self._engine.save_checkpoint(
-            str(folder), tag="state", client_state=client_state, save_latest=False
+            str(folder),
+            tag="state",
+            client_state=client_state,
+            save_latest=False,
+            exclude_frozen_parameters=self._is_adapter,
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
@@ -165,7 +175,9 @@ class Learner:
         Raises:
             DataError: the files are not a whole state.
         """
-        path, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+        path, client_state = self._engine.load_checkpoint(
+            str(folder), tag="state", load_module_strict=not self._is_adapter
+        )
         if path is None:
             raise DataError(f"{folder} holds no DeepSpeed state although its manifest names one")
         return dict(client_state)
@@ -190,6 +202,16 @@ class Learner:
     @property
     def _student(self) -> Any:
         return self._engine.module.student
+
+    @property
+    def _is_adapter(self) -> bool:
+        return self._settings.train.lora is not None
+
+    def _trained(self) -> dict[str, Tensor]:
+        if self._is_adapter:
+            return adapter_parameters(self._student)
+        state: dict[str, Tensor] = self._student.state_dict(keep_vars=True)
+        return state
 
     def _inputs(self, data: RoundData, micro: tuple[Rows, ...], spare: Rows) -> _Inputs:
         batch = _own_batch(data, micro[self._ranks.rank], spare)
@@ -258,6 +280,11 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
     return train.learning_rate * (train.decay_floor + (1 - train.decay_floor) * shape)
 
 
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make what a step leaves out at random depend on seed, step and process alone."""
+    torch.manual_seed(derived_seed("dropout", seed, step, rank))
+
+
 def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Tensor:
     """Return float32 [T] log-probabilities of the tokens that follow the given states."""
     logits_TV = logits_BTV[states_2T[0], states_2T[1]].float()
@@ -265,9 +292,22 @@ def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Ten
     return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
 
 
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave out of a state what does not learn; DeepSpeed would keep a head that is tied."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(f"{prefix}{name}", None)
+
+
 def _load_student(source: ModelSource, settings: LearnerSettings, ranks: Ranks) -> Any:
-    student = load_model(source, dtype="float32", device=ranks.device)
+    lora = settings.train.lora
+    whole = source if lora is None else source.whole
+    # what is frozen has no float32 masters, so it is loaded as it will be computed with
+    dtype = "float32" if lora is None else settings.train.dtype
+    student = load_model(whole, dtype=dtype, device=ranks.device)
     check_head(student, head_of(student), torch.arange(4, device=ranks.device)[None])
+    if lora is not None:
+        attach_adapter(student, Path(source.location), dropout=lora.dropout)
     student.train()
     if settings.train.activation_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})

@@ -114,6 +114,27 @@ def make_model(
     return folder
 
 
+def make_adapter(folder: Path, base: Path, *, seed: int = 0, **settings: Any) -> Path:
+    """Write a random PEFT adapter of a model, as PEFT itself does, and return the folder.
+
+    Args:
+        folder: where it goes.
+        base: folder of the model.
+        seed: root of the weights.
+        settings: fields of `LoraConfig`, beside rank 6 and strength 12 on three kinds of layers.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    given = {"r": 6, "lora_alpha": 12, "target_modules": ["q_proj", "o_proj", "down_proj"]}
+    config: Any = LoraConfig(**{**given, "init_lora_weights": False, **settings})
+    settle_libraries()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        get_peft_model(model, config).save_pretrained(str(folder))
+    return folder
+
+
 def write_run(
     folder: Path,
     *,
