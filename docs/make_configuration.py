@@ -31,8 +31,8 @@ it with all defaults, `opd config schema` prints what follows as a JSON schema.
 - `--set section.key=value` replaces a key for one call and may be repeated. The value is TOML; a
   word that is no TOML is text: `--set train.learning_rate=2e-6 --set loss.kind=jsd`.
 - A relative path starts from the folder of the TOML file, `~` is the home folder.
-- A model is a folder in the Hugging Face format, or a hub id with the full commit hash as its
-  `revision`.
+- A model is a folder in the Hugging Face format, a folder with a PEFT adapter, or a hub id with the
+  full commit hash as its `revision`.
 - Credentials are no keys: they come from `AWS_*` variables ([storage.md](storage.md)).
 
 The column *fixed* says what a run does when the value changes after its first stage. **yes**: the

@@ -5,6 +5,7 @@ over; scores are the top-k and what follows from them. Shapes: T tokens of all r
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.serverprobe import Probe, scored, scoring_parameters
 from pipeline.serverprocess import ServerProcess
 from pipeline.serversamples import read_sample, request_of, sampling_parameters
 from pipeline.servertopk import parse, top_rows
+from pipeline.vllmadapter import NAME, Held, held_model
 from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments
 from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError, DataError
@@ -51,16 +53,25 @@ class ServerEngine:
         """
         self._settings, self._batch_tokens = settings, settings.batch_tokens
         self.vocab_size = int(load_settings(source).get_text_config().vocab_size)
-        self._arguments = partial(
-            model_arguments, source, dtype=dtype, settings=settings, max_tokens=max_tokens
-        )
         self._note = note
-        self._probe = Probe(
-            settings.server.model, max_tokens, vocab_size=self.vocab_size, dtype=dtype
-        )
-        self._process: ServerProcess | None = None
-        self._begin()
         local = not settings.server.urls
+        self._process: ServerProcess | None = None
+        with ExitStack() as stack:
+            held = Held(source.whole)
+            if local:
+                held = stack.enter_context(held_model(source, dtype=dtype, note=note))
+            self._held, name = held, settings.server.model
+            self._arguments = partial(
+                model_arguments, held.source, dtype=dtype, settings=settings, max_tokens=max_tokens
+            )
+            self._probe = Probe(
+                NAME if held.adapter else name,
+                max_tokens,
+                vocab_size=self.vocab_size,
+                dtype=dtype,
+            )
+            self._begin()
+            self._model = stack.pop_all()
         self.version = engine_version(self.name) if local else f"vllm-{self._probe.version}"
         self.context_length = self._probe.context_length
 
@@ -117,12 +128,16 @@ class ServerEngine:
         if self._process is None or self._batch_tokens // 2 < LEAST_BATCH_TOKENS:
             return False
         self._batch_tokens //= 2
-        self.close()
+        self._end()
         self._begin()
         return True
 
     def close(self) -> None:
         """End the connections, and the server if it is ours."""
+        with self._model:
+            self._end()
+
+    def _end(self) -> None:
         self._pool.close()
         if self._process is not None:
             self._process.close()
@@ -146,12 +161,14 @@ class ServerEngine:
         try:
             self._pool.settle()
         except BaseException:
-            self.close()
+            self._end()
             raise
 
     def _server_arguments(self) -> dict[str, Any]:
         return {
             **self._arguments(batch_tokens=self._batch_tokens),
+            **self._held.arguments,
+            "lora_modules": self._held.module,
             "data_parallel_size": self._settings.vllm.data_parallel_size,
             "enable_scale_out": True,
             "disable_uvicorn_access_log": True,

@@ -126,6 +126,8 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             found.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            found += [f"--{option}", *map(str, value)]
         elif value is not None:
             found += [f"--{option}", str(value)]
     return found

@@ -7,6 +7,7 @@ which return the devices' memory when they end. Shapes: T tokens, N candidates.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.engine import Ids, Sample, Sampling, Scores
 from pipeline.engines import check_temperature, engine_version
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
+from pipeline.vllmadapter import held_model
 from pipeline.vllmarguments import LEAST_BATCH_TOKENS
 from pipeline.vllmhost import VllmHost
 from pipeline.vllmworker import JOB, LIMIT
@@ -35,7 +37,13 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, source: ModelSource, *, dtype: str, settings: EngineSection, max_tokens: int | None
+        self,
+        source: ModelSource,
+        *,
+        dtype: str,
+        settings: EngineSection,
+        max_tokens: int | None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Start vLLM with a model.
 
@@ -44,13 +52,17 @@ class VllmEngine:
             dtype: number format of weights and activations.
             settings: the stage's section.
             max_tokens: longest prompt and response together; None for all that the model holds.
+            note: told where an adapter is merged.
         """
         self.version = engine_version(self.name)
         self._settings, self._batch_tokens = settings, settings.batch_tokens
-        self._start = partial(
-            VllmHost, source, dtype=dtype, settings=settings, max_tokens=max_tokens
-        )
-        self._host = self._start(batch_tokens=self._batch_tokens)
+        with ExitStack() as stack:
+            held = stack.enter_context(held_model(source, dtype=dtype, note=note))
+            self._start = partial(
+                VllmHost, held, dtype=dtype, settings=settings, max_tokens=max_tokens
+            )
+            self._host = self._start(batch_tokens=self._batch_tokens)
+            self._model = stack.pop_all()
         self.vocab_size = self._host.vocab_size
         self.context_length = self._host.context_length
         self._rows = 0
@@ -107,7 +119,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM and give its memory back."""
-        self._host.close()
+        with self._model:
+            self._host.close()
 
     @property
     def _chunk_tokens(self) -> int:

@@ -32,6 +32,7 @@ from tests.golden import (
     Models,
     Tiny,
     V,
+    adapted,
     assert_same_scores,
     generate,
     reference_logprobs,
@@ -72,12 +73,18 @@ FULL = Signal(4, tail_buckets=3, candidates=2, draws=5)
 
 @contextmanager
 def opened(
-    model: Tiny, *, dtype: str = "float32", max_tokens: int = 60, **settings: Any
+    model: Tiny,
+    *,
+    dtype: str = "float32",
+    max_tokens: int = 60,
+    note: Callable[[str], None] = print,
+    **settings: Any,
 ) -> Iterator[VllmEngine]:
     kind = ScoreSection if "k" in settings else EngineSection
     section = kind(engine="vllm", **settings)
-    source = ModelSource(str(model.folder), None, False)
-    engine = VllmEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens)
+    engine = VllmEngine(
+        model.source, dtype=dtype, settings=section, max_tokens=max_tokens, note=note
+    )
     try:
         yield engine
     finally:
@@ -184,6 +191,40 @@ def test_every_signal_is_that_of_the_reference_engine(held: tuple[Tiny, VllmEngi
             if value is not None:
                 assert mine.dtype == value.dtype
                 np.testing.assert_allclose(mine, value, rtol=0, atol=ATOL, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arch", "tied", "settings"),
+    [
+        ("qwen3", True, {}),
+        ("llama", False, {"use_dora": True}),
+    ],
+    ids=["plain", "dora"],
+)
+def test_an_adapter_gives_scores_and_samples_of_the_adapted_model(
+    make: Callable[..., Tiny], tmp_path: Path, arch: str, tied: bool, settings: dict[str, Any]
+) -> None:
+    base, (prompts, responses), notes = make(arch, tied), rows(20), list[str]()
+    model, candidates = adapted(base, tmp_path / "adapter", **settings), Signal(4, candidates=1)
+    ids = [response[:, None] for response in responses]
+    with opened(model, k=4, batch_tokens=64, note=notes.append) as engine:
+        own = engine._host._llm.llm_engine.vllm_config.lora_config
+        assert (own is None) == ("use_dora" in settings) == any("use_dora" in n for n in notes)
+        found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
+        tested = engine.score(prompts, responses, signal=candidates, vocab_size=V, candidates=ids)
+        samples = generate(engine, prompts, PLAIN, range(20))
+        scratch = Path(engine._host._llm.model_config.model)
+    expected = reference_scores(model, prompts, responses, k=4, vocab_size=V)
+    assert_same_scores(found, expected, atol=ATOL)
+    assert tested.candidate_logprobs is not None
+    np.testing.assert_allclose(tested.candidate_logprobs[:, 0], expected.token_logprob, atol=ATOL)
+    plain = reference_scores(base, prompts, responses, k=4, vocab_size=V)
+    assert np.abs(plain.token_logprob - expected.token_logprob).max() > 0.1, "a weak adapter"
+    for prompt, sample in zip(prompts, samples, strict=True):
+        logprobs = reference_logprobs(model.logits(prompt, sample.ids), PLAIN)
+        own_logprobs = logprobs[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, own_logprobs, atol=ATOL)
+    assert scratch.exists() == (scratch == base.folder)  # a merged copy is gone
 
 
 def shuffled(
