@@ -134,8 +134,9 @@ class VllmEngine:
         except Exception as error:
             if type(error).__name__ == "EngineDeadError":
                 raise CapacityError(
-                    "vLLM's engine process ended on its own; its last words are above. Memory is "
-                    "the usual cause"
+                    "vLLM's engine process ended on its own; its last words, if any, are above. "
+                    "Memory is the usual cause: lower batch_tokens or vllm.kv_cache_gb of the "
+                    "stage's section. The same command goes on after what is committed"
                 ) from error
             raise
 

@@ -1,5 +1,6 @@
 """The vLLM engine, real and on the CPU, against full forwards; and what it leaves behind."""
 
+import json
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ from tests.golden import (
     reference_scores,
     rows,
 )
-from tests.runs import Cli, finish, snapshot, start
+from tests.runs import Cli, children_killed, finish, keys_below, snapshot, start
 from tests.tiny import write_run
 
 try:
@@ -529,6 +531,39 @@ def test_a_run_survives_kills_and_ends_with_the_manifests_of_a_quiet_one(
     cli.ok("rollout", "-c", killed, "--round", "0", *changes)
     scored = cli.ok("score", "-c", killed, "--round", "0", *changes)
     assert scored["teacher_tokens"] == 0 and scored["reused_rows"] == scored["rows"] > 0
+
+
+def test_a_process_of_vllm_that_is_killed_ends_the_stage_and_the_same_command_goes_on(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"score.engine": "vllm", "score.batch_tokens": 64, "eval": None}  # less is not tried
+    config = write_run(tmp_path, changes=changes)
+    storage, folder = Storage(str(tmp_path / "store")), "runs/tiny/rounds/0000/score/main/commits"
+    rollout = cli.ok("rollout", "-c", config, "--round", "0")
+    with monkeypatch.context() as patch, children_killed(folder) as killed:
+        patch.setenv(OWN_PROCESS, "1")
+        outcome = cli("score", "-c", config, "--round", "0", "--json")
+    assert killed and outcome.code == CapacityError.exit_code == 7
+    assert "vLLM's engine process ended on its own" in outcome.result["error"]
+    before = {key: storage.get(key) for key in keys_below(storage, folder)}
+    assert len(before) == 1
+
+    again = cli.ok("score", "-c", config, "--round", "0")
+    assert (again["units"], again["rows"]) == (3, rollout["rows"])
+    after = {key: storage.get(key) for key in keys_below(storage, folder)}
+    assert len(after) == 4 and before.items() <= after.items()
+    (first,) = (json.loads(data or b"")["teacher_tokens"] for data in before.values())
+    manifest = json.loads(storage.get(folder.replace("commits", "manifest.json")) or b"")
+    assert manifest["teacher_tokens"] == again["teacher_tokens"] + first > first > 0
+    assert manifest["teacher_tokens"] - rollout["tokens"] == prompt_tokens(storage)
+
+
+def prompt_tokens(storage: Storage) -> int:
+    """Return the prompt tokens of the first round's rows, which a teacher reads once."""
+    data = storage.get("runs/tiny/rounds/0000/rollout/manifest.json") or b""
+    keys = [unit["shard"]["key"] for unit in json.loads(data)["units"]]
+    tables = [pq.read_table(storage.local_root / key) for key in keys if storage.local_root]
+    return sum(len(ids) for table in tables for ids in table["prompt_ids"].to_pylist())
 
 
 def wait_for_commit(storage: Storage, folder: str, process: "subprocess.Popen[str]") -> None:
