@@ -28,7 +28,7 @@ from tests.golden import (
     reference_scores,
     rows,
 )
-from tests.runs import Cli
+from tests.runs import Cli, children_killed
 from tests.tiny import write_run
 
 try:
@@ -154,12 +154,18 @@ def test_an_engine_names_its_version_and_its_limits(held: Held) -> None:
 
 
 @pytest.mark.slow
-def test_a_round_is_scored_by_a_server_of_its_own_and_trained_on(tmp_path: Path, cli: Cli) -> None:
+def test_a_round_is_scored_by_a_server_of_its_own_that_is_killed_and_trained_on(
+    tmp_path: Path, cli: Cli
+) -> None:
     changes = {"eval": None, "run.rounds": 1}
     config = write_run(tmp_path, changes={**changes, "score.engine": "server"})
     cli.ok("rollout", "-c", config, "--round", "0")
-    result = cli.ok("score", "-c", config, "--round", "0")
-    assert result["rows"] == 16 and result["engine_start_s"] > 1.0
+    with children_killed("runs/tiny/rounds/0000/score/main/commits") as killed:
+        outcome = cli("score", "-c", config, "--round", "0", "--json")
+    assert outcome.code == 0 and killed, outcome.stderr
+    assert "ended on its own" in outcome.stderr and "half the tokens" in outcome.stderr
+    result = outcome.result
+    assert (result["units"], result["rows"]) == (4, 16) and result["engine_start_s"] > 1.0
     assert cli.ok("score", "-c", config, "--round", "0")["units"] == 0
     cli.ok("train", "-c", config, "--round", "0")
     storage, folder = Storage(str(tmp_path / "store")), "runs/tiny/rounds/0000/score/main"
