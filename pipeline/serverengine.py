@@ -22,7 +22,7 @@ from pipeline.serverprocess import ServerProcess
 from pipeline.serversamples import read_sample, request_of, sampling_parameters
 from pipeline.servertopk import parse, top_rows
 from pipeline.vllmadapter import NAME, Held, held_model
-from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments
+from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments, worker_environment
 from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
@@ -150,7 +150,10 @@ class ServerEngine:
                 section.urls, section, key=api_key(section), check=self._probe.check
             )
         else:
-            self._process = ServerProcess(self._server_arguments(), self._note)
+            arguments = self._server_arguments()
+            self._process = ServerProcess(
+                arguments, self._note, environment=worker_environment(arguments)
+            )
             self._pool = ServerPool(
                 [self._process.url],
                 section,

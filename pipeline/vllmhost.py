@@ -23,7 +23,7 @@ from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
 from pipeline.parentage import find_orphans, owner_mark
 from pipeline.vllmadapter import NAME, Held
-from pipeline.vllmarguments import model_arguments
+from pipeline.vllmarguments import model_arguments, worker_environment
 from pipeline.vllmworker import Packed
 from schemas.enginesections import EngineSection
 from schemas.errors import CapacityError, ConfigError
@@ -83,6 +83,8 @@ class VllmHost:
             "use_tqdm_on_load": False,
             **held.arguments,
         }
+        for name, value in worker_environment(arguments).items():
+            os.environ.setdefault(name, value)
         self._adapter = held.adapter
         try:
             with _quiet(), _explained(held.source), _unprinted():
@@ -256,7 +258,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
     try:
         with capacity(f"starting vLLM with {source.location}"):
             yield
-    except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (OSError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
         traceback.clear_frames(error.__traceback__)  # they hold what was half made
         words = str(error).strip() or type(error).__name__
         orphans = ", ".join(str(orphan.pid) for orphan in find_orphans())

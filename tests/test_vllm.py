@@ -229,6 +229,25 @@ def test_an_adapter_gives_scores_and_samples_of_the_adapted_model(
     assert scratch.exists() == (scratch == base.folder)  # a merged copy is gone
 
 
+@pytest.mark.slow
+def test_a_model_split_over_two_workers_is_the_same_model(
+    make: Callable[..., Tiny],
+) -> None:
+    model, (prompts, responses) = make(), rows(12)
+    split = VllmSection(tensor_parallel_size=2)
+    with opened(model, k=4, batch_tokens=64, vllm=split) as engine:
+        found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
+        samples = generate(engine, prompts, PLAIN, range(12))
+        workers = psutil.Process().children(recursive=True)
+    assert len(workers) >= 2
+    expected = reference_scores(model, prompts, responses, k=4, vocab_size=V)
+    assert_same_scores(found, expected, atol=ATOL)
+    for prompt, sample in zip(prompts, samples, strict=True):
+        logprobs = reference_logprobs(model.logits(prompt, sample.ids), PLAIN)
+        own = logprobs[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, own, atol=ATOL)
+
+
 def shuffled(
     engine: VllmEngine, expected: Scores, prompts: list[Ids], responses: list[Ids]
 ) -> None:
