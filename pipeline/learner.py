@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.batches import Rows, StepPlan
+from pipeline.distillationmodule import DistillationModule, load_student
 from pipeline.distributed import Ranks, sum_over_ranks, together
-from pipeline.head import check_head, head_loss, head_of
-from pipeline.lora import adapter_parameters, attach_adapter
+from pipeline.head import head_of
+from pipeline.lora import adapter_parameters
 from pipeline.losses import DIAGNOSTICS
 from pipeline.metrics import Step
-from pipeline.models import ModelSource, load_model
+from pipeline.models import ModelSource
 from pipeline.padding import padded, response_positions
 from pipeline.rounddata import Batch, RoundData
 from pipeline.targets import Targets, build_targets
@@ -45,40 +46,6 @@ class LearnerSettings:
 _Inputs = tuple[Batch, Targets]
 
 
-class DistillationModule(nn.Module):
-    """The student and the loss on its hidden states: what DeepSpeed wraps."""
-
-    def __init__(self, student: Any, loss: LossConfig, chunk_tokens: int) -> None:
-        """Hold the student; it keeps its own parameters."""
-        import deepspeed
-
-        super().__init__()
-        self.student = student
-        self._loss, self._chunk_tokens = loss, chunk_tokens
-        self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call] # torch's gap
-        head = head_of(student)  # not this module's own: ZeRO-3 must gather it for our forward
-        for tensor in (head.weight_VH, head.bias_V):
-            if tensor is not None:
-                deepspeed.zero.register_external_parameter(self, tensor)
-
-    def forward(
-        self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the scaled loss of a micro-batch and its summed diagnostics."""
-        hidden = self.student.get_decoder()(
-            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
-        )
-        hidden_TH = hidden.last_hidden_state[states_2T[0], states_2T[1]]
-        return head_loss(
-            hidden_TH,
-            head_of(self.student),
-            targets,
-            self._loss,
-            chunk_tokens=self._chunk_tokens,
-            scale=scale,
-        )
-
-
 class Learner:
     """A DeepSpeed engine around a student."""
 
@@ -87,7 +54,7 @@ class Learner:
         import deepspeed
 
         train = settings.train
-        student = together(lambda: _load_student(source, settings, ranks))
+        student = together(lambda: load_student(source, train, ranks.device))
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
         module = DistillationModule(student, settings.loss, train.logit_chunk_tokens)
         optimizer = torch.optim.AdamW(
@@ -290,28 +257,6 @@ def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Ten
     logits_TV = logits_BTV[states_2T[0], states_2T[1]].float()
     tokens_T1 = ids_BT[states_2T[0], states_2T[1] + 1][:, None]
     return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
-
-
-def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Leave out of a state what does not learn; DeepSpeed would keep a head that is tied."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(f"{prefix}{name}", None)
-
-
-def _load_student(source: ModelSource, settings: LearnerSettings, ranks: Ranks) -> Any:
-    lora = settings.train.lora
-    whole = source if lora is None else source.whole
-    # what is frozen has no float32 masters, so it is loaded as it will be computed with
-    dtype = "float32" if lora is None else settings.train.dtype
-    student = load_model(whole, dtype=dtype, device=ranks.device)
-    check_head(student, head_of(student), torch.arange(4, device=ranks.device)[None])
-    if lora is not None:
-        attach_adapter(student, Path(source.location), dropout=lora.dropout)
-    student.train()
-    if settings.train.activation_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-    return student
 
 
 def _spare(plan: StepPlan) -> Rows:

@@ -5,7 +5,6 @@ over; scores are the top-k and what follows from them. Shapes: T tokens of all r
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipeline.serverprobe import Probe, scored, scoring_parameters
 from pipeline.serverprocess import ServerProcess
 from pipeline.serversamples import read_sample, request_of, sampling_parameters
 from pipeline.servertopk import parse, top_rows
-from pipeline.vllmadapter import NAME, Held, held_model
+from pipeline.vllmadapter import NAME, Held, start_with
 from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments, worker_environment
 from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError, DataError
@@ -56,22 +55,18 @@ class ServerEngine:
         self._note = note
         local = not settings.server.urls
         self._process: ServerProcess | None = None
-        with ExitStack() as stack:
-            held = Held(source.whole)
-            if local:
-                held = stack.enter_context(held_model(source, dtype=dtype, note=note))
-            self._held, name = held, settings.server.model
-            self._arguments = partial(
-                model_arguments, held.source, dtype=dtype, settings=settings, max_tokens=max_tokens
-            )
-            self._probe = Probe(
-                NAME if held.adapter else name,
-                max_tokens,
-                vocab_size=self.vocab_size,
-                dtype=dtype,
-            )
+        begin = partial(model_arguments, dtype=dtype, settings=settings, max_tokens=max_tokens)
+        self._probe = Probe(
+            settings.server.model, max_tokens, vocab_size=self.vocab_size, dtype=dtype
+        )
+
+        def start(held: Held) -> None:
+            self._held, self._arguments = held, partial(begin, held.source)
+            self._probe.model = NAME if held.adapter else settings.server.model
             self._begin()
-            self._model = stack.pop_all()
+
+        whole = source if local else source.whole  # those elsewhere hold what they are asked for
+        _, self._model = start_with(whole, start, dtype=dtype, note=note)
         self.version = engine_version(self.name) if local else f"vllm-{self._probe.version}"
         self.context_length = self._probe.context_length
 

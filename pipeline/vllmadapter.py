@@ -6,18 +6,22 @@ folder, which is as exact and takes the room of the base for as long as the engi
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.adapters import adapted_layers, largest_rank, why_not_plain
 from pipeline.models import ModelSource, load_model
 from schemas.errors import ConfigError
 
+T = TypeVar("T")
+
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can be made ready for; an adapter may have fewer."""
+WITHOUT_ADAPTERS = "does not support LoRA"
+"""What vLLM says of a model whose class takes no adapters."""
 NAME = "adapter"
 """What a server of our own calls the adapter."""
 
@@ -52,34 +56,44 @@ class Held:
         return None if self.adapter is None else json.dumps({"name": NAME, "path": self.adapter})
 
 
-@contextmanager
-def held_model(source: ModelSource, *, dtype: str, note: Callable[[str], None]) -> Iterator[Held]:
-    """Give what vLLM holds of a model for the length of a block.
+def start_with(
+    source: ModelSource,
+    start: Callable[[Held], T],
+    *,
+    dtype: str,
+    note: Callable[[str], None],
+) -> tuple[T, ExitStack]:
+    """Return what starting vLLM with a model gives, and what to close after its end.
 
     Args:
         source: the model, whole or an adapter.
+        start: starts vLLM.
         dtype: number format that an adapter is merged in.
         note: told where one is merged, and why.
 
     Raises:
-        ConfigError: the adapter is damaged or does not fit its base.
+        ConfigError: the adapter is damaged or does not fit its base, or vLLM cannot start.
     """
-    if source.base is None:
-        yield Held(source)
-        return
-    folder = Path(source.location)
-    reason = why_not_plain(folder) or _why_too_wide(folder)
-    if reason is None:
-        rank = next(rank for rank in RANKS if rank >= largest_rank(folder))
-        yield Held(source.base, source.location, rank)
-        return
-    note(
-        f"vLLM does not apply the adapter {source.location} itself ({reason}): it is merged into a "
-        "temporary copy of its base"
-    )
-    with tempfile.TemporaryDirectory(prefix="opd-merged-") as name:
+    with ExitStack() as stack:
+        if source.base is None:
+            return start(Held(source)), stack.pop_all()
+        folder = Path(source.location)
+        reason = why_not_plain(folder) or _why_too_wide(folder)
+        if reason is None:
+            rank = next(rank for rank in RANKS if rank >= largest_rank(folder))
+            try:
+                return start(Held(source.base, source.location, rank)), stack.pop_all()
+            except ConfigError as error:
+                if WITHOUT_ADAPTERS not in str(error):
+                    raise
+                reason = "its class of this model takes none"
+        note(
+            f"vLLM does not apply the adapter {folder} itself ({reason}): it is merged into a "
+            "temporary copy of its base"
+        )
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="opd-merged-"))
         _save_merged(source, dtype, Path(name))
-        yield Held(ModelSource(name, None, source.trust_remote_code))
+        return start(Held(ModelSource(name, None, source.trust_remote_code))), stack.pop_all()
 
 
 def _why_too_wide(folder: Path) -> str | None:

@@ -7,7 +7,6 @@ which return the devices' memory when they end. Shapes: T tokens, N candidates.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from pipeline.engine import Ids, Sample, Sampling, Scores
 from pipeline.engines import check_temperature, engine_version
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
-from pipeline.vllmadapter import held_model
+from pipeline.vllmadapter import Held, start_with
 from pipeline.vllmarguments import LEAST_BATCH_TOKENS
 from pipeline.vllmhost import VllmHost
 from pipeline.vllmworker import JOB, LIMIT
@@ -56,13 +55,13 @@ class VllmEngine:
         """
         self.version = engine_version(self.name)
         self._settings, self._batch_tokens = settings, settings.batch_tokens
-        with ExitStack() as stack:
-            held = stack.enter_context(held_model(source, dtype=dtype, note=note))
-            self._start = partial(
-                VllmHost, held, dtype=dtype, settings=settings, max_tokens=max_tokens
-            )
-            self._host = self._start(batch_tokens=self._batch_tokens)
-            self._model = stack.pop_all()
+        begin = partial(VllmHost, dtype=dtype, settings=settings, max_tokens=max_tokens)
+
+        def start(held: Held) -> VllmHost:
+            self._start = partial(begin, held)
+            return self._start(batch_tokens=self._batch_tokens)
+
+        self._host, self._model = start_with(source, start, dtype=dtype, note=note)
         self.vocab_size = self._host.vocab_size
         self.context_length = self._host.context_length
         self._rows = 0

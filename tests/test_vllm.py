@@ -196,22 +196,19 @@ def test_every_signal_is_that_of_the_reference_engine(held: tuple[Tiny, VllmEngi
 
 
 @pytest.mark.parametrize(
-    ("arch", "tied", "settings"),
-    [
-        ("qwen3", True, {}),
-        ("llama", False, {"use_dora": True}),
-    ],
-    ids=["plain", "dora"],
+    ("kind", "reason"),
+    [({"arch": "qwen3"}, None), ({"arch": "stablelm", "hidden": 128}, "takes none")],
+    ids=["applied", "merged"],
 )
 def test_an_adapter_gives_scores_and_samples_of_the_adapted_model(
-    make: Callable[..., Tiny], tmp_path: Path, arch: str, tied: bool, settings: dict[str, Any]
+    make: Callable[..., Tiny], tmp_path: Path, kind: dict[str, Any], reason: str | None
 ) -> None:
-    base, (prompts, responses), notes = make(arch, tied), rows(20), list[str]()
-    model, candidates = adapted(base, tmp_path / "adapter", **settings), Signal(4, candidates=1)
+    base, (prompts, responses), notes = make(**kind), rows(20), list[str]()
+    model, candidates = adapted(base, tmp_path / "adapter"), Signal(4, candidates=1)
     ids = [response[:, None] for response in responses]
     with opened(model, k=4, batch_tokens=64, note=notes.append) as engine:
         own = engine._host._llm.llm_engine.vllm_config.lora_config
-        assert (own is None) == ("use_dora" in settings) == any("use_dora" in n for n in notes)
+        assert (own is None) == (reason is not None) == any(str(reason) in n for n in notes)
         found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
         tested = engine.score(prompts, responses, signal=candidates, vocab_size=V, candidates=ids)
         samples = generate(engine, prompts, PLAIN, range(20))

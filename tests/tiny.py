@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pipeline.addition import distinct, make_tokenizer
 from pipeline.models import settle_libraries
 
-ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2"}
+ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "stablelm": "StableLm"}
 MAX_PROMPT_TOKENS = 40
 MAX_NEW_TOKENS = 12
 TRAIN_PROMPTS, EVAL_PROMPTS = 24, 8
