@@ -62,6 +62,11 @@ def find_model(
             adapter whose base is not there.
     """
     folder = Path(config.resolve(section.model))
+    if (section.base or section.base_revision) and not is_adapter(folder):
+        raise ConfigError(
+            f"{key}.base and {key}.base_revision belong to an adapter, but {key}.model = "
+            f"{section.model!r} is no folder with an adapter_config.json; remove them"
+        )
     if section.revision is not None:
         if folder.is_dir():
             raise ConfigError(
@@ -78,10 +83,6 @@ def find_model(
     if is_adapter(folder):
         base = _find_base(config, section, key, folder)
         return ModelSource(str(folder), None, section.trust_remote_code, base)
-    if section.base is not None:
-        raise ConfigError(
-            f"{key}.base belongs to an adapter, but {folder} has no adapter_config.json; remove it"
-        )
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{key}.model = {section.model!r}: {folder} has no config.json, so it is not a Hugging "

@@ -106,7 +106,13 @@ def test_a_base_that_is_not_there_is_told_with_the_way_out(config: RunConfig, fo
 def test_a_base_is_a_whole_model(config: RunConfig, made: Path, folder: Path) -> None:
     change(folder, base_model_name_or_path=str(made / "adapter"))
     assert "not a whole Hugging Face model" in refusal(config, model=str(folder))
-    assert "has no adapter_config.json" in refusal(config, model="student", base="main")
+    others: list[dict[str, str]] = [
+        {"model": "student", "base": "main"},
+        {"model": "student", "base_revision": COMMIT},
+        {"model": "org/model", "revision": COMMIT, "base": "main"},
+    ]
+    for fields in others:
+        assert "belong to an adapter" in refusal(config, **fields)
 
 
 def test_a_damaged_adapter_is_named(config: RunConfig, folder: Path) -> None:
