@@ -31,8 +31,8 @@ it with all defaults, `opd config schema` prints what follows as a JSON schema.
 - `--set section.key=value` replaces a key for one call and may be repeated. The value is TOML; a
   word that is no TOML is text: `--set train.learning_rate=2e-6 --set loss.kind=jsd`.
 - A relative path starts from the folder of the TOML file, `~` is the home folder.
-- A model is a folder in the Hugging Face format, or a hub id with the full commit hash as its
-  `revision`.
+- A model is a folder in the Hugging Face format, a folder with a PEFT adapter, or a hub id with the
+  full commit hash as its `revision`.
 - Credentials are no keys: they come from `AWS_*` variables ([storage.md](storage.md)).
 
 The column *fixed* says what a run does when the value changes after its first stage. **yes**: the
@@ -100,9 +100,9 @@ def _nested(whole: Schema) -> Iterator[tuple[str, Schema]]:
         if "patternProperties" in section:
             continue
         for key, field in _resolve(section, whole)["properties"].items():
-            if "$ref" in field:
-                places.setdefault(field["$ref"], []).append(f"`[{name}.{key}]`")
-                fields[field["$ref"]] = field
+            if reference := _reference(field):
+                places.setdefault(reference, []).append(f"`[{name}.{key}]`")
+                fields[reference] = field
     for reference, names in places.items():
         yield ", ".join(names), fields[reference]
 
@@ -133,7 +133,7 @@ def _table(
     yield "|-|-|-|-|-|-|"
     required = section.get("required", [])
     for key, schema in section["properties"].items():
-        if "$ref" in schema:
+        if _reference(schema):
             continue
         default = "*required*" if key in required else f"`{_value(schema.get('default', {}))}`"
         cells = [
@@ -153,10 +153,15 @@ def _unit(key: str) -> str:
     return next((unit for pattern, unit in UNITS.items() if re.search(pattern, key)), "")
 
 
+def _reference(schema: Schema) -> str | None:
+    """Return the reference to a table that a schema is, alone or beside null; None for others."""
+    options = schema.get("anyOf", [schema])
+    return next((str(option["$ref"]) for option in options if "$ref" in option), None)
+
+
 def _resolve(schema: Schema, whole: Schema) -> Schema:
     """Return the object schema behind a reference, alone or beside null."""
-    options = schema.get("anyOf", [schema])
-    reference = next(option["$ref"] for option in options if "$ref" in option)
+    reference = _reference(schema) or ""
     resolved: Schema = whole["$defs"][reference.rsplit("/", 1)[1]]
     return resolved
 

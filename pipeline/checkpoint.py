@@ -1,18 +1,22 @@
-"""Checkpoints: Hugging Face folders in the store, seen whole or not at all.
+"""Checkpoints: Hugging Face or adapter folders in the store, seen whole or not at all.
 
-Promises: weight files are named after their content and the weight index is create-only, so two
-attempts at one checkpoint never mix; tied heads are written out; the manifest comes last.
+Promises: weight files are named after their content, and the index or the adapter that decides is
+create-only, so two attempts at one checkpoint never mix; tied heads are written out; the manifest
+comes last.
 """
 
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.adapters import adapter_settings, settings_digest
 from pipeline.commit import create_record
+from pipeline.decidingfile import INDEX, deciding_file, manifest_within, with_manifest
+from pipeline.models import ModelSource
 from pipeline.run import Run
 from pipeline.storage import file_sha256
 from schemas.errors import DataError
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-INDEX = "model.safetensors.index.json"
 MAX_FILE = "4GB"
 
 
@@ -51,26 +54,67 @@ def export_folder(
 
 
 def publish_checkpoint(
-    run: Run, index: int, folder: Path, *, origin: dict[str, Any], state: str | None
+    run: Run,
+    index: int | None,
+    folder: Path,
+    *,
+    origin: dict[str, Any],
+    state: str | None,
+    base: CheckpointManifest | None = None,
 ) -> CheckpointManifest:
     """Make a folder the checkpoint of a number, or return the one that stands.
 
     Args:
         run: the run.
-        index: number of the checkpoint.
-        folder: what `export_folder` wrote.
+        index: number of the checkpoint; None for the base of the run's adapters.
+        folder: what `export_folder` or `lora.write_adapter` wrote.
         origin: where the weights come from.
         state: key of the learner's state, if any.
+        base: what the folder's adapter belongs to.
     """
-    key, storage = f"{run.checkpoint_folder(index)}/{INDEX}", run.storage
+    name, storage = deciding_file(folder), run.storage
+    key = f"{run.checkpoint_folder(index)}/{name}"
     data = storage.get(key)
     if data is None:  # where one stands its files are whole, and must not be written again
-        data = _upload(run, index, folder, origin=origin, state=state)
-    text = json.loads(data)["metadata"]["opd"]
+        begun = CheckpointManifest(
+            index=index,
+            policy_version="",
+            origin=origin,
+            state=state,
+            files={},
+            base=None if base is None else base.policy_version,
+        )
+        data = _upload(run, begun, folder)
+    text = manifest_within(data)
     manifest = CheckpointManifest.from_bytes(text.encode(), where=storage.url(key))
-    whole = {**manifest.files, INDEX: _shard(key, data)}
+    whole = {**manifest.files, name: _shard(key, data)}
     manifest = manifest.model_copy(update={"files": whole})
     return create_record(storage, f"{run.checkpoint_folder(index)}/manifest.json", manifest)
+
+
+@contextmanager
+def opened_model(
+    run: Run, manifest: CheckpointManifest, *, weights: bool = True
+) -> Iterator[ModelSource]:
+    """Give a checkpoint as a model for the length of a block, with its base where it is an adapter.
+
+    Args:
+        run: the run.
+        manifest: the checkpoint.
+        weights: also bring the weights; without them, settings and tokenizer can be read.
+
+    Raises:
+        DataError: a file is missing or corrupt, or the base is another one.
+    """
+    trust = run.config.student.trust_remote_code
+    with ExitStack() as stack:
+        base = None
+        if manifest.base is not None:
+            below = _base_of(run, manifest)
+            folder = stack.enter_context(opened(run, below, weights=weights))
+            base = ModelSource(str(folder), None, trust)
+        folder = stack.enter_context(opened(run, manifest, weights=weights))
+        yield ModelSource(str(folder), None, trust, base)
 
 
 @contextmanager
@@ -105,31 +149,37 @@ def opened(run: Run, manifest: CheckpointManifest, *, weights: bool = True) -> I
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _upload(
-    run: Run, index: int, folder: Path, *, origin: dict[str, Any], state: str | None
-) -> bytes:
-    """Write a folder's files and last, create-only, its index; return the index that stands."""
-    prefix, storage = run.checkpoint_folder(index), run.storage
-    names = sorted(path.name for path in folder.iterdir() if path.name != INDEX)
+def _upload(run: Run, begun: CheckpointManifest, folder: Path) -> bytes:
+    """Write a folder's files and last, create-only, the one that decides; return what stands."""
+    prefix, storage, last = run.checkpoint_folder(begun.index), run.storage, deciding_file(folder)
+    names = sorted(path.name for path in folder.iterdir() if path.name != last)
     files = {name: storage.upload(f"{prefix}/{name}", folder / name) for name in names}
-    manifest = CheckpointManifest(
-        index=index,
-        policy_version=_policy_version(files),
-        origin=origin,
-        state=state,
-        files=files,
-    )
-    head = json.loads((folder / INDEX).read_text())
-    head["metadata"]["opd"] = manifest.model_dump_json()
-    data = json.dumps(head, indent=1, sort_keys=True).encode()
-    if storage.create(f"{prefix}/{INDEX}", data):
+    version = _policy_version(folder, files, begun.base)
+    manifest = begun.model_copy(update={"files": files, "policy_version": version})
+    data = with_manifest(folder / last, manifest.model_dump_json())
+    if storage.create(f"{prefix}/{last}", data):
         return data
-    return storage.get(f"{prefix}/{INDEX}") or b""
+    return storage.get(f"{prefix}/{last}") or b""
 
 
-def _policy_version(files: dict[str, Shard]) -> str:
+def _policy_version(folder: Path, files: dict[str, Shard], base: str | None) -> str:
+    if base is not None:  # not where the base lies, nor who made the adapter
+        digest = file_sha256(folder / deciding_file(folder))
+        settings = settings_digest(adapter_settings(folder))
+        return fingerprint({"adapter": digest, "settings": settings, "base": base})
     weights = sorted(s.sha256 for name, s in files.items() if name.endswith(".safetensors"))
     return fingerprint({"weights": weights, "config": files["config.json"].sha256})
+
+
+def _base_of(run: Run, manifest: CheckpointManifest) -> CheckpointManifest:
+    base = run.checkpoint(None)
+    if base is None or base.policy_version != manifest.base:
+        raise DataError(
+            f"{run.storage.url(run.checkpoint_folder(None))} should hold the base "
+            f"{manifest.base} that checkpoint {manifest.index} is an adapter of, and holds "
+            f"{'none' if base is None else base.policy_version}: restore it, or delete the run"
+        )
+    return base
 
 
 def _write_tied_head(model: "PreTrainedModel", state: "dict[str, Tensor]", folder: Path) -> None:

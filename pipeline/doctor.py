@@ -16,7 +16,7 @@ from pipeline.models import ModelSource, find_model, load_settings
 from pipeline.parentage import find_orphans
 from pipeline.promptfile import require_prompt_file
 from pipeline.run import SOFTWARE, Run
-from pipeline.tokenizer import check_same_tokenizer, load_tokenizer, vocabulary_size
+from pipeline.tokenizer import check_same_tokenizer, model_tokenizer, vocabulary_size
 from schemas.errors import ConfigError, IdentityError, OpdError
 
 State = Literal["ok", "warning", "failed"]
@@ -149,7 +149,7 @@ def _teacher(run: Run, name: str) -> Finding:
     if section.scores is not None:
         return Finding(label, "ok", f"stored scores of {section.scores}; the model is not used")
     source = find_model(run.config, section, f"teachers.{name}")
-    ours, theirs = (_tokenizer(one) for one in (student_source(run), source))
+    ours, theirs = (model_tokenizer(one) for one in (student_source(run), source))
     check_same_tokenizer(ours, theirs, teacher_name=name, mode=section.tokenizer_check)
     student = load_settings(student_source(run)).vocab_size
     if vocabulary_size(theirs) > student:
@@ -171,9 +171,3 @@ def _fitting(label: str, source: ModelSource, settings: Any, run: Run, *, spare:
         )
     words = f"{source.location}: {settings.vocab_size} ids, {held} tokens, {needed} needed"
     return Finding(label, "ok", words, {"context": held, "needed": needed})
-
-
-def _tokenizer(source: ModelSource) -> Any:
-    return load_tokenizer(
-        source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )

@@ -88,7 +88,7 @@ def open_engine(
         dtype: number format of the model.
         max_tokens: longest prompt and response together that it will be asked for; None for all
             that the model holds.
-        note: told of a start that takes long.
+        note: told of a start that takes long, and where vLLM gets an adapter merged.
 
     Raises:
         ConfigError: the model cannot be loaded, or the engine is not installed.
@@ -105,7 +105,7 @@ def open_engine(
     if section.engine == "vllm":
         from pipeline.vllmengine import VllmEngine
 
-        return VllmEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens)
+        return VllmEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens, note=note)
     from pipeline.hf import HfEngine
 
     return HfEngine(source, dtype=dtype, settings=section)

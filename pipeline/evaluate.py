@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.checkpoint import opened
+from pipeline.checkpoint import opened_model
 from pipeline.commit import create_record, find_record, writer
 from pipeline.engine import Sampling
 from pipeline.engines import require_engine
@@ -29,7 +29,7 @@ from pipeline.samples import SampleJob, run_sampling
 from pipeline.shards import read_rollout
 from pipeline.stage import Progress, StageResult, Worker
 from pipeline.student import policy_of_round
-from pipeline.tokenizer import load_tokenizer, vocabulary_size
+from pipeline.tokenizer import model_tokenizer, vocabulary_size
 from schemas.config import EvalSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
@@ -100,9 +100,7 @@ def _grade(
     run: Run, subject: Subject, section: EvalSection, *, worker: Worker, progress: Progress
 ) -> StageResult:
     with _model(run, subject) as (source, policy_version):
-        tokenizer = load_tokenizer(
-            source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
+        tokenizer = model_tokenizer(source)
         prompts = prepare_prompts(run.storage, run.config, "eval", tokenizer)
         table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
         job = SampleJob(
@@ -189,9 +187,8 @@ def _model(run: Run, subject: Subject) -> Iterator[tuple[ModelSource, str]]:
         return
     index = 0 if subject.round_index is None else subject.round_index + 1
     policy = policy_of_round(run, index)
-    with opened(run, policy) as folder:
-        trust = run.config.student.trust_remote_code
-        yield ModelSource(str(folder), None, trust), policy.policy_version
+    with opened_model(run, policy) as source:
+        yield source, policy.policy_version
 
 
 def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSource) -> Sampling:
@@ -201,7 +198,7 @@ def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSourc
         top_p=section.top_p,
         top_k=section.top_k,
         max_new_tokens=response_limit(run, section),
-        stop_token_ids=stop_tokens(rollout.stop_token_ids, tokenizer, Path(source.location)),
+        stop_token_ids=stop_tokens(rollout.stop_token_ids, tokenizer, source),
         vocab_size=vocabulary_size(tokenizer),
     )
 

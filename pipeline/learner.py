@@ -15,19 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.batches import Rows, StepPlan
+from pipeline.distillationmodule import DistillationModule, load_student
 from pipeline.distributed import Ranks, sum_over_ranks, together
-from pipeline.head import check_head, head_loss, head_of
+from pipeline.head import head_of
+from pipeline.lora import adapter_parameters
 from pipeline.losses import DIAGNOSTICS
 from pipeline.metrics import Step
-from pipeline.models import ModelSource, load_model
+from pipeline.models import ModelSource
 from pipeline.padding import padded, response_positions
 from pipeline.rounddata import Batch, RoundData
 from pipeline.targets import Targets, build_targets
 from schemas.config import LossConfig, TrainSection
 from schemas.errors import DataError
+from schemas.fingerprint import derived_seed
 
 
 @dataclass(frozen=True)
@@ -43,39 +46,6 @@ class LearnerSettings:
 _Inputs = tuple[Batch, Targets]
 
 
-class DistillationModule(nn.Module):
-    """The student and the loss on its hidden states: what DeepSpeed wraps."""
-
-    def __init__(self, student: Any, loss: LossConfig, chunk_tokens: int) -> None:
-        """Hold the student; it keeps its own parameters."""
-        import deepspeed
-
-        super().__init__()
-        self.student = student
-        self._loss, self._chunk_tokens = loss, chunk_tokens
-        head = head_of(student)  # not this module's own: ZeRO-3 must gather it for our forward
-        for tensor in (head.weight_VH, head.bias_V):
-            if tensor is not None:
-                deepspeed.zero.register_external_parameter(self, tensor)
-
-    def forward(
-        self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the scaled loss of a micro-batch and its summed diagnostics."""
-        hidden = self.student.get_decoder()(
-            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
-        )
-        hidden_TH = hidden.last_hidden_state[states_2T[0], states_2T[1]]
-        return head_loss(
-            hidden_TH,
-            head_of(self.student),
-            targets,
-            self._loss,
-            chunk_tokens=self._chunk_tokens,
-            scale=scale,
-        )
-
-
 class Learner:
     """A DeepSpeed engine around a student."""
 
@@ -84,11 +54,11 @@ class Learner:
         import deepspeed
 
         train = settings.train
-        student = together(lambda: _load_student(source, settings, ranks))
+        student = together(lambda: load_student(source, train, ranks.device))
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
         module = DistillationModule(student, settings.loss, train.logit_chunk_tokens)
         optimizer = torch.optim.AdamW(
-            module.parameters(),
+            [p for p in module.parameters() if p.requires_grad],
             lr=train.learning_rate,
             betas=train.betas,
             eps=train.eps,
@@ -133,12 +103,15 @@ class Learner:
         return together(lambda: _metrics(found, plan, norm, learning_rate))
 
     def full_state(self) -> dict[str, Tensor] | None:
-        """Return the student's whole state on the CPU, on the main process; every one must call."""
+        """Return what is trained on the CPU, on the main process; every one must call.
+
+        That is the student's whole state, or its adapter's weights by their names in a folder.
+        """
         import deepspeed
 
-        student, partitioned = self._student, self._settings.train.zero_stage == 3
+        partitioned = self._settings.train.zero_stage == 3
         state: dict[str, Tensor] = {}
-        for name, tensor in student.state_dict(keep_vars=True).items():
+        for name, tensor in self._trained().items():
             with deepspeed.zero.GatheredParameters([tensor], enabled=partitioned):
                 if self._ranks.is_main:
                     state[name] = tensor.detach().to("cpu", copy=True)
@@ -156,7 +129,11 @@ class Learner:
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         """Write this process's part of the state below a folder; every process must call."""
         self._engine.save_checkpoint(
-            str(folder), tag="state", client_state=client_state, save_latest=False
+            str(folder),
+            tag="state",
+            client_state=client_state,
+            save_latest=False,
+            exclude_frozen_parameters=self._is_adapter,
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
@@ -165,7 +142,9 @@ class Learner:
         Raises:
             DataError: the files are not a whole state.
         """
-        path, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+        path, client_state = self._engine.load_checkpoint(
+            str(folder), tag="state", load_module_strict=not self._is_adapter
+        )
         if path is None:
             raise DataError(f"{folder} holds no DeepSpeed state although its manifest names one")
         return dict(client_state)
@@ -190,6 +169,16 @@ class Learner:
     @property
     def _student(self) -> Any:
         return self._engine.module.student
+
+    @property
+    def _is_adapter(self) -> bool:
+        return self._settings.train.lora is not None
+
+    def _trained(self) -> dict[str, Tensor]:
+        if self._is_adapter:
+            return adapter_parameters(self._student)
+        state: dict[str, Tensor] = self._student.state_dict(keep_vars=True)
+        return state
 
     def _inputs(self, data: RoundData, micro: tuple[Rows, ...], spare: Rows) -> _Inputs:
         batch = _own_batch(data, micro[self._ranks.rank], spare)
@@ -258,20 +247,16 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
     return train.learning_rate * (train.decay_floor + (1 - train.decay_floor) * shape)
 
 
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make what a step leaves out at random depend on seed, step and process alone."""
+    torch.manual_seed(derived_seed("dropout", seed, step, rank))
+
+
 def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Tensor:
     """Return float32 [T] log-probabilities of the tokens that follow the given states."""
     logits_TV = logits_BTV[states_2T[0], states_2T[1]].float()
     tokens_T1 = ids_BT[states_2T[0], states_2T[1] + 1][:, None]
     return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
-
-
-def _load_student(source: ModelSource, settings: LearnerSettings, ranks: Ranks) -> Any:
-    student = load_model(source, dtype="float32", device=ranks.device)
-    check_head(student, head_of(student), torch.arange(4, device=ranks.device)[None])
-    student.train()
-    if settings.train.activation_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-    return student
 
 
 def _spare(plan: StepPlan) -> Rows:

@@ -1,7 +1,8 @@
 """Hugging Face models on disk or on the hub: where they are, what identifies them, loading them.
 
-Promises: a folder is identified by the content of its weights, a hub id by its immutable revision.
-Torch and transformers are imported inside functions only.
+Promises: a folder is identified by the content of its weights, a hub id by its immutable revision,
+an adapter by its own content and its base; it is loaded merged into that. Torch and transformers
+are imported inside functions only.
 """
 
 import json
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.adapters import adapter_identity, adapter_settings, is_adapter
+from pipeline.lora import merge_adapter
 from pipeline.storage import file_sha256
 from schemas.config import RunConfig, StudentSection, TeacherSection
 from schemas.errors import CapacityError, ConfigError
@@ -30,6 +33,13 @@ class ModelSource:
     location: str
     revision: str | None
     trust_remote_code: bool
+    base: "ModelSource | None" = None
+    """The model that the folder's adapter belongs to; None where the folder is a whole model."""
+
+    @property
+    def whole(self) -> "ModelSource":
+        """Return the model with all weights: an adapter's base, or the model itself."""
+        return self.base or self
 
     @property
     def is_folder(self) -> bool:
@@ -48,21 +58,23 @@ def find_model(
         key: what messages call the section, such as `teachers.main`.
 
     Raises:
-        ConfigError: no such folder, no config.json in it, or a hub id without a full revision.
+        ConfigError: no such folder, no config.json in it, a hub id without a full revision, or an
+            adapter whose base is not there.
     """
     resolved = config.resolve(section.model)
     folder = Path(resolved)
+    if (section.base or section.base_revision) and not is_adapter(folder):
+        raise ConfigError(
+            f"{key}.base and {key}.base_revision belong to an adapter, but {key}.model = "
+            f"{section.model!r} is no folder with an adapter_config.json; remove them"
+        )
     if section.revision is not None:
         if folder.is_dir():
             raise ConfigError(
                 f"{key}.revision belongs to a hub id, but {key}.model = {section.model!r} is the "
                 f"folder {folder}; remove the revision"
             )
-        if len(section.revision) < 40:
-            raise ConfigError(
-                f"{key}.revision = {section.revision!r} may move; give the full commit hash of "
-                "the model's page, 40 characters"
-            )
+        _require_commit(f"{key}.revision", section.revision)
         return ModelSource(section.model, section.revision, section.trust_remote_code)
     if "://" in resolved:
         raise ConfigError(
@@ -74,6 +86,9 @@ def find_model(
             f"{key}.model = {section.model!r}: there is no folder {folder}. Correct the path, or, "
             f"if it is a hub id, add {key}.revision with the model's commit hash"
         )
+    if is_adapter(folder):
+        base = _find_base(config, section, key, folder)
+        return ModelSource(str(folder), None, section.trust_remote_code, base)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{key}.model = {section.model!r}: {folder} has no config.json, so it is not a Hugging "
@@ -88,6 +103,9 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
     Raises:
         ConfigError: the folder has no weights, or its config.json is damaged.
     """
+    if source.base is not None:
+        adapter = adapter_identity(Path(source.location))
+        return {"adapter": adapter, "base": model_identity(source.base)}
     if not source.is_folder:
         return {"hub": source.location, "revision": source.revision}
     folder = Path(source.location)
@@ -114,6 +132,7 @@ def load_settings(source: ModelSource) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    source = source.whole
     try:
         settings = AutoConfig.from_pretrained(
             source.location,
@@ -125,22 +144,26 @@ def load_settings(source: ModelSource) -> Any:
     return settings.get_text_config()
 
 
-def generation_settings(folder: Path) -> Any:
+def generation_settings(source: ModelSource) -> Any:
     """Return a model folder's transformers generation settings, empty where it has none."""
     from transformers import GenerationConfig
 
     make: Any = GenerationConfig
+    folder = Path(source.whole.location)
     has_file = (folder / "generation_config.json").is_file()
     return make.from_pretrained(folder) if has_file else make()
 
 
 def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedModel":
-    """Return a causal language model in evaluation mode on a device.
+    """Return a causal language model in evaluation mode on a device, an adapter merged into it.
 
     Raises:
         ConfigError: it cannot be read, or its weights do not fit its configuration.
         CapacityError: it does not fit the device.
     """
+    if source.base is not None:
+        base = load_model(source.base, dtype=dtype, device=device)
+        return merge_adapter(base, Path(source.location))
     import torch
 
     settle_libraries()
@@ -200,6 +223,42 @@ def settle_libraries() -> None:
 
     quieten: Any = disable_progress_bar
     quieten()
+
+
+def _require_commit(name: str, revision: str) -> None:
+    if len(revision) < 40:
+        raise ConfigError(
+            f"{name} = {revision!r} may move; give the full commit hash of the model's page, 40 "
+            "characters"
+        )
+
+
+def _find_base(
+    config: RunConfig, section: StudentSection | TeacherSection, key: str, folder: Path
+) -> ModelSource:
+    """Return the base of an adapter: that of the configuration, or the one the adapter names."""
+    settings = adapter_settings(folder)
+    named, revision = section.base, section.base_revision
+    if named is None:
+        named = str(settings.get("base_model_name_or_path") or "")
+        revision = revision or settings.get("revision")
+    places = [Path(config.resolve(named)), folder / named] if named else []
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None and named and revision is not None:
+        _require_commit(f"{key}.base_revision", revision)
+        return ModelSource(named, revision, section.trust_remote_code)
+    if found is None:
+        raise ConfigError(
+            f"{key}.model = {section.model!r} is an adapter of {named or 'no base'!r}, and there "
+            f"is no folder {' or '.join(map(str, places)) or 'that it names'}. Set {key}.base to "
+            f"the base's folder, or to its hub id with its commit hash as {key}.base_revision"
+        )
+    if is_adapter(found) or not (found / "config.json").is_file():
+        raise ConfigError(
+            f"{key}.model = {section.model!r} is an adapter of {found}, which is not a whole "
+            "Hugging Face model folder: a base has a config.json and is no adapter itself"
+        )
+    return ModelSource(str(found), None, section.trust_remote_code)
 
 
 def _refuse_incomplete(source: ModelSource, report: dict[str, Any]) -> None:

@@ -5,10 +5,9 @@ computes what is missing and nothing else.
 """
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import opened
+from pipeline.checkpoint import opened_model
 from pipeline.commit import check_fingerprint, create_record, writer
 from pipeline.engine import Sampling
 from pipeline.engines import for_policy, open_engine, require_engine
@@ -46,15 +45,15 @@ def run_rollout(run: Run, round_index: int, *, worker: Worker, progress: Progres
 def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progress) -> StageResult:
     policy = policy_of_round(run, round_index)
     section, folder = run.config.rollout, run.stage_folder(round_index, "rollout")
-    with opened(run, policy) as model_folder:
-        tokenizer = load_tokenizer(str(model_folder), revision=None, trust_remote_code=False)
+    with opened_model(run, policy) as source:
+        tokenizer = load_tokenizer(source.location, revision=None, trust_remote_code=False)
         prompts = prepare_prompts(run.storage, run.config, "train", tokenizer)
         sampling = Sampling(
             temperature=section.temperature,
             top_p=section.top_p,
             top_k=section.top_k,
             max_new_tokens=section.max_new_tokens,
-            stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, model_folder),
+            stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, source),
             vocab_size=vocabulary_size(tokenizer),
             candidates=section.candidates,
         )
@@ -69,7 +68,6 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
             sampling=sampling,
             prompts=read_prompts(run.storage, prompts),
         )
-        source = ModelSource(str(model_folder), None, run.config.student.trust_remote_code)
         dtype = run.config.student.dtype
         with lazy_engine(
             run,
@@ -138,11 +136,13 @@ def response_limit(run: Run, section: EngineSection) -> int:
     return getattr(section, "max_new_tokens", None) or run.config.rollout.max_new_tokens
 
 
-def stop_tokens(given: tuple[int, ...] | None, tokenizer: Any, folder: Path) -> tuple[int, ...]:
+def stop_tokens(
+    given: tuple[int, ...] | None, tokenizer: Any, source: ModelSource
+) -> tuple[int, ...]:
     """Return the ids that end a response: the configured ones, or all that the model names."""
     if given is not None:
         return tuple(sorted(set(given)))
-    return end_token_ids(tokenizer, generation_settings(folder))
+    return end_token_ids(tokenizer, generation_settings(source))
 
 
 def _units(run: Run, round_index: int, rows: int) -> list[Unit]:

@@ -45,9 +45,12 @@ class Run:
         """Return the key of a stage's manifest; `score/<teacher>` is a stage too."""
         return f"{self.stage_folder(round_index, stage)}/manifest.json"
 
-    def checkpoint_folder(self, index: int) -> str:
-        """Return the key prefix of a checkpoint; 0 is the imported student, r + 1 ends round r."""
-        return f"{self.folder}/checkpoints/{index:04d}"
+    def checkpoint_folder(self, index: int | None) -> str:
+        """Return the key prefix of a checkpoint; 0 is the imported student, r + 1 ends round r.
+
+        None is the base that the others are adapters of, where an adapter is trained.
+        """
+        return f"{self.folder}/checkpoints/{'base' if index is None else f'{index:04d}'}"
 
     def rollout(self, round_index: int) -> RolloutManifest | None:
         """Return the rollout manifest of a round, or None before it is there."""
@@ -63,7 +66,7 @@ class Run:
         """Return the train manifest of a round, or None before it is there."""
         return find_record(self.storage, self.manifest_key(round_index, "train"), TrainManifest)
 
-    def checkpoint(self, index: int) -> CheckpointManifest | None:
+    def checkpoint(self, index: int | None) -> CheckpointManifest | None:
         """Return the manifest of a checkpoint, or None before it is there."""
         key = f"{self.checkpoint_folder(index)}/manifest.json"
         return find_record(self.storage, key, CheckpointManifest)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import opened
+from pipeline.checkpoint import opened_model
 from pipeline.commit import create_record, find_record, read_record
 from pipeline.engine import Engine
 from pipeline.engines import open_engine, scoring_version, signal_for
@@ -17,6 +16,7 @@ from pipeline.student import policy_of_round
 from pipeline.tokenizer import (
     check_same_tokenizer,
     load_tokenizer,
+    model_tokenizer,
     tokenizer_digest,
     vocabulary_size,
 )
@@ -95,14 +95,12 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         return _fitting_scorer(run, round_index, teacher, section.scores)
     source = find_model(config, section, f"teachers.{teacher}")
     settings = load_settings(source)
-    tokenizer = load_tokenizer(
-        source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    tokenizer = model_tokenizer(source)
     _check_context(run, teacher, settings)
-    with opened(run, policy_of_round(run, round_index), weights=False) as folder:
-        student = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
+    with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
+        student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
         check_same_tokenizer(student, tokenizer, teacher_name=teacher, mode=section.tokenizer_check)
-        student_vocab = _vocab_size(folder, config.student.trust_remote_code)
+        student_vocab = int(load_settings(policy).vocab_size)
     vocab_size = _shared_vocab(
         teacher, settings.vocab_size, student_vocab, vocabulary_size(tokenizer)
     )
@@ -131,9 +129,9 @@ def _fitting_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scor
     found = stored_scorer(run.storage, name)
     identity = found.identity
     section = run.config.teachers[teacher]
-    with opened(run, policy_of_round(run, round_index), weights=False) as folder:
-        student = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
-        vocab_size = _vocab_size(folder, run.config.student.trust_remote_code)
+    with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
+        student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
+        vocab_size = int(load_settings(policy).vocab_size)
     digest = tokenizer_digest(student)
     if section.tokenizer_check == "content" and digest != identity.tokenizer:
         raise IdentityError(
@@ -239,11 +237,6 @@ def _check_context(run: Run, teacher: str, settings: Any) -> None:
 def _longest(run: Run) -> int:
     """Return the most tokens of a prompt and its response."""
     return run.config.prompts.max_tokens + run.config.rollout.max_new_tokens
-
-
-def _vocab_size(folder: Path, trust_remote_code: bool) -> int:
-    settings = load_settings(ModelSource(str(folder), None, trust_remote_code))
-    return int(settings.vocab_size)
 
 
 def _shared_vocab(teacher: str, held: int, student: int, used: int) -> int:

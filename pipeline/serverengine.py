@@ -20,7 +20,8 @@ from pipeline.serverprobe import Probe, scored, scoring_parameters
 from pipeline.serverprocess import ServerProcess
 from pipeline.serversamples import read_sample, request_of, sampling_parameters
 from pipeline.servertopk import parse, top_rows
-from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments
+from pipeline.vllmadapter import NAME, Held, start_with
+from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments, worker_environment
 from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
@@ -51,16 +52,21 @@ class ServerEngine:
         """
         self._settings, self._batch_tokens = settings, settings.batch_tokens
         self.vocab_size = int(load_settings(source).get_text_config().vocab_size)
-        self._arguments = partial(
-            model_arguments, source, dtype=dtype, settings=settings, max_tokens=max_tokens
-        )
         self._note = note
+        local = not settings.server.urls
+        self._process: ServerProcess | None = None
+        begin = partial(model_arguments, dtype=dtype, settings=settings, max_tokens=max_tokens)
         self._probe = Probe(
             settings.server.model, max_tokens, vocab_size=self.vocab_size, dtype=dtype
         )
-        self._process: ServerProcess | None = None
-        self._begin()
-        local = not settings.server.urls
+
+        def start(held: Held) -> None:
+            self._held, self._arguments = held, partial(begin, held.source)
+            self._probe.model = NAME if held.adapter else settings.server.model
+            self._begin()
+
+        whole = source if local else source.whole  # those elsewhere hold what they are asked for
+        _, self._model = start_with(whole, start, dtype=dtype, note=note)
         self.version = engine_version(self.name) if local else f"vllm-{self._probe.version}"
         self.context_length = self._probe.context_length
 
@@ -117,12 +123,16 @@ class ServerEngine:
         if self._process is None or self._batch_tokens // 2 < LEAST_BATCH_TOKENS:
             return False
         self._batch_tokens //= 2
-        self.close()
+        self._end()
         self._begin()
         return True
 
     def close(self) -> None:
         """End the connections, and the server if it is ours."""
+        with self._model:
+            self._end()
+
+    def _end(self) -> None:
         self._pool.close()
         if self._process is not None:
             self._process.close()
@@ -135,7 +145,10 @@ class ServerEngine:
                 section.urls, section, key=api_key(section), check=self._probe.check
             )
         else:
-            self._process = ServerProcess(self._server_arguments(), self._note)
+            arguments = self._server_arguments()
+            self._process = ServerProcess(
+                arguments, self._note, environment=worker_environment(arguments)
+            )
             self._pool = ServerPool(
                 [self._process.url],
                 section,
@@ -146,12 +159,14 @@ class ServerEngine:
         try:
             self._pool.settle()
         except BaseException:
-            self.close()
+            self._end()
             raise
 
     def _server_arguments(self) -> dict[str, Any]:
         return {
             **self._arguments(batch_tokens=self._batch_tokens),
+            **self._held.arguments,
+            "lora_modules": self._held.module,
             "data_parallel_size": self._settings.vllm.data_parallel_size,
             "enable_scale_out": True,
             "disable_uvicorn_access_log": True,

@@ -80,7 +80,11 @@ class Probe:
             )
 
     def _choose(self, server: Server, models: Sequence[dict[str, Any]]) -> None:
-        known = {str(model["id"]): int(model["max_model_len"]) for model in models}
+        held = {str(model["id"]): model["max_model_len"] for model in models}
+        held |= {  # an adapter holds what its base does
+            str(model["id"]): held.get(model["parent"]) for model in models if model.get("parent")
+        }
+        known = {name: int(tokens) for name, tokens in held.items()}
         wanted = self.model or (next(iter(known)) if len(known) == 1 else None)
         if wanted not in known:
             raise ConfigError(

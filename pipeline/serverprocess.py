@@ -35,12 +35,19 @@ PR_SET_PDEATHSIG = 1
 class ServerProcess:
     """A running server."""
 
-    def __init__(self, arguments: Mapping[str, Any], note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        note: Callable[[str], None],
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start it and wait until it is ready.
 
         Args:
             arguments: vLLM's settings by their Python names.
             note: told of a start that takes long.
+            environment: what vLLM is told unless the user said otherwise.
 
         Raises:
             CapacityError: the model does not fit.
@@ -55,7 +62,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**ENVIRONMENT, **os.environ, "VLLM_API_KEY": self.key},
+            env={**ENVIRONMENT, **(environment or {}), **os.environ, "VLLM_API_KEY": self.key},
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
@@ -126,6 +133,8 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             found.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            found += [f"--{option}", *map(str, value)]
         elif value is not None:
             found += [f"--{option}", str(value)]
     return found

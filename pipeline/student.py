@@ -1,14 +1,31 @@
-"""The student as it came: imported once into the run as checkpoint 0."""
+"""The student as it came: imported once into the run as checkpoint 0.
+
+With `train.lora`, that is an adapter, and the model that it belongs to is kept once beside it.
+"""
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pipeline.adapters import adapter_settings
 from pipeline.checkpoint import export_folder, publish_checkpoint
-from pipeline.models import find_model, load_model, model_identity
+from pipeline.lora import (
+    check_continued,
+    check_targets,
+    new_adapter,
+    read_adapter,
+    write_adapter,
+)
+from pipeline.models import ModelSource, find_model, load_model, model_identity
 from pipeline.run import Run
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import model_tokenizer
 from schemas.errors import ConfigError
+from schemas.fingerprint import derived_seed
+from schemas.lorasection import LoraSection
 from schemas.manifest import CheckpointManifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def policy_of_round(run: Run, round_index: int) -> CheckpointManifest:
@@ -30,15 +47,42 @@ def policy_of_round(run: Run, round_index: int) -> CheckpointManifest:
 
 
 def _import_student(run: Run) -> CheckpointManifest:
-    section = run.config.student
+    section, lora = run.config.student, run.config.train.lora
     source = find_model(run.config, section, "student")
-    tokenizer = load_tokenizer(
-        source.location,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-    )
-    model = load_model(source, dtype=section.dtype, device="cpu")
+    tokenizer = model_tokenizer(source)
+    whole = source if lora is None else source.whole
+    model, origin = load_model(whole, dtype=section.dtype, device="cpu"), model_identity(source)
+    if lora is None:
+        return _publish(run, 0, model, tokenizer, origin)
+    if source.base is None:
+        check_targets(model, lora)
+    else:
+        check_continued(Path(source.location), lora, model)
+    base = _publish(run, None, model, tokenizer, origin if source.base is None else origin["base"])
     with tempfile.TemporaryDirectory(prefix="opd-student-") as name:
-        folder = Path(name)
-        export_folder(model, tokenizer, model.state_dict(), folder)
-        return publish_checkpoint(run, 0, folder, origin=model_identity(source), state=None)
+        settings, weights = _first_adapter(run, lora, source, model)
+        write_adapter(Path(name), settings, weights, tokenizer)
+        return publish_checkpoint(run, 0, Path(name), origin=origin, state=None, base=base)
+
+
+def _publish(
+    run: Run, index: int | None, model: "PreTrainedModel", tokenizer: Any, origin: dict[str, Any]
+) -> CheckpointManifest:
+    with tempfile.TemporaryDirectory(prefix="opd-student-") as name:
+        export_folder(model, tokenizer, model.state_dict(), Path(name))
+        return publish_checkpoint(run, index, Path(name), origin=origin, state=None)
+
+
+def _first_adapter(
+    run: Run, lora: LoraSection, source: ModelSource, model: "PreTrainedModel"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return settings and weights of the adapter that training starts from."""
+    base = {
+        "base_model_name_or_path": source.whole.location,
+        "revision": source.whole.revision,
+    }
+    if source.base is None:
+        seed = derived_seed("lora", run.config.run.seed)
+        return new_adapter(model, lora, seed=seed, base=base)
+    folder = Path(source.location)
+    return adapter_settings(folder) | base, read_adapter(folder)

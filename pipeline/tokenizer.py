@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.models import ModelSource
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
 
@@ -60,6 +61,18 @@ def load_tokenizer(
             f"{', '.join(VOCABULARY_FILES)}; copy the tokenizer's files there"
         )
     return tokenizer
+
+
+def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
+    """Return a model's tokenizer; that of its base for an adapter that comes without one.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    place = source if _has_vocabulary(Path(source.location)) else source.whole
+    return load_tokenizer(
+        place.location, revision=place.revision, trust_remote_code=place.trust_remote_code
+    )
 
 
 def vocabulary_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -143,11 +156,15 @@ def _check_folder(folder: Path, *, needs_files: bool) -> None:
             f"no tokenizer at {folder}: there is no such folder. Expected a folder with a "
             "tokenizer.json; correct the path"
         )
-    if needs_files and not any(next(folder.glob(p), None) for p in VOCABULARY_FILES):
+    if needs_files and not _has_vocabulary(folder):
         raise ConfigError(
             f"no tokenizer in {folder}: expected one of {', '.join(VOCABULARY_FILES)}. Copy the "
             "tokenizer's files there, or save it with tokenizer.save_pretrained"
         )
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in VOCABULARY_FILES)
 
 
 def _unreadable(

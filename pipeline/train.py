@@ -7,12 +7,11 @@ again after a crash, the stage goes on from the last saved state.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.batches import StepPlan, epoch_order, plan_steps
-from pipeline.checkpoint import opened
+from pipeline.checkpoint import opened_model
 from pipeline.commit import commit_key, committed_units, create_record, writer
 from pipeline.distributed import (
     Ranks,
@@ -22,7 +21,7 @@ from pipeline.distributed import (
     ranks_joined,
     together,
 )
-from pipeline.learner import Learner, LearnerSettings, learning_rate_at
+from pipeline.learner import Learner, LearnerSettings, learning_rate_at, seed_dropout
 from pipeline.learnerstate import drop_states, find_state, load_state, misfit, save_state
 from pipeline.metrics import steps_shard
 from pipeline.models import ModelSource
@@ -91,8 +90,8 @@ def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) 
         data = together(lambda: _round_data(run, inputs))
         steps = together(lambda: _plan(run, inputs.round_index, data, ranks))
         work = _Round(run, inputs, data, steps, ranks, progress)
-        with _policy_folder(work) as folder:
-            state, trained = _train(work, folder)
+        with _policy_source(work) as source:
+            state, trained = _train(work, source)
         manifest = from_main(lambda: _finish(work, state))
     return finished_result(run, manifest, trained=trained)
 
@@ -109,14 +108,14 @@ def _round_data(run: Run, inputs: TrainInputs) -> RoundData:
 
 
 @contextmanager
-def _policy_folder(work: _Round) -> Iterator[Path]:
-    """Give a machine's processes one folder with the checkpoint that sampled the round."""
+def _policy_source(work: _Round) -> Iterator[ModelSource]:
+    """Give a machine's processes one copy of the checkpoint that sampled the round."""
     ranks, policy = work.ranks, work.inputs.policy
     with ExitStack() as stack:
-        first = ranks.local_rank == 0
-        mine = together(lambda: stack.enter_context(opened(work.run, policy)) if first else None)
-        folder = gather_objects(mine)[ranks.rank - ranks.local_rank]
-        yield folder
+        model = opened_model(work.run, policy)
+        mine = together(lambda: stack.enter_context(model) if ranks.local_rank == 0 else None)
+        source: ModelSource = gather_objects(mine)[ranks.rank - ranks.local_rank]
+        yield source
 
 
 def _plan(run: Run, round_index: int, data: RoundData, ranks: Ranks) -> list[StepPlan]:
@@ -146,9 +145,8 @@ def _plan(run: Run, round_index: int, data: RoundData, ranks: Ranks) -> list[Ste
     )
 
 
-def _train(work: _Round, folder: Path) -> tuple[StateManifest, int]:
+def _train(work: _Round, source: ModelSource) -> tuple[StateManifest, int]:
     """Train the steps that are left and publish the student; return the final state."""
-    source = ModelSource(str(folder), None, work.run.config.student.trust_remote_code)
     settings = LearnerSettings(
         train=work.train, loss=work.run.config.loss, accumulation=len(work.steps[0].micro)
     )
@@ -161,7 +159,7 @@ def _train(work: _Round, folder: Path) -> tuple[StateManifest, int]:
             work.run,
             work.inputs,
             learner,
-            folder=folder,
+            source=source,
             probe=work.data.batch(_probe_rows(work.data)),
             state=state,
             state_key=work.state_key(len(state.steps)),
@@ -236,6 +234,7 @@ def _loop(work: _Round, learner: Learner, state: StateManifest) -> StateManifest
         for index in range(len(state.steps), total):
             plan = work.steps[index]
             rate = learning_rate_at(work.inputs.first_step + index, work.train)
+            seed_dropout(work.run.config.run.seed, work.inputs.first_step + index, work.ranks.rank)
             metrics = learner.step(plan, work.data, rate)
             state = state.model_copy(
                 update={

@@ -1,18 +1,21 @@
 """The trained student: exported, reloaded, compared with the learner, then published."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
+from pipeline.adapters import adapter_settings
 from pipeline.checkpoint import export_folder, publish_checkpoint
 from pipeline.distributed import from_main
 from pipeline.learner import Learner, batch_inputs, token_logprobs
+from pipeline.lora import write_adapter
 from pipeline.models import ModelSource, load_model
 from pipeline.rounddata import Batch
 from pipeline.run import Run
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import model_tokenizer
 from pipeline.traininputs import TrainInputs
 from schemas.errors import DataError
 from schemas.manifest import StateManifest
@@ -26,7 +29,7 @@ def publish_student(
     inputs: TrainInputs,
     learner: Learner,
     *,
-    folder: Path,
+    source: ModelSource,
     probe: Batch,
     state: StateManifest,
     state_key: str,
@@ -37,7 +40,7 @@ def publish_student(
         run: the run.
         inputs: what was trained on.
         learner: holds the student.
-        folder: the checkpoint that training started from, for its tokenizer.
+        source: the checkpoint that training started from, for its tokenizer and its base.
         probe: sequences whose log-probabilities are compared.
         state: the learner's final state.
         state_key: key of that state's record.
@@ -51,21 +54,37 @@ def publish_student(
     def publish() -> None:
         if run.checkpoint(index) is not None or weights is None:
             return
-        dtype = getattr(torch, run.config.student.dtype)
-        cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
-        tokenizer = load_tokenizer(str(folder), revision=None, trust_remote_code=False)
         with tempfile.TemporaryDirectory(prefix="opd-export-") as name:
-            export_folder(learner.student, tokenizer, cast, Path(name))
-            _check_export(run, Path(name), probe, expected.cpu())
-            origin: dict[str, Any] = {"run": run.name, "round": index - 1, "step": state.step}
-            publish_checkpoint(run, index, Path(name), origin=origin, state=state_key)
+            _export(run, learner, weights, source, Path(name))
+            made = replace(source, location=name)
+            _check_export(run, made, probe, expected.cpu())
+            publish_checkpoint(
+                run,
+                index,
+                Path(name),
+                origin={"run": run.name, "round": index - 1, "step": state.step},
+                state=state_key,
+                base=None if source.base is None else run.checkpoint(None),
+            )
 
     from_main(publish)
 
 
-def _check_export(run: Run, folder: Path, probe: Batch, expected_T: torch.Tensor) -> None:
+def _export(
+    run: Run, learner: Learner, weights: dict[str, Tensor], source: ModelSource, folder: Path
+) -> None:
+    """Write what was trained: a whole model in the student's number format, or its adapter."""
+    tokenizer = model_tokenizer(source)
+    if source.base is not None:
+        write_adapter(folder, adapter_settings(Path(source.location)), weights, tokenizer)
+        return
+    dtype = getattr(torch, run.config.student.dtype)
+    cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
+    export_folder(learner.student, tokenizer, cast, folder)
+
+
+def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tensor) -> None:
     dtype = run.config.student.dtype
-    source = ModelSource(str(folder), None, run.config.student.trust_remote_code)
     model = load_model(source, dtype=dtype, device="cpu")
     ids_BT, mask_BT, states_2T = batch_inputs(probe, "cpu")
     with torch.inference_mode():

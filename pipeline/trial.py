@@ -18,7 +18,7 @@ from pipeline.promptfile import require_prompt_file
 from pipeline.prompttable import Tally, prompt_tables
 from pipeline.run import Run
 from pipeline.selftest import ROWS, Noise, scoring_noise, tolerance_of
-from pipeline.tokenizer import load_tokenizer, vocabulary_size
+from pipeline.tokenizer import model_tokenizer, vocabulary_size
 from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
@@ -58,9 +58,7 @@ def try_engines(run: Run, note: Callable[[str], None]) -> Iterator[Finding]:
 
 def _sample(run: Run) -> list[tuple[Ids, Sample]]:
     source, section = student_source(run), run.config.rollout
-    tokenizer = load_tokenizer(
-        source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    tokenizer = model_tokenizer(source)
     file = require_prompt_file(run.config, run.config.prompts.train, key="prompts.train")
     table = next(prompt_tables(file, run.config, tokenizer, tally=Tally())).slice(0, ROWS)
     prompts = [np.array(ids, np.int32) for ids in table.column("prompt_ids").to_pylist()]

@@ -1,5 +1,7 @@
 """Settings of vLLM from a stage's section, for the engine in this process and for a server."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,6 +76,18 @@ def model_arguments(
             else cpu_cache_bytes(shape, dtype, tokens=length * sequences, least=length)
         )
     return arguments
+
+
+def worker_environment(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return what several workers of vLLM on a CPU must be told, unless the user said otherwise.
+
+    By itself vLLM binds each of them to a NUMA node of its own, and ends where there are fewer.
+    """
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    workers = math.prod(int(arguments.get(name, 1)) for name in names)
+    if workers == 1 or torch.cuda.is_available():
+        return {}
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:

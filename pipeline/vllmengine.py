@@ -17,6 +17,7 @@ from pipeline.engine import Ids, Sample, Sampling, Scores
 from pipeline.engines import check_temperature, engine_version
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
+from pipeline.vllmadapter import Held, start_with
 from pipeline.vllmarguments import LEAST_BATCH_TOKENS
 from pipeline.vllmhost import VllmHost
 from pipeline.vllmworker import JOB, LIMIT
@@ -35,7 +36,13 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, source: ModelSource, *, dtype: str, settings: EngineSection, max_tokens: int | None
+        self,
+        source: ModelSource,
+        *,
+        dtype: str,
+        settings: EngineSection,
+        max_tokens: int | None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Start vLLM with a model.
 
@@ -44,13 +51,17 @@ class VllmEngine:
             dtype: number format of weights and activations.
             settings: the stage's section.
             max_tokens: longest prompt and response together; None for all that the model holds.
+            note: told where an adapter is merged.
         """
         self.version = engine_version(self.name)
         self._settings, self._batch_tokens = settings, settings.batch_tokens
-        self._start = partial(
-            VllmHost, source, dtype=dtype, settings=settings, max_tokens=max_tokens
-        )
-        self._host = self._start(batch_tokens=self._batch_tokens)
+        begin = partial(VllmHost, dtype=dtype, settings=settings, max_tokens=max_tokens)
+
+        def start(held: Held) -> VllmHost:
+            self._start = partial(begin, held)
+            return self._start(batch_tokens=self._batch_tokens)
+
+        self._host, self._model = start_with(source, start, dtype=dtype, note=note)
         self.vocab_size = self._host.vocab_size
         self.context_length = self._host.context_length
         self._rows = 0
@@ -107,7 +118,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM and give its memory back."""
-        self._host.close()
+        with self._model:
+            self._host.close()
 
     @property
     def _chunk_tokens(self) -> int:
@@ -121,8 +133,9 @@ class VllmEngine:
         except Exception as error:
             if type(error).__name__ == "EngineDeadError":
                 raise CapacityError(
-                    "vLLM's engine process ended on its own; its last words are above. Memory is "
-                    "the usual cause"
+                    "vLLM's engine process ended on its own; its last words, if any, are above. "
+                    "Memory is the usual cause: lower batch_tokens or vllm.kv_cache_gb of the "
+                    "stage's section. The same command goes on after what is committed"
                 ) from error
             raise
 

@@ -22,7 +22,8 @@ from pipeline.engine import Ids
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
 from pipeline.parentage import find_orphans, owner_mark
-from pipeline.vllmarguments import model_arguments
+from pipeline.vllmadapter import NAME, Held
+from pipeline.vllmarguments import model_arguments, worker_environment
 from pipeline.vllmworker import Packed
 from schemas.enginesections import EngineSection
 from schemas.errors import CapacityError, ConfigError
@@ -48,7 +49,7 @@ class VllmHost:
 
     def __init__(
         self,
-        source: ModelSource,
+        held: Held,
         *,
         dtype: str,
         settings: EngineSection,
@@ -71,7 +72,7 @@ class VllmHost:
         self._count = 0
         arguments = {
             **model_arguments(
-                source,
+                held.source,
                 dtype=dtype,
                 settings=settings,
                 max_tokens=max_tokens,
@@ -80,9 +81,13 @@ class VllmHost:
             "worker_extension_cls": "pipeline.vllmworker.SignalWorker",
             "logits_processors": ["pipeline.vllmmask:VocabularyMask"],
             "use_tqdm_on_load": False,
+            **held.arguments,
         }
+        for name, value in worker_environment(arguments).items():
+            os.environ.setdefault(name, value)
+        self._adapter = held.adapter
         try:
-            with _quiet(), _explained(source), _unprinted():
+            with _quiet(), _explained(held.source), _unprinted():
                 self._open(arguments)
         except BaseException:
             self._clean_up()
@@ -121,14 +126,15 @@ class VllmHost:
             params: vLLM's sampling parameters of each.
             finished: told the index of a request and vLLM's output, in any order.
         """
-        engine, base = self._llm.llm_engine, self._count
+        engine, base, adapter = self._llm.llm_engine, self._count, self._lora_request()
         self._count += len(prompts)
         with _quiet():
             names = []
             try:
                 for row, (ids, each) in enumerate(zip(prompts, params, strict=True)):
                     names.append(str(base + row))
-                    engine.add_request(names[-1], {"prompt_token_ids": ids.tolist()}, each)
+                    prompt = {"prompt_token_ids": ids.tolist()}
+                    engine.add_request(names[-1], prompt, each, lora_request=adapter)
                 while engine.has_unfinished_requests():
                     for output in engine.step():
                         finished(int(output.request_id) - base, output)
@@ -136,6 +142,14 @@ class VllmHost:
                 with suppress(Exception):  # an engine that died cannot be told
                     engine.abort_request(names)
                 raise
+
+    def _lora_request(self) -> Any:
+        """Return what names the adapter to vLLM, or None where there is none."""
+        if self._adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(NAME, 1, self._adapter)
 
     def collect(self, signal: Signal, vocab_size: int, chunk_tokens: int) -> None:
         """Let the workers collect a signal of the requests that come.
@@ -244,7 +258,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
     try:
         with capacity(f"starting vLLM with {source.location}"):
             yield
-    except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (OSError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
         traceback.clear_frames(error.__traceback__)  # they hold what was half made
         words = str(error).strip() or type(error).__name__
         orphans = ", ".join(str(orphan.pid) for orphan in find_orphans())

@@ -13,7 +13,8 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from schemas.enginesections import EngineSection
 from schemas.gatesection import GateSection
-from schemas.section import Dtype, Fraction, Name, Positive, Section, tuning
+from schemas.lorasection import LoraSection
+from schemas.section import Dtype, Fraction, Name, Positive, Section, later, tuning
 
 
 class RunSection(Section):
@@ -33,9 +34,14 @@ class StudentSection(Section):
     """`[student]`: the model that learns."""
 
     model: str
-    """Folder of a Hugging Face model, or a hub id."""
+    """Folder of a Hugging Face model or of a PEFT adapter, or a hub id of a model."""
     revision: str | None = None
     """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
+    base: str | None = later(None)
+    """Folder or hub id of the model that an adapter belongs to; default: the one that its
+    adapter_config.json names."""
+    base_revision: str | None = later(None)
+    """Immutable revision (commit hash) of a `base` that is a hub id."""
     dtype: Dtype = "float32"
     """Number format of the student while it samples."""
     sft_teacher: str | None = None
@@ -48,9 +54,14 @@ class TeacherSection(Section):
     """`[teachers.NAME]`: a model that scores."""
 
     model: str
-    """Folder of a Hugging Face model, or a hub id."""
+    """Folder of a Hugging Face model or of a PEFT adapter, or a hub id of a model."""
     revision: str | None = None
     """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
+    base: str | None = later(None)
+    """Folder or hub id of the model that an adapter belongs to; default: the one that its
+    adapter_config.json names."""
+    base_revision: str | None = later(None)
+    """Immutable revision (commit hash) of a `base` that is a hub id."""
     scores: Name | None = None
     """Name or key of a scorer of this root that has scored the samples already, such as one that
     `opd cache reprocess` made: its scores are used and the teacher is not loaded for scoring."""
@@ -210,6 +221,8 @@ class TrainSection(Section):
     """Optimizer steps between resumable saves inside a round; 0 saves at its end only."""
     verify_tolerance: Annotated[float, Field(gt=0.0)] = tuning(1e-3)
     """Largest difference in nats between the learner and its reloaded checkpoint (float32)."""
+    lora: LoraSection | None = later(None)
+    """The adapter that learns; without it all weights do."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSection":

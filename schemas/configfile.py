@@ -79,6 +79,8 @@ def _identity_items(model: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("identity") is False:
             continue
+        if isinstance(extra, dict) and extra.get("later") and value == field.default:
+            continue
         if isinstance(value, BaseModel):
             yield from _identity_items(value, f"{key}.")
         elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):

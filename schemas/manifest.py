@@ -320,15 +320,19 @@ class StateManifest(Versioned):
 
 
 class CheckpointManifest(Versioned):
-    """A Hugging Face folder whose files are all present."""
+    """A Hugging Face folder, or one of a PEFT adapter, whose files are all present."""
 
-    index: int
+    LATER = frozenset({"base"})
+    index: int | None
+    """None: the base that the run's adapters belong to."""
     policy_version: str
     origin: dict[str, Any]
     """Where the weights come from: the imported model's identity, or run, round and step."""
     state: str | None
     """Key of the learner's state that belongs to these weights."""
     files: dict[str, Shard]
+    base: str | None = None
+    """Policy version of the run's base, where the folder is that of an adapter."""
 
 
 class TrainManifest(Versioned):

@@ -16,6 +16,14 @@ def tuning(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"identity": False}, **kwargs)
 
 
+def later(default: Any, **kwargs: Any) -> Any:
+    """Return a field that came later: it is part of a run's identity only where it is set.
+
+    So the identity of runs that began before it existed stays as it was.
+    """
+    return Field(default, json_schema_extra={"later": True}, **kwargs)
+
+
 class Section(BaseModel):
     """A frozen table of the TOML that refuses unknown keys."""
 

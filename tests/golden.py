@@ -37,15 +37,21 @@ class Tiny:
 
     folder: Path
     reference: Any
+    base: Path | None = None
+    """The model that the folder's adapter belongs to, where it is one."""
+
+    @property
+    def source(self) -> ModelSource:
+        """Return where the model is."""
+        base = None if self.base is None else ModelSource(str(self.base), None, False)
+        return ModelSource(str(self.folder), None, False, base)
 
     def engine(self, *, batch_tokens: int = 4096, chunk_tokens: int = 1024) -> HfEngine:
         """Return the model in an engine of its own."""
         settings = EngineSection(
             device="cpu", batch_tokens=batch_tokens, logit_chunk_tokens=chunk_tokens
         )
-        return HfEngine(
-            ModelSource(str(self.folder), None, False), dtype="float32", settings=settings
-        )
+        return HfEngine(self.source, dtype="float32", settings=settings)
 
     @torch.no_grad()
     def logits(self, prompt: Ids, response: Ids) -> Doubles:
@@ -73,6 +79,16 @@ class Models:
             reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             self._made[key] = Tiny(folder, reference)
         return self._made[key]
+
+
+def adapted(model: Tiny, folder: Path, **settings: Any) -> Tiny:
+    """Return a model with a random adapter beside its layers; the reference does not merge it."""
+    from peft import PeftModel
+
+    tiny.make_adapter(folder, model.folder, **settings)
+    base = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+    reference = PeftModel.from_pretrained(base, str(folder)).eval()
+    return Tiny(folder, reference, model.folder)
 
 
 def rows(count: int = 7) -> tuple[list[Ids], list[Ids]]:

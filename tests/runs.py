@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakKeyDictionary
 
+import psutil
 import pytest
 
 from cli.main import main
@@ -133,6 +134,32 @@ def snapshot(storage: Storage, folder: str) -> dict[str, Any]:
             value.pop("attempt", None)
             found[key] = value
     return found
+
+
+@contextmanager
+def children_killed(folder: str) -> Iterator[list[int]]:
+    """Kill every process that starts in a block, at the first write below a folder of a store.
+
+    Gives their numbers, once it has happened.
+    """
+    own, write, killed = psutil.Process(), Storage._write, list[int]()
+    before = set(own.children(recursive=True))
+
+    def killing(self: Storage, key: str, action: Callable[[], None]) -> None:
+        write(self, key, action)
+        if key.startswith(folder) and not killed:
+            started = set(own.children(recursive=True)) - before
+            killed.extend(process.pid for process in started)
+            for process in started:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(started)
+
+    Storage._write = killing  # type: ignore[method-assign] # lets the real writes through
+    try:
+        yield killed
+    finally:
+        Storage._write = write  # type: ignore[method-assign]
 
 
 def keys_below(storage: Storage, folder: str) -> list[str]:

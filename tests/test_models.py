@@ -178,9 +178,9 @@ def test_settings_are_those_of_the_text_model(whole: Path) -> None:
 
 def test_generation_settings_are_read_where_there_are_any(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
-    assert generation_settings(folder).eos_token_id == [1, 5]
+    assert generation_settings(source_of(folder)).eos_token_id == [1, 5]
     (folder / "generation_config.json").unlink()
-    assert generation_settings(folder).eos_token_id is None
+    assert generation_settings(source_of(folder)).eos_token_id is None
 
 
 def test_identity_is_that_of_the_content_and_not_of_the_folder(whole: Path, folder: Path) -> None:

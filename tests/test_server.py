@@ -11,7 +11,6 @@ import pytest
 
 from pipeline.derivedtail import mass_error
 from pipeline.engines import engine_version, require_engine
-from pipeline.models import ModelSource
 from pipeline.serverengine import ServerEngine
 from pipeline.storage import Storage
 from schemas.enginesections import EngineSection, ServerSection, VllmSection
@@ -23,12 +22,13 @@ from tests.golden import (
     Models,
     Tiny,
     V,
+    adapted,
     generate,
     reference_logprobs,
     reference_scores,
     rows,
 )
-from tests.runs import Cli
+from tests.runs import Cli, children_killed
 from tests.tiny import write_run
 
 try:
@@ -42,31 +42,52 @@ Held = tuple[Tiny, ServerEngine]
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
-    """Return a model, and an engine that has started a server for it."""
-    model = Models(tmp_path_factory.mktemp)()
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Held]]:
+    """Return a model and an adapter of it, with the engine that has started a server for both."""
+    model = Models(tmp_path_factory.mktemp)("llama", tied=False)
+    adapter = adapted(model, tmp_path_factory.mktemp("adapter"))
     section = EngineSection(
         engine="server",
         batch_tokens=64,
         vllm=VllmSection(max_num_seqs=8),
         server=ServerSection(concurrency=16, retry_s=10.0),
     )
-    source = ModelSource(str(model.folder), None, False)
-    engine = ServerEngine(source, dtype="float32", settings=section, max_tokens=60)
+    engine = ServerEngine(adapter.source, dtype="float32", settings=section, max_tokens=60)
     try:
-        yield model, engine
+        generate(engine, rows(1)[0], PLAIN, range(1))  # its first samples have the server looked at
+        yield {"model": (model, engine), "adapter": (adapter, engine)}
     finally:
         engine.close()
 
 
-@pytest.fixture(params=[True, False], ids=["token-ids", "completions"])
-def either(request: pytest.FixtureRequest, held: Held) -> Iterator[Held]:
-    """Return the model and its engine, which asks one endpoint of the server or the other."""
-    (server,) = held[1]._pool.servers
-    assert server.compact
-    server.compact = request.param
-    yield held
-    server.compact = True
+@pytest.fixture
+def held(served: dict[str, Held]) -> Held:
+    """Return the adapter and its engine."""
+    return served["adapter"]
+
+
+@pytest.fixture(
+    params=[("model", True), ("adapter", True), ("adapter", False)],
+    ids=["model", "adapter", "adapter-completions"],
+)
+def either(request: pytest.FixtureRequest, served: dict[str, Held]) -> Iterator[Held]:
+    """Return a model and its engine, which asks one endpoint of the server or the other."""
+    name, compact = request.param
+    model, engine = served[name]
+    (server,) = engine._pool.servers
+    assert server.compact and server.model == "adapter"
+    if name == "model":
+        server.model = str(model.folder)  # the server lists it beside its adapter
+    server.compact = compact
+    yield model, engine
+    server.compact, server.model = True, "adapter"
+
+
+def test_the_adapter_is_told_from_its_base(served: dict[str, Held]) -> None:
+    (prompts, responses), found = rows(20), []
+    for model, _ in served.values():
+        found.append(reference_scores(model, prompts, responses, k=4, vocab_size=V).token_logprob)
+    assert np.abs(found[0] - found[1]).max() > 0.1
 
 
 def test_scores_equal_a_full_forward_of_each_row(either: Held) -> None:
@@ -133,12 +154,18 @@ def test_an_engine_names_its_version_and_its_limits(held: Held) -> None:
 
 
 @pytest.mark.slow
-def test_a_round_is_scored_by_a_server_of_its_own_and_trained_on(tmp_path: Path, cli: Cli) -> None:
+def test_a_round_is_scored_by_a_server_of_its_own_that_is_killed_and_trained_on(
+    tmp_path: Path, cli: Cli
+) -> None:
     changes = {"eval": None, "run.rounds": 1}
     config = write_run(tmp_path, changes={**changes, "score.engine": "server"})
     cli.ok("rollout", "-c", config, "--round", "0")
-    result = cli.ok("score", "-c", config, "--round", "0")
-    assert result["rows"] == 16 and result["engine_start_s"] > 1.0
+    with children_killed("runs/tiny/rounds/0000/score/main/commits") as killed:
+        outcome = cli("score", "-c", config, "--round", "0", "--json")
+    assert outcome.code == 0 and killed, outcome.stderr
+    assert "ended on its own" in outcome.stderr and "half the tokens" in outcome.stderr
+    result = outcome.result
+    assert (result["units"], result["rows"]) == (4, 16) and result["engine_start_s"] > 1.0
     assert cli.ok("score", "-c", config, "--round", "0")["units"] == 0
     cli.ok("train", "-c", config, "--round", "0")
     storage, folder = Storage(str(tmp_path / "store")), "runs/tiny/rounds/0000/score/main"

@@ -131,7 +131,13 @@ def test_a_server_of_our_own_does_not_outlive_a_process_that_is_killed(source: M
 
 
 def test_settings_become_vllms_command_line() -> None:
-    given = {"max_model_len": 9, "enforce_eager": True, "revision": None, "a_b": False}
-    expected = ["--max-model-len", "9", "--enforce-eager", "--no-a-b"]
+    given = {
+        "max_model_len": 9,
+        "enforce_eager": True,
+        "revision": None,
+        "a_b": False,
+        "c": ["d", "e"],
+    }
+    expected = ["--max-model-len", "9", "--enforce-eager", "--no-a-b", "--c", "d", "e"]
     assert serverprocess.flags(given) == expected
     assert VllmSection().data_parallel_size == 1

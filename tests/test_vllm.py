@@ -1,5 +1,6 @@
 """The vLLM engine, real and on the CPU, against full forwards; and what it leaves behind."""
 
+import json
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -32,13 +34,14 @@ from tests.golden import (
     Models,
     Tiny,
     V,
+    adapted,
     assert_same_scores,
     generate,
     reference_logprobs,
     reference_scores,
     rows,
 )
-from tests.runs import Cli, finish, snapshot, start
+from tests.runs import Cli, children_killed, finish, keys_below, snapshot, start
 from tests.tiny import write_run
 
 try:
@@ -72,12 +75,18 @@ FULL = Signal(4, tail_buckets=3, candidates=2, draws=5)
 
 @contextmanager
 def opened(
-    model: Tiny, *, dtype: str = "float32", max_tokens: int = 60, **settings: Any
+    model: Tiny,
+    *,
+    dtype: str = "float32",
+    max_tokens: int = 60,
+    note: Callable[[str], None] = print,
+    **settings: Any,
 ) -> Iterator[VllmEngine]:
     kind = ScoreSection if "k" in settings else EngineSection
     section = kind(engine="vllm", **settings)
-    source = ModelSource(str(model.folder), None, False)
-    engine = VllmEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens)
+    engine = VllmEngine(
+        model.source, dtype=dtype, settings=section, max_tokens=max_tokens, note=note
+    )
     try:
         yield engine
     finally:
@@ -184,6 +193,56 @@ def test_every_signal_is_that_of_the_reference_engine(held: tuple[Tiny, VllmEngi
             if value is not None:
                 assert mine.dtype == value.dtype
                 np.testing.assert_allclose(mine, value, rtol=0, atol=ATOL, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [({"arch": "qwen3"}, None), ({"arch": "stablelm", "hidden": 128}, "takes none")],
+    ids=["applied", "merged"],
+)
+def test_an_adapter_gives_scores_and_samples_of_the_adapted_model(
+    make: Callable[..., Tiny], tmp_path: Path, kind: dict[str, Any], reason: str | None
+) -> None:
+    base, (prompts, responses), notes = make(**kind), rows(20), list[str]()
+    model, candidates = adapted(base, tmp_path / "adapter"), Signal(4, candidates=1)
+    ids = [response[:, None] for response in responses]
+    with opened(model, k=4, batch_tokens=64, note=notes.append) as engine:
+        own = engine._host._llm.llm_engine.vllm_config.lora_config
+        assert (own is None) == (reason is not None) == any(str(reason) in n for n in notes)
+        found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
+        tested = engine.score(prompts, responses, signal=candidates, vocab_size=V, candidates=ids)
+        samples = generate(engine, prompts, PLAIN, range(20))
+        scratch = Path(engine._host._llm.model_config.model)
+    expected = reference_scores(model, prompts, responses, k=4, vocab_size=V)
+    assert_same_scores(found, expected, atol=ATOL)
+    assert tested.candidate_logprobs is not None
+    np.testing.assert_allclose(tested.candidate_logprobs[:, 0], expected.token_logprob, atol=ATOL)
+    plain = reference_scores(base, prompts, responses, k=4, vocab_size=V)
+    assert np.abs(plain.token_logprob - expected.token_logprob).max() > 0.1, "a weak adapter"
+    for prompt, sample in zip(prompts, samples, strict=True):
+        logprobs = reference_logprobs(model.logits(prompt, sample.ids), PLAIN)
+        own_logprobs = logprobs[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, own_logprobs, atol=ATOL)
+    assert scratch.exists() == (scratch == base.folder)  # a merged copy is gone
+
+
+@pytest.mark.slow
+def test_a_model_split_over_two_workers_is_the_same_model(
+    make: Callable[..., Tiny],
+) -> None:
+    model, (prompts, responses) = make(), rows(12)
+    split = VllmSection(tensor_parallel_size=2)
+    with opened(model, k=4, batch_tokens=64, vllm=split) as engine:
+        found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
+        samples = generate(engine, prompts, PLAIN, range(12))
+        workers = psutil.Process().children(recursive=True)
+    assert len(workers) >= 2
+    expected = reference_scores(model, prompts, responses, k=4, vocab_size=V)
+    assert_same_scores(found, expected, atol=ATOL)
+    for prompt, sample in zip(prompts, samples, strict=True):
+        logprobs = reference_logprobs(model.logits(prompt, sample.ids), PLAIN)
+        own = logprobs[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, own, atol=ATOL)
 
 
 def shuffled(
@@ -488,6 +547,39 @@ def test_a_run_survives_kills_and_ends_with_the_manifests_of_a_quiet_one(
     cli.ok("rollout", "-c", killed, "--round", "0", *changes)
     scored = cli.ok("score", "-c", killed, "--round", "0", *changes)
     assert scored["teacher_tokens"] == 0 and scored["reused_rows"] == scored["rows"] > 0
+
+
+def test_a_process_of_vllm_that_is_killed_ends_the_stage_and_the_same_command_goes_on(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"score.engine": "vllm", "score.batch_tokens": 64, "eval": None}  # less is not tried
+    config = write_run(tmp_path, changes=changes)
+    storage, folder = Storage(str(tmp_path / "store")), "runs/tiny/rounds/0000/score/main/commits"
+    rollout = cli.ok("rollout", "-c", config, "--round", "0")
+    with monkeypatch.context() as patch, children_killed(folder) as killed:
+        patch.setenv(OWN_PROCESS, "1")
+        outcome = cli("score", "-c", config, "--round", "0", "--json")
+    assert killed and outcome.code == CapacityError.exit_code == 7
+    assert "vLLM's engine process ended on its own" in outcome.result["error"]
+    before = {key: storage.get(key) for key in keys_below(storage, folder)}
+    assert len(before) == 1
+
+    again = cli.ok("score", "-c", config, "--round", "0")
+    assert (again["units"], again["rows"]) == (3, rollout["rows"])
+    after = {key: storage.get(key) for key in keys_below(storage, folder)}
+    assert len(after) == 4 and before.items() <= after.items()
+    (first,) = (json.loads(data or b"")["teacher_tokens"] for data in before.values())
+    manifest = json.loads(storage.get(folder.replace("commits", "manifest.json")) or b"")
+    assert manifest["teacher_tokens"] == again["teacher_tokens"] + first > first > 0
+    assert manifest["teacher_tokens"] - rollout["tokens"] == prompt_tokens(storage)
+
+
+def prompt_tokens(storage: Storage) -> int:
+    """Return the prompt tokens of the first round's rows, which a teacher reads once."""
+    data = storage.get("runs/tiny/rounds/0000/rollout/manifest.json") or b""
+    keys = [unit["shard"]["key"] for unit in json.loads(data)["units"]]
+    tables = [pq.read_table(storage.local_root / key) for key in keys if storage.local_root]
+    return sum(len(ids) for table in tables for ids in table["prompt_ids"].to_pylist())
 
 
 def wait_for_commit(storage: Storage, folder: str, process: "subprocess.Popen[str]") -> None:

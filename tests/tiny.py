@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pipeline.addition import distinct, make_tokenizer
 from pipeline.models import settle_libraries
 
-ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2"}
+ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "stablelm": "StableLm"}
 MAX_PROMPT_TOKENS = 40
 MAX_NEW_TOKENS = 12
 TRAIN_PROMPTS, EVAL_PROMPTS = 24, 8
@@ -111,6 +111,27 @@ def make_model(
         model = getattr(transformers, f"{ARCHITECTURES[arch]}ForCausalLM")(config).float()
     model.save_pretrained(folder)
     text.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(folder: Path, base: Path, *, seed: int = 0, **settings: Any) -> Path:
+    """Write a random PEFT adapter of a model, as PEFT itself does, and return the folder.
+
+    Args:
+        folder: where it goes.
+        base: folder of the model.
+        seed: root of the weights.
+        settings: fields of `LoraConfig`, beside rank 6 and strength 12 on three kinds of layers.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    given = {"r": 6, "lora_alpha": 12, "target_modules": ["q_proj", "o_proj", "down_proj"]}
+    config: Any = LoraConfig(**{**given, "init_lora_weights": False, **settings})
+    settle_libraries()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        get_peft_model(model, config).save_pretrained(str(folder))
     return folder
 
 
