@@ -168,6 +168,14 @@ def test_every_pod_is_whole_and_holds_no_secret(looks: Any) -> None:
     assert facts["round_0.train"]["pool"] == "default_pool"
 
 
+def test_the_exit_code_of_a_pod_decides_as_that_of_a_process_does(looks: Any) -> None:
+    ends = looks[2]["ends"]
+    assert json.loads(ends.pop("0")) == {"stage": "gate", "decision": "go"}
+    failed = {code for code, end in ends.items() if end.startswith("AirflowFailException")}
+    again = {code for code, end in ends.items() if end.startswith("AirflowException")}
+    assert (failed, again) == ({"2", "3"}, {"6", "7", "130", "137", "143"}), ends
+
+
 def stand_in(folder: Path, name: str, code: int | str) -> str:
     """Write a program that ends as `opd` may, and return its path."""
     end = f"kill -{code} $$" if isinstance(code, str) else f"exit {code}"
