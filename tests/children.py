@@ -46,18 +46,15 @@ def write_past_the_limit(storage: Storage) -> str:
     return "no error"
 
 
-def run_until_killed(config: str, after: int, before: bool, env: dict[str, str]) -> None:
+def run_until_killed(config: str, after: int, before: bool) -> None:
     """Run all rounds of a configuration and die by SIGKILL at a write to the store.
 
     Args:
         config: TOML file of the run.
         after: number of the write at which to die, from 1; 0 lives to the end.
         before: die before that write, else right after it.
-        env: environment variables, such as those of an S3 account.
     """
     from cli.main import main
-
-    os.environ.update(env)
 
     write = Storage._write
     count = 0
@@ -75,11 +72,3 @@ def run_until_killed(config: str, after: int, before: bool, env: dict[str, str])
 
     Storage._write = counted  # type: ignore[method-assign] # counts the real writes
     main(["run", "-c", config, "--json"])
-
-
-def run_command(arguments: list[str], env: dict[str, str]) -> None:
-    """Run a command in this process, with some environment variables."""
-    from cli.main import main
-
-    os.environ.update(env)
-    main(arguments)

@@ -231,7 +231,7 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quickstart]:
     """Return a quickstart that was started in a process of its own."""
     folder = tmp_path_factory.mktemp("quickstart") / "demo"
-    process = start("quickstart", folder, "--json")
+    process = start("quickstart", folder, "--json", warm=False)  # as a user starts it
     yield Quickstart(folder, process)
     process.kill()
     process.wait()

@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -19,14 +19,17 @@ import pytest
 
 from cli.main import main
 from pipeline.storage import Storage
+from tests.warm import REPOSITORY, Process, start_warm
+from tests.warmserver import Request
 
-PRINTED: WeakKeyDictionary["subprocess.Popen[str]", tuple[IO[str], IO[str]]] = WeakKeyDictionary()
+PRINTED: WeakKeyDictionary[Process, tuple[IO[str], IO[str]]] = WeakKeyDictionary()
 """Files that started commands print to, stdout and stderr."""
 
 LEFT_BY_TRAINING = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 """Variables that training in this process sets; with them, another would not start its own."""
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+OPD = ("cli.main",)
+"""The module that is the command line."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Quickstart:
     """A quickstart that runs in a process of its own."""
 
     folder: Path
-    process: "subprocess.Popen[str]"
+    process: Process
 
     @property
     def config(self) -> Path:
@@ -91,27 +94,60 @@ class Cli:
 def start(
     *arguments: str | Path,
     env: Mapping[str, str] | None = None,
-    launcher: tuple[str, ...] = ("cli.main",),
-) -> subprocess.Popen[str]:
+    launcher: tuple[str, ...] = OPD,
+    warm: bool = True,
+) -> Process:
     """Start a command in a process of its own, with its own process group.
 
     It prints to files: a pipe that nobody reads for a while would fill up and stop it.
+
+    Args:
+        arguments: of the command.
+        env: variables to add to this process's.
+        launcher: module to run, with arguments that come before the command's.
+        warm: whether the process may be one that has imported what it needs already.
     """
+    given = [str(argument) for argument in arguments]
+    program = str(REPOSITORY / "cli" / "main.py")
+    request = Request("cli.main:main", (), [program, *given], str(REPOSITORY), _environment(env))
+    command = ["-m", *launcher, *given]
+    return _started(request, command, warm=warm and launcher == OPD)
+
+
+def start_function(
+    function: Callable[..., None], *arguments: Any, env: Mapping[str, str] | None = None
+) -> Process:
+    """Start a module's function in a process of its own, as `start` does with a command."""
+    name = f"{function.__module__}:{function.__qualname__}"
+    request = Request(name, arguments, [name], str(REPOSITORY), _environment(env))
+    command = ["-m", "tests.warmserver", json.dumps(asdict(request))]
+    return _started(request, command, warm=True)
+
+
+def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in LEFT_BY_TRAINING}
+    return {**kept, **(added or {})}
+
+
+def _started(request: Request, command: Sequence[str], *, warm: bool) -> Process:
+    """Start what is requested: in a warm process where that can be, else with Python's command."""
     printed = _output_file(), _output_file()
-    process = subprocess.Popen(
-        [sys.executable, "-m", *launcher, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**{n: v for n, v in os.environ.items() if n not in LEFT_BY_TRAINING}, **(env or {})},
-        stdout=printed[0],
-        stderr=printed[1],
-        text=True,
-        start_new_session=True,
-    )
+    process: Process | None = start_warm(request, *printed) if warm else None
+    if process is None:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=request.cwd,
+            env=request.env,
+            stdout=printed[0],
+            stderr=printed[1],
+            text=True,
+            start_new_session=True,
+        )
     PRINTED[process] = printed
     return process
 
 
-def finish(process: "subprocess.Popen[str]") -> Outcome:
+def finish(process: Process) -> Outcome:
     """Wait for a command and return what it ended with."""
     code = process.wait(timeout=550)
     texts = []

@@ -6,7 +6,6 @@ faults, while a reader reads whatever is committed.
 
 import hashlib
 import json
-import multiprocessing
 import random
 import threading
 import time
@@ -20,13 +19,12 @@ import pytest
 from pipeline.rounddata import RoundData
 from pipeline.run import open_run
 from schemas.configfile import load_config
-from tests.children import run_command
 from tests.conftest import UseS3
 from tests.faults import STORM, FaultProxy
-from tests.runs import Cli
+from tests.runs import Cli, finish, start
 from tests.servers import S3Account, SeaweedServer
-from tests.test_crash import STAGES
 from tests.tiny import write_run
+from tests.warm import Process
 
 UNITS = 40
 WORKERS = 3
@@ -122,20 +120,15 @@ def test_three_workers_finish_a_round_whatever_dies(
 
 def score_in_chaos(config: Path, server: SeaweedServer, proxy: FaultProxy, reader: Reader) -> int:
     """Score round 0 with workers that are killed at random; return how often that was done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(STAGES)
     env = server.account.at(proxy.endpoint).environ()
-    arguments = ["score", "-c", str(config), "--round", "0", "--json"]
 
-    def worker() -> Any:
-        started = context.Process(target=run_command, args=(arguments, env))
-        started.start()
-        return started
+    def worker() -> Process:
+        return start("score", "-c", config, "--round", "0", "--json", env=env)
 
     chance, kills, pending = random.Random(0), 0, list(SERVER_KILLS)
     workers = [worker() for _ in range(WORKERS)]
     deadline = time.monotonic() + 400
-    while any(w.exitcode != 0 for w in workers):
+    while any(w.poll() != 0 for w in workers):
         assert time.monotonic() < deadline, f"{len(reader.units)} of {UNITS} units are committed"
         time.sleep(chance.uniform(0.3, 1.2))
         if pending and len(reader.units) >= pending[0]:
@@ -145,13 +138,14 @@ def score_in_chaos(config: Path, server: SeaweedServer, proxy: FaultProxy, reade
             server.start()
             proxy.upstream = ("127.0.0.1", int(server.endpoint.rpartition(":")[2]))
             reader.account = server.account
-        alive = [w for w in workers if w.exitcode is None]
+        alive = [w for w in workers if w.poll() is None]
         if kills < KILLS and alive and reader.units:
             chance.choice(alive).kill()
             kills += 1
         for index, one in enumerate(workers):
-            if one.exitcode is not None and one.exitcode != 0:
-                assert one.exitcode < 0, "a worker failed by itself"
+            if one.poll():
+                outcome = finish(one)
+                assert outcome.code < 0, f"a worker failed by itself: {outcome.stderr}"
                 workers[index] = worker()
     assert not pending
     return kills

@@ -1,6 +1,5 @@
 """kill -9 at the writes of whole runs: the same command ends with the manifests of a quiet run."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -11,35 +10,20 @@ import pytest
 from pipeline.storage import Storage
 from tests.children import run_until_killed
 from tests.conftest import UseS3
-from tests.runs import Cli, finish, keys_below, snapshot, start
+from tests.runs import Cli, finish, keys_below, snapshot, start, start_function
 from tests.servers import SeaweedServer
 from tests.tiny import write_run
-
-STAGES = [
-    "pipeline.evaluate",
-    "pipeline.rollout",
-    "pipeline.score",
-    "pipeline.train",
-    "transformers.models.qwen3",
-    "deepspeed",
-]
 
 
 def kill_again_and_again(config: Path, steps: list[int]) -> int:
     """Run a configuration to its end, each attempt killed some writes on; return the attempts."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(STAGES)
-    env = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     for attempt in range(200):
         after = steps[attempt % len(steps)]
-        child = context.Process(
-            target=run_until_killed, args=(str(config), after, attempt % 2 == 0, env)
-        )
-        child.start()
-        child.join(120)
-        if child.exitcode == 0:
+        child = start_function(run_until_killed, str(config), after, attempt % 2 == 0)
+        outcome = finish(child)
+        if outcome.code == 0:
             return attempt
-        assert child.exitcode == -signal.SIGKILL
+        assert outcome.code == -signal.SIGKILL, outcome.stderr
     raise AssertionError("the run never ended")
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.runs import Cli, finish, start
+from tests.runs import OPD, Cli, finish, start
 from tests.tiny import write_run
+from tests.warm import Process
 
 TRAIN = "runs/tiny/rounds/0000/train"
 TORCHRUN = ("torch.distributed.run", "--nproc-per-node=2", "-m", "cli.main")
@@ -41,7 +41,7 @@ def weights(folder: Path) -> dict[str, Any]:
     return load_file(path)
 
 
-def processes_below(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+def processes_below(process: Process) -> list[psutil.Process]:
     return list(psutil.Process(process.pid).children(recursive=True))
 
 
@@ -49,9 +49,7 @@ def is_rank_1(process: psutil.Process) -> bool:
     return str(process.environ().get("RANK")) == "1"
 
 
-def ended_after(
-    saved: int, config: Path, end: Callable[["subprocess.Popen[str]"], None]
-) -> tuple[int, str]:
+def ended_after(saved: int, config: Path, end: Callable[[Process], None]) -> tuple[int, str]:
     """Train until so many states are saved, do something to end it; return exit code and stderr."""
     states = config.parent / "store" / TRAIN / "commits"
     process = start("train", "-c", config, "--round", "0", "--json")
@@ -85,7 +83,7 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
     quiet = cli.ok("train", "-c", config, "--round", "0")
     assert quiet["units"] == quiet["steps"] > MANY_STEPS["train.epochs"]
 
-    def kill_one(process: "subprocess.Popen[str]") -> None:
+    def kill_one(process: Process) -> None:
         next(p for p in processes_below(process) if is_rank_1(p)).kill()
 
     code, told = ended_after(2, other, kill_one)
@@ -103,14 +101,12 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("zero_stage", "launcher"), [(0, TORCHRUN), (2, ("cli.main",)), (3, ("cli.main",))]
-)
+@pytest.mark.parametrize(("zero_stage", "launcher"), [(0, TORCHRUN), (2, OPD), (3, OPD)])
 def test_two_processes_train_what_one_trains(
     zero_stage: int, launcher: tuple[str, ...], finished_run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "two"
-    count = 2 if launcher == ("cli.main",) else 1
+    count = 2 if launcher == OPD else 1
     config = untrained(finished_run, folder, num_processes=count, zero_stage=zero_stage)
     outcome = finish(start("train", "-c", config, "--round", "0", "--json", launcher=launcher))
     assert outcome.code == 0, outcome.stderr

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +42,7 @@ from tests.golden import (
 )
 from tests.runs import Cli, children_killed, finish, keys_below, snapshot, start
 from tests.tiny import write_run
+from tests.warm import Process
 
 try:
     require_engine("vllm")
@@ -56,15 +56,6 @@ from pipeline.vllmhost import OWN_PROCESS
 pytestmark = pytest.mark.usefixtures("beside_flask")
 
 ENGINES = {f"{section}.engine": "vllm" for section in ("eval", "rollout", "score")}
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run that went undisturbed."""
-    folder = tmp_path_factory.mktemp("vllm")
-    outcome = finish(start("run", "-c", write_run(folder, changes=ENGINES), "--json"))
-    assert outcome.code == 0, outcome.stderr
-    return folder
 
 
 KINDS = [(arch, tied) for arch in ("qwen3", "llama") for tied in (True, False)]
@@ -582,7 +573,7 @@ def prompt_tokens(storage: Storage) -> int:
     return sum(len(ids) for table in tables for ids in table["prompt_ids"].to_pylist())
 
 
-def wait_for_commit(storage: Storage, folder: str, process: "subprocess.Popen[str]") -> None:
+def wait_for_commit(storage: Storage, folder: str, process: Process) -> None:
     """Wait until a stage has committed something, or is over."""
     for _ in range(1200):
         if list(storage.names(folder)) or process.poll() is not None:

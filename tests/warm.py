@@ -1,0 +1,183 @@
+"""Processes that start in milliseconds: forks of one that has imported what takes seconds.
+
+Promises: such a process is one of its own, with the arguments, environment, folder, output files
+and session it was asked for. There is none where its environment would have to be there when
+libraries are imported, or where the system cannot do it.
+"""
+
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import IO, Protocol
+
+from tests.warmserver import MESSAGE_BYTES, Request
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+READ_WHEN_USED = ("AWS_", "PYTEST_")
+"""Beginnings of variables that may differ from those with which libraries were imported."""
+
+SET_BY_STAGES = {"DS_ACCELERATOR", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
+"""Variables that stages set for themselves; those that ran in this process have left them here."""
+
+ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Keeps pyarrow from starting a thread when it is imported."""
+
+
+class Process(Protocol):
+    """What tests use of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status once it is known; negative for a signal."""
+
+    def poll(self) -> int | None:
+        """Return the exit status if the process has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status once the process has ended."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to a process that has not ended."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+
+class WarmProcess:
+    """A fork of the server."""
+
+    def __init__(self, pid: int, args: Sequence[str], server: socket.socket) -> None:
+        """Take the process's number, its arguments and the socket that will tell its end."""
+        self.pid, self.args = pid, args
+        self.returncode: int | None = None
+        self._server = server
+
+    def poll(self) -> int | None:
+        """Return the exit status if the process has ended."""
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status once the process has ended."""
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to a process that has not ended; its number is kept until that is told."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._server], [], [], timeout)[0]:
+            told = self._server.recv(MESSAGE_BYTES)
+            assert told, f"the server of process {self.pid} is gone"
+            self.returncode = int(told)
+            self._server.close()  # now the process's number may be given to another
+        return self.returncode
+
+
+class WarmServer:
+    """The client's side of the server."""
+
+    def __init__(self) -> None:
+        """Start the server, which imports while its client goes on."""
+        self._socket, theirs = _pair()
+        self._imported_with = _read_at_import(os.environ)
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.warmserver", str(theirs.fileno())],
+                cwd=REPOSITORY,
+                env=os.environ | ONE_THREAD,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def fits(self, env: Mapping[str, str]) -> bool:
+        """Return whether what was imported is what it would be with this environment."""
+        return _read_at_import(env) == self._imported_with
+
+    def start(self, request: Request, stdout: IO[str], stderr: IO[str]) -> WarmProcess:
+        """Start a process that prints to these files."""
+        mine, theirs = _pair()
+        with theirs:
+            files = [stdout.fileno(), stderr.fileno(), theirs.fileno()]
+            socket.send_fds(self._socket, [json.dumps(asdict(request)).encode()], files)
+        pid = mine.recv(MESSAGE_BYTES)
+        assert pid, f"no process was started: {self._said()}"
+        return WarmProcess(int(pid), request.argv, mine)
+
+    def close(self) -> None:
+        """End the server, and with it what it started."""
+        self._socket.shutdown(socket.SHUT_RDWR)  # forks of this process may hold it, too
+        self._socket.close()
+        self._process.wait()
+        self._log.close()
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+
+def start_warm(request: Request, stdout: IO[str], stderr: IO[str]) -> WarmProcess | None:
+    """Return a warm process that was started with a request; nothing where none can do it.
+
+    Args:
+        request: what it is to do, in a session of its own.
+        stdout: where it prints to.
+        stderr: the same for errors.
+    """
+    if sys.platform != "linux" or not warm_server().fits(request.env):
+        return None
+    return warm_server().start(request, stdout, stderr)
+
+
+@cache
+def warm_server() -> WarmServer:
+    """Return the server of this process; it starts on first use."""
+    server = WarmServer()
+    atexit.register(server.close)
+    return server
+
+
+def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that libraries may look at when they are imported."""
+    return {
+        name: value
+        for name, value in env.items()
+        if not name.startswith(READ_WHEN_USED) and name not in SET_BY_STAGES
+    }
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets that keep messages apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
