@@ -1,10 +1,18 @@
 """What tests run in other processes; light to import, for a spawned child starts from nothing."""
 
+import json
+import logging
 import os
+import random
 import resource
 import signal
+import sys
+import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
+import torch
 from torch.utils.data import Dataset
 
 from pipeline.storage import Storage
@@ -72,3 +80,41 @@ def run_until_killed(config: str, after: int, before: bool) -> None:
 
     Storage._write = counted  # type: ignore[method-assign] # counts the real writes
     main(["run", "-c", config, "--json"])
+
+
+def describe_process(word: str) -> None:
+    """Print what this process finds about itself, and exit with 3."""
+    import numpy as np
+
+    handlers = {number: str(signal.getsignal(number)) for number in signal.valid_signals()}
+    found = {
+        "pid": os.getpid(),
+        "session": os.getsid(0),
+        "group": os.getpgrp(),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "arguments": [word, *sys.argv],
+        "threads": len(os.listdir("/proc/self/task")),
+        "sockets": [name for name in open_files() if "socket" in name],
+        "handlers": handlers,
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "random": [uuid.uuid4().hex, random.random(), np.random.rand(), torch.initial_seed()],
+        "logging": [str(handler) for handler in logging.getLogger().handlers],
+    }
+    print(json.dumps(found))
+    print("said to stderr", file=sys.stderr)
+    sys.exit(3)
+
+
+def open_files() -> list[str]:
+    """Return what the descriptors of this process are."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
+def sleep_long() -> None:
+    """Do nothing until the process is killed."""
+    time.sleep(300)

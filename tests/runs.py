@@ -115,13 +115,16 @@ def start(
 
 
 def start_function(
-    function: Callable[..., None], *arguments: Any, env: Mapping[str, str] | None = None
+    function: Callable[..., int | None],
+    *arguments: Any,
+    env: Mapping[str, str] | None = None,
+    warm: bool = True,
 ) -> Process:
     """Start a module's function in a process of its own, as `start` does with a command."""
     name = f"{function.__module__}:{function.__qualname__}"
     request = Request(name, arguments, [name], str(REPOSITORY), _environment(env))
     command = ["-m", "tests.warmserver", json.dumps(asdict(request))]
-    return _started(request, command, warm=True)
+    return _started(request, command, warm=warm)
 
 
 def _environment(added: Mapping[str, str] | None) -> dict[str, str]:

@@ -43,7 +43,10 @@ Held = tuple[Tiny, ServerEngine]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Held]]:
-    """Return a model and an adapter of it, with the engine that has started a server for both."""
+    """Return a model and an adapter of it, with the engine that has started a server for both.
+
+    The model runs in the server's own process; below, a stage's server gives it one of its own.
+    """
     model = Models(tmp_path_factory.mktemp)("llama", tied=False)
     adapter = adapted(model, tmp_path_factory.mktemp("adapter"))
     section = EngineSection(
@@ -52,9 +55,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Held]
         vllm=VllmSection(max_num_seqs=8),
         server=ServerSection(concurrency=16, retry_s=10.0),
     )
-    engine = ServerEngine(adapter.source, dtype="float32", settings=section, max_tokens=60)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        engine = ServerEngine(adapter.source, dtype="float32", settings=section, max_tokens=60)
         generate(engine, rows(1)[0], PLAIN, range(1))  # its first samples have the server looked at
+    try:
         yield {"model": (model, engine), "adapter": (adapter, engine)}
     finally:
         engine.close()
@@ -155,8 +160,9 @@ def test_an_engine_names_its_version_and_its_limits(held: Held) -> None:
 
 @pytest.mark.slow
 def test_a_round_is_scored_by_a_server_of_its_own_that_is_killed_and_trained_on(
-    tmp_path: Path, cli: Cli
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)  # engines here set it
     changes = {"eval": None, "run.rounds": 1}
     config = write_run(tmp_path, changes={**changes, "score.engine": "server"})
     cli.ok("rollout", "-c", config, "--round", "0")

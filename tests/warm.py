@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Protocol
 
-from tests.warmserver import MESSAGE_BYTES, Request
+from tests.warmserver import MESSAGE_BYTES, PRELOADED, Request
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -106,14 +106,14 @@ class WarmProcess:
 class WarmServer:
     """The client's side of the server."""
 
-    def __init__(self) -> None:
-        """Start the server, which imports while its client goes on."""
+    def __init__(self, modules: Sequence[str] = PRELOADED) -> None:
+        """Start the server, which imports modules while its client goes on."""
         self._socket, theirs = _pair()
         self._imported_with = _read_at_import(os.environ)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warmserver", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.warmserver", str(theirs.fileno()), *modules],
                 cwd=REPOSITORY,
                 env=os.environ | ONE_THREAD,
                 stdout=subprocess.DEVNULL,

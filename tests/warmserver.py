@@ -1,4 +1,4 @@
-"""The server of warm processes, and what one does first: `python -m tests.warmserver FD|REQUEST`.
+"""The server of warm processes (`python -m tests.warmserver FD MODULE…`), and what they do first.
 
 Promises: it has one thread and no sockets but its client's; a fork leaves the server's loop and
 ends as any program does; when the client is gone, the server ends what it forked, and itself.
@@ -69,23 +69,24 @@ class Fork:
         self.client.close()
 
 
-def main(given: str) -> None:
+def main(given: str, *modules: str) -> None:
     """Serve the socket of this number; or do what is requested in this process."""
     if not given.isdecimal():
         run(Request(**json.loads(given)))
         return
-    preload()
+    preload(modules)
     forked = serve(socket.socket(fileno=int(given)))
     if forked is not None:
         run(forked)
 
 
-def preload() -> None:
-    """Import what is slow to import, as a stage does."""
-    from pipeline.models import settle_libraries
+def preload(modules: Sequence[str]) -> None:
+    """Import modules, and libraries as a stage does."""
+    if modules:
+        from pipeline.models import settle_libraries
 
-    settle_libraries()
-    for name in PRELOADED:
+        settle_libraries()
+    for name in modules:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # nor do the forks look through it again and again
@@ -140,8 +141,6 @@ def end_all(forks: Sequence[Fork]) -> None:
 
 def become(request: Request, files: Sequence[int]) -> Request:
     """Make this fork the process that was requested, and tell its client."""
-    import numpy as np
-
     os.setsid()
     for target, file in zip((1, 2), files, strict=False):
         os.dup2(file, target)
@@ -149,18 +148,26 @@ def become(request: Request, files: Sequence[int]) -> Request:
     os.chdir(request.cwd)
     os.environ.clear()
     os.environ.update(request.env)
-    np.random.seed()  # the standard library's generator does this by itself
+    _reseed()
     with socket.socket(fileno=files[2]) as client:
         client.send(str(os.getpid()).encode())
     return request
 
 
 def run(request: Request) -> None:
-    """Call the function."""
+    """Call the function and exit with what it returns."""
     sys.argv = list(request.argv)
     module, _, name = request.function.partition(":")
-    getattr(importlib.import_module(module), name)(*request.arguments)
+    sys.exit(getattr(importlib.import_module(module), name)(*request.arguments))
+
+
+def _reseed() -> None:
+    """Give global generators seeds of their own; the standard library's has one after a fork."""
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
