@@ -100,10 +100,11 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.slow
 def test_every_benchmark_prints_its_figures_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    done = finish(start_function(main, [*NAMES, "--quick", "--json"]))
+    names = [name for name in NAMES if name != "engines"]  # beside vLLM's tests, in their process
+    done = finish(start_function(main, [*names, "--quick", "--json"]))
     assert done.code == 0, done.stderr[-2000:]
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [record["benchmark"] for record in records] == list(NAMES)
+    assert [record["benchmark"] for record in records] == names
     for record in records:
         assert record["quick"]
         check_record(record, record["benchmark"])

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.__main__ import main as benchmark
 from pipeline.addition import EOS
 from pipeline.engine import Ids, Sampling, Scores
 from pipeline.engines import engine_version, require_engine
@@ -41,6 +42,7 @@ from tests.golden import (
     rows,
 )
 from tests.runs import Cli, children_killed, finish, keys_below, snapshot, start
+from tests.test_benchmarks import check_record
 from tests.tiny import write_run
 from tests.warm import Process
 
@@ -509,6 +511,13 @@ def test_sampling_defaults_of_the_models_files_are_not_used(
 # --- whole runs ---
 
 
+def test_the_benchmark_of_engines_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark(["engines", "--quick", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["quick"]
+    check_record(record, "engines")
+
+
 def test_a_run_survives_kills_and_ends_with_the_manifests_of_a_quiet_one(
     tmp_path: Path, cli: Cli
 ) -> None:
@@ -575,7 +584,7 @@ def prompt_tokens(storage: Storage) -> int:
 
 def wait_for_commit(storage: Storage, folder: str, process: Process) -> None:
     """Wait until a stage has committed something, or is over."""
-    for _ in range(1200):
+    for _ in range(6000):
         if list(storage.names(folder)) or process.poll() is not None:
             return
         time.sleep(0.05)
