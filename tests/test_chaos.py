@@ -55,11 +55,13 @@ class Reader:
 
     def read(self) -> None:
         """Read until told to stop; a server that is down is asked again."""
+        client = None
         while not self.done.wait(0.2):
             try:
-                self._read_commits(self.account.client(read_timeout_s=2.0))
-            except Exception:  # noqa: S112 - the server is dead or starting
-                continue
+                client = client or self.account.client(read_timeout_s=2.0)
+                self._read_commits(client)
+            except Exception:  # the server is dead, or starts at another port
+                client = None
 
     def _read_commits(self, client: Any) -> None:
         prefix = self.root.removeprefix("s3://")
