@@ -237,7 +237,10 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
     process.wait()
 
 
-LONG = ("test_quickstart.py", "test_vllm.py", "test_server.py", "test_chaos.py")
+LONG = (
+    *("test_quickstart.py", "test_airflow_live.py", "test_vllm.py", "test_airflow_rounds.py"),
+    *("test_server.py", "test_airflow_dags.py", "test_chaos.py"),
+)
 """Files that take minutes: they come first, so that both processes end together."""
 
 
