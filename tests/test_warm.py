@@ -21,9 +21,10 @@ from tests.warm import REPOSITORY, WarmServer
 from tests.warmserver import Request
 
 request = Request("time:sleep", [300], ["sleep"], str(REPOSITORY), dict(os.environ))
+server = WarmServer(modules=())  # it ends when nothing holds it any more
 with tempfile.TemporaryFile("w+") as file:
-    print(WarmServer(modules=()).start(request, file, file).pid, flush=True)
-    input()
+    print(server.start(request, file, file).pid, flush=True)
+    sys.stdin.read()
 """
 
 
