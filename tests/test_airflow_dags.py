@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.inventory import find_scorers
+from pipeline.storage import Storage
 from tests.airflowhost import AirflowHome
 from tests.tiny import write_run
 
@@ -258,8 +260,11 @@ def test_how_tasks_end(home: AirflowHome, tmp_path: Path) -> None:
 
 def test_a_plan_alone_is_a_dry_run(home: AirflowHome, tmp_path: Path) -> None:
     config = str(write_run(tmp_path))
+    settings, told = tmp_path / "notify.toml", tmp_path / "told"
+    settings.write_text(f'rounds = 1\nnotify = ["tee", "-a", "{told}"]\n')
+    env = {"OPD_AIRFLOW_SETTINGS": str(settings)}
     answers, printed = home.ask(
-        {"dag": "opd_rounds", "conf": {"config": config, "dry_run": True}},
+        {"dag": "opd_rounds", "conf": {"config": config, "dry_run": True}, "env": env},
         {"dag": "opd_rounds", "conf": {"config": config, "teachers": ["other"]}},
     )
     dry, wrong = answers
@@ -267,4 +272,42 @@ def test_a_plan_alone_is_a_dry_run(home: AirflowHome, tmp_path: Path) -> None:
     for name in ("rollout", "score", "train", "eval", "gate", "baseline"):
         assert dry["tasks"][f"round_0.{name}[-1]"] == "skipped"
     assert not (tmp_path / "store").exists() and '"teacher_tokens": 832' in printed
+    assert json.loads(told.read_text())["event"] == "run_succeeded"
     assert wrong["state"] == "failed" and "there is no teacher 'other'; known: main" in printed
+
+
+@pytest.mark.slow
+def test_scores_are_reprocessed_tried_without_the_teacher_and_kept_clean(
+    home: AirflowHome, run_copy: Path
+) -> None:
+    config = run_copy / "run.toml"
+    storage = Storage(str(run_copy / "store"))
+    (scorer,) = find_scorers(storage, None)
+    garbage = run_copy / "store" / "rollouts" / "garbage.parquet"
+    garbage.write_bytes(b"nobody names it")
+    conf = {"config": str(config), "sources": [scorer], "name": "packed", "branch": "tried"}
+    conf |= {"codec": "packed-v1", "k": 3, "overrides": ["eval.teachers=false"]}
+    upkeep: dict[str, Any] = {
+        "config": str(config),
+        "sample": 2,
+        "older_than_h": 0,
+        "threshold_gb": 0,
+    }
+    upkeep["delete"] = True
+    answers, _ = home.ask(
+        {"dag": "opd_reprocess", "conf": {"config": str(config), "invalid_rounds": [0]}},
+        {"dag": "opd_upkeep", "conf": upkeep},
+    )
+    invalid, cleaned = answers
+    (run_copy / "main" / "model.safetensors").unlink()  # the teacher
+    (made,), printed = home.ask({"dag": "opd_reprocess", "conf": conf})
+    assert made["state"] == "success"
+    skipped = {"invalid[-1]"}
+    assert {name for name, state in made["tasks"].items() if state == "skipped"} == skipped
+    assert "accuracy: tiny" in printed and storage.exists(
+        "runs/tried/checkpoints/0001/manifest.json"
+    )
+    assert len(list(find_scorers(storage, None))) == 2
+    assert invalid["state"] == "success" and invalid["tasks"]["invalid[0]"] == "success"
+    assert invalid["tasks"]["reprocess[-1]"] == invalid["tasks"]["branch.plan[-1]"] == "skipped"
+    assert set(cleaned["tasks"].values()) == {"success"} and not garbage.exists()
