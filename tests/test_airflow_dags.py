@@ -285,7 +285,12 @@ def test_scores_are_reprocessed_tried_without_the_teacher_and_kept_clean(
     (scorer,) = find_scorers(storage, None)
     garbage = run_copy / "store" / "rollouts" / "garbage.parquet"
     garbage.write_bytes(b"nobody names it")
-    conf = {"config": str(config), "sources": [scorer], "name": "packed", "branch": "tried"}
+    conf: dict[str, Any] = {
+        "config": str(config),
+        "sources": [scorer],
+        "name": "packed",
+        "branch": "tried",
+    }
     conf |= {"codec": "packed-v1", "k": 3, "overrides": ["eval.teachers=false"]}
     upkeep: dict[str, Any] = {
         "config": str(config),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,28 @@ def commits(config: Path) -> set[str]:
     return set(os.listdir(folder / "commits")) if (folder / "commits").is_dir() else set()
 
 
-def wait_for_score(config: Path, *, after: int, but: int | None = None) -> psutil.Process:
-    """Return a process that scores, once so many units are committed."""
+def kill_one_that_scores(
+    config: Path, *, after: int, but: int | None = None, supervisor: bool = False
+) -> int:
+    """Kill a process that scores once so many units are committed; return its number.
+
+    Args:
+        config: the TOML that it scores by.
+        after: units of the round.
+        but: a process to leave alone.
+        supervisor: kill the executor's worker instead, which supervises the task that runs it.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
             scores = "score" in words and str(config) in words and process.pid != but
-            if scores and len(commits(config)) >= after:
-                return process
+            if not scores or len(commits(config)) < after:
+                continue
+            with suppress(psutil.NoSuchProcess, IndexError):  # it has just ended by itself
+                victim = process.parents()[1] if supervisor else process
+                victim.kill()
+                return int(process.pid)
         time.sleep(0.005)
     raise AssertionError("no process scored")
 
@@ -84,10 +98,8 @@ def survived(live: LiveAirflow, config: Path) -> dict[str, dict[str, Any]]:
     for run, workers in (("first", 2), ("second", 1)):
         conf = {"config": str(config), "workers": workers}
         assert live.trigger(DAG, run, conf)["state"] == "queued"
-    scoring = wait_for_score(config, after=1)
-    scoring.kill()
-    other = wait_for_score(config, after=2, but=scoring.pid)
-    other.parents()[1].kill()  # the executor's worker, which supervises the task that runs it
+    killed = kill_one_that_scores(config, after=1)
+    kill_one_that_scores(config, after=2, but=killed, supervisor=True)
     assert [live.finished(DAG, run) for run in ("first", "second")] == ["success", "success"]
     return {run: live.tasks(DAG, run) for run in ("first", "second")}
 
