@@ -57,7 +57,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commits(config: Path) -> set[str]:
     """Return the committed units of round 0's scores."""
     folder = config.parent / "store" / "runs" / "tiny" / "rounds" / "0000" / "score" / "main"
-    return set(os.listdir(folder / "commits")) if (folder / "commits").is_dir() else set()
+    return {path.name for path in (folder / "commits").glob("*.json")}
 
 
 def kill_one_that_scores(
@@ -119,7 +119,7 @@ def test_killed_processes_and_workers_are_tried_again_and_nothing_is_scored_twic
     run = open_run(load_config(config))
     assert len(commits(config)) == 24
     scorers = list((config.parent / "store" / "cache").iterdir())
-    assert len(scorers) == 1 and len(list((scorers[0] / "commits").iterdir())) == 24
+    assert len(scorers) == 1 and len(list((scorers[0] / "commits").glob("*.json"))) == 24
     other = write_run(
         config.parent,
         root=str(tmp_path / "alone"),
