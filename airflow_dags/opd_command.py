@@ -20,6 +20,8 @@ REPEATED = frozenset({6, 7, 130, 128 + signal.SIGKILL, 128 + signal.SIGTERM})
 """Exit codes after which the same call may succeed: storage, capacity, and interruptions."""
 MOST_ITEMS = 256
 """Longest list that goes to XCom."""
+DRAIN_S = 60.0
+"""Seconds to read what an ended process printed; another session may hold its streams open."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,19 @@ class CommandProcess:
         )
 
     def wait(self, log: Callable[[str], None]) -> Outcome:
-        """Log what it prints until it ends; return how."""
+        """Log what it prints until it ends; return how. What it left behind ends with it."""
         last: list[str] = [""]
         assert self._process.stdout is not None and self._process.stderr is not None
-        reader = threading.Thread(target=_read, args=(self._process.stdout, log, last), daemon=True)
-        reader.start()
-        _read(self._process.stderr, log, [""])
+        pairs = ((self._process.stdout, last), (self._process.stderr, [""]))
+        readers = [threading.Thread(target=_read, args=(s, log, kept)) for s, kept in pairs]
+        for reader in readers:
+            reader.daemon = True
+            reader.start()
         code = self._process.wait()
-        reader.join()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # they would hold its streams open
+        for reader in readers:
+            reader.join(DRAIN_S)
         return Outcome(code, _json(last[0]))
 
     def stop(self, patience_s: float) -> None:

@@ -1,7 +1,6 @@
 """The DAG of cached scores: make new ones from old, and see what a student learns from them."""
 
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ from airflow.sdk import Param, dag, get_current_context, task, task_group
 sys.path.append(str(Path(__file__).parent))  # the modules beside this file, however it is loaded
 
 from opd_command import Call
-from opd_notices import run_failed, run_succeeded
+from opd_params import NAME, OF_DAG, OF_RUN, OVERRIDES, WORKERS, config_param
 from opd_round import round_tasks
 from opd_settings import load_settings
 from opd_stage import opd_task
 
 SETTINGS = load_settings()
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 DOC = """
 ### Cached scores, reprocessed without the teacher
@@ -34,13 +32,7 @@ The old scores stay. All of it may be cleared, retried and run twice, as the rou
 """
 
 PARAMS = {
-    "config": Param(
-        SETTINGS.config or "",
-        type="string",
-        minLength=1,
-        title="Configuration",
-        description="TOML of a run of the root: a path that every worker sees, or s3://….",
-    ),
+    "config": config_param(SETTINGS),
     "sources": Param(
         [],
         type="array",
@@ -82,14 +74,7 @@ PARAMS = {
     "one_tail": Param(False, type="boolean", title="Join the tail's buckets"),
     "drop_candidates": Param(False, type="boolean", title="Drop the student's own ids"),
     "drop_draws": Param(False, type="boolean", title="Drop the drawn ids"),
-    "workers": Param(
-        1,
-        type="integer",
-        minimum=1,
-        maximum=100,
-        title="Workers",
-        description="Tasks that share the work.",
-    ),
+    "workers": WORKERS,
     "invalid_rounds": Param(
         [],
         type="array",
@@ -111,15 +96,8 @@ PARAMS = {
         title="Teacher",
         description="Teacher of the configuration whose place the new scores take.",
     ),
-    "overrides": Param(
-        [],
-        type="array",
-        items={"type": "string", "pattern": r"^[^.=]+\.[^=]+=.*$"},
-        title="Overrides",
-        description="Items section.key=value that replace keys, such as those of the loss.",
-    ),
+    "overrides": OVERRIDES,
 }
-OF_RUN = {"config": "config", "set": "overrides"}
 OF_REPROCESS = {
     **OF_RUN,
     "from": "sources",
@@ -187,12 +165,8 @@ def branch() -> None:
     description="New scores from cached ones, without the teacher; a student trained on them",
     doc_md=DOC,
     schedule=None,
-    start_date=datetime(2026, 1, 1),
-    catchup=False,
     params=PARAMS,
-    tags=["opd"],
-    on_failure_callback=run_failed,
-    on_success_callback=run_succeeded,
+    **OF_DAG,
 )
 def opd_reprocess() -> None:
     """Mend, reprocess, and try the result."""

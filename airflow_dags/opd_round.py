@@ -33,7 +33,6 @@ def round_tasks(
     of_plan: Mapping[str, str],
     *,
     settings: Settings,
-    plan_rule: str = "none_failed",
 ) -> Round:
     """Make the tasks of a round inside the task group that is open; return those to chain.
 
@@ -43,7 +42,6 @@ def round_tasks(
         of_run: options of each call that are Params.
         of_plan: further ones of the plan.
         settings: where tasks run.
-        plan_rule: trigger rule of the plan.
     """
 
     def stage(name: str, **more: Any) -> Any:
@@ -51,7 +49,7 @@ def round_tasks(
         return opd_task(name, call, kind=name, settings=settings, **more)
 
     call = Call(("plan",), options, {**of_run, **of_plan}, returns="rollout")
-    plan = opd_task("plan", call, kind="plan", settings=settings, trigger_rule=plan_rule)
+    plan = opd_task("plan", call, kind="plan", settings=settings, trigger_rule="none_failed")
     scored_by = teachers(f"{group}.plan")
     rollout, score = stage("rollout", each=plan.output), stage("score", each=scored_by)
     train, evaluate = stage("train", outlets=[CHECKPOINTS]), stage("eval")

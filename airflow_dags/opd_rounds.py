@@ -1,7 +1,6 @@
 """The DAG of rounds: plan, rollout, score, train, eval and gate, spread over workers."""
 
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from airflow.sdk import Param, dag, task_group
 sys.path.append(str(Path(__file__).parent))  # the modules beside this file, however it is loaded
 
 from opd_command import Call
-from opd_notices import run_failed, run_succeeded
+from opd_params import NAME, OF_DAG, OF_RUN, OVERRIDES, WORKERS, config_param
 from opd_round import round_tasks
 from opd_settings import load_settings
 from opd_stage import opd_task
@@ -37,13 +36,7 @@ what is not committed yet, and nothing else. What is done already takes seconds.
 """
 
 PARAMS = {
-    "config": Param(
-        SETTINGS.config or "",
-        type="string",
-        minLength=1,
-        title="Configuration",
-        description="TOML of the run: a path that every worker sees, or s3://bucket/run.toml.",
-    ),
+    "config": config_param(SETTINGS),
     "rounds": Param(
         SETTINGS.rounds,
         type="integer",
@@ -60,34 +53,19 @@ PARAMS = {
         title="First round",
         description="Rounds before it are skipped, which saves time where they are done.",
     ),
-    "workers": Param(
-        1,
-        type="integer",
-        minimum=1,
-        maximum=100,
-        title="Workers",
-        description="Tasks that share rollout, and score for each teacher.",
-    ),
+    "workers": WORKERS,
     "teachers": Param(
         [],
         type="array",
-        items={"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+        items={"type": "string", "pattern": NAME},
         title="Teachers",
         description="Score with these only; none means all.",
     ),
-    "overrides": Param(
-        [],
-        type="array",
-        items={"type": "string", "pattern": r"^[^.=]+\.[^=]+=.*$"},
-        title="Overrides",
-        description="Items section.key=value that replace keys of the configuration.",
-    ),
+    "overrides": OVERRIDES,
     "dry_run": Param(
         False, type="boolean", title="Dry run", description="Show the plans; start nothing."
     ),
 }
-OF_RUN = {"config": "config", "set": "overrides"}
-"""Options of every call, and the Params that they are."""
 OF_PLAN = {
     "rounds": "rounds",
     "from-round": "first_round",
@@ -124,12 +102,8 @@ def one_round(index: int) -> Any:
     description="On-policy distillation in rounds: rollout, score, train, eval",
     doc_md=DOC,
     schedule=None,
-    start_date=datetime(2026, 1, 1),
-    catchup=False,
     params=PARAMS,
-    tags=["opd"],
-    on_failure_callback=run_failed,
-    on_success_callback=run_succeeded,
+    **OF_DAG,
 )
 def opd_rounds() -> None:
     """Chain the rounds."""

@@ -68,8 +68,9 @@ class ProcessTask(BaseOperator):
         self._process = CommandProcess([*program, *arguments], self.env)
         try:
             outcome = self._process.wait(lambda line: self.log.info("%s", line))
-        finally:
-            self.on_kill()  # a time-out ends up here as well; after a good end nothing is left
+        except BaseException:  # a time-out
+            self.on_kill()
+            raise
         return end_of(self, outcome, context)
 
     def on_kill(self) -> None:

@@ -1,7 +1,6 @@
 """The DAG of upkeep: is the teacher cache sound, what is in it, what may go."""
 
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 sys.path.append(str(Path(__file__).parent))  # the modules beside this file, however it is loaded
 
 from opd_command import Call
-from opd_notices import run_failed, run_succeeded
+from opd_params import OF_DAG, config_param
 from opd_settings import load_settings
 from opd_stage import opd_task
 
@@ -26,13 +25,7 @@ it, never what is younger than `older_than_h`. It may run while stages do.
 """
 
 PARAMS = {
-    "config": Param(
-        SETTINGS.config or "",
-        type="string",
-        minLength=1,
-        title="Configuration",
-        description="TOML of a run of the root: a path that every worker sees, or s3://….",
-    ),
+    "config": config_param(SETTINGS),
     "sample": Param(
         100,
         type=["null", "integer"],
@@ -76,13 +69,9 @@ def is_worth_it(found: Any) -> Any:
     description="Verify a sample of the teacher cache, show statistics, collect garbage",
     doc_md=DOC,
     schedule=(SETTINGS.upkeep_schedule or None) if SETTINGS.config else None,
-    start_date=datetime(2026, 1, 1),
-    catchup=False,
     max_active_runs=1,
     params=PARAMS,
-    tags=["opd"],
-    on_failure_callback=run_failed,
-    on_success_callback=run_succeeded,
+    **OF_DAG,
 )
 def opd_upkeep() -> None:
     """Look first, then clean."""

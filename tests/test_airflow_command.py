@@ -132,6 +132,13 @@ def test_a_killed_process_has_its_signal_as_code() -> None:
     assert found.code == -signal.SIGKILL and found.may_be_repeated
 
 
+def test_a_killed_process_is_not_waited_for_where_it_left_others_behind() -> None:
+    lines: list[str] = []
+    body = "print('{}', flush=True)\nif os.fork(): os.kill(os.getpid(), 9)\ntime.sleep(600)"
+    process = CommandProcess(script(body), {})
+    assert process.wait(lines.append).code == -signal.SIGKILL and lines == ["{}"]
+
+
 @pytest.mark.parametrize(
     ("body", "patience_s", "code"),
     [
