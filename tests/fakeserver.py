@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class FakeVllm:
         Args:
             vocab: ids of the model.
             port: port to listen on; 0 for a free one.
-            settings: `compact`, `version`, `key`, `models`, `length`, `weights`, `processed`.
+            settings: `compact`, `version`, `key`, `models`, `length`, `weights`, `processed`,
+                `delay_s`.
         """
         self.vocab = vocab
         self.compact: bool = settings.get("compact", True)
@@ -47,6 +49,7 @@ class FakeVllm:
         self.length: int = settings.get("length", 61)
         self.weights: int = settings.get("weights", 0)
         self.processed: bool = settings.get("processed", True)
+        self.delay_s: float = settings.get("delay_s", 0.0)
         self.faults: deque[Fault] = deque()
         self.requests, self.busy, self.busiest = 0, 0, 0
         self.lock = threading.Lock()
@@ -76,6 +79,7 @@ class FakeVllm:
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a request of either endpoint."""
+        time.sleep(self.delay_s)
         compact = "token_ids" in body
         ids = body["token_ids" if compact else "prompt"]
         given = body["sampling_params"] if compact else body
@@ -132,7 +136,10 @@ def _top(token: int, logprobs: Doubles, num: int) -> list[tuple[int, float, int]
 def _compact(sampled: list[int], logprobs: list[Doubles], num: int) -> dict[str, Any]:
     content = []
     for token, row in zip(sampled, logprobs, strict=True):
-        tops = [dict(zip(("token_id", "logprob", "rank"), t)) for t in _top(token, row, num)]  # noqa: B905
+        tops = [
+            {"token_id": one, "logprob": logprob, "rank": rank}
+            for one, logprob, rank in _top(token, row, num)
+        ]
         content.append({**tops[0], "top_logprobs": tops[: max(num, 1)]})
     return {"content": content}
 
@@ -224,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Start as vLLM does: options, a key in the environment, a process of its own beside."""
-    given = dict(zip(sys.argv[1:], sys.argv[2:]))  # noqa: B905 - pairs of neighbours
+    given = dict(pairwise(sys.argv[1:]))
     if "FAKE_FAILS" in os.environ:
         sys.exit(f"ValueError: {os.environ['FAKE_FAILS']}")
     beside = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -232,15 +239,8 @@ def main() -> None:
     vocab = json.loads((Path(given["--model"]) / "config.json").read_text())["vocab_size"]
     length = int(given["--max-model-len"])
     key = os.environ["VLLM_API_KEY"]
-    fake = FakeVllm(vocab, port=int(given["--port"]), key=key, length=length)
-    slow = float(os.environ.get("FAKE_SLOW", "0"))
-    reply = fake.reply
-
-    def slowly(body: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(slow)
-        return reply(body)
-
-    fake.reply = slowly  # type: ignore[method-assign]
+    delay_s = float(os.environ.get("FAKE_SLOW", "0"))
+    FakeVllm(vocab, port=int(given["--port"]), key=key, length=length, delay_s=delay_s)
     threading.Event().wait()
 
 

@@ -204,12 +204,6 @@ def test_a_server_works_on_no_more_requests_than_it_may(
 ) -> None:
     server = fake()
     with opened(source, server, concurrency=3) as engine:
-        reply = server.reply
-
-        def slowly(body: dict[str, Any]) -> dict[str, Any]:
-            time.sleep(0.01)
-            return reply(body)
-
-        server.reply = slowly  # type: ignore[method-assign]
+        server.delay_s = 0.01
         scored(engine, count=30)
     assert server.busiest == 3 and server.requests == 30
