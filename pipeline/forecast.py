@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 
 from pipeline.metrics import stage_seconds
 from pipeline.run import Run
+from schemas.config import ScoreSection
 from schemas.manifest import RolloutManifest, ScoreManifest
 
 BYTES_PER_ID, BYTES_PER_TOKEN = 6, 16
 """Of a score shard before compression: per id of the top-k, and per response token besides."""
+BYTES_PER_BUCKET, BYTES_PER_CANDIDATE, BYTES_PER_DRAW = 4, 4, 8
+"""The same of each further part of the tail, of the student's own ids, and of the drawn ids."""
 OBJECTS_PER_UNIT = 2
 """A shard and its commit."""
 
@@ -78,9 +81,19 @@ def _limits(run: Run) -> _Rates:
     return _Rates(
         tokens_per_row=section.max_new_tokens,
         teacher_tokens_per_row=run.config.prompts.max_tokens + section.max_new_tokens,
-        bytes_per_token=BYTES_PER_ID * run.config.score.k + BYTES_PER_TOKEN,
+        bytes_per_token=_most_bytes(run.config.score, section.candidates),
         seconds={},
         basis="limits",
+    )
+
+
+def _most_bytes(score: ScoreSection, candidates: int) -> int:
+    return (
+        BYTES_PER_TOKEN
+        + BYTES_PER_ID * score.k
+        + BYTES_PER_BUCKET * (score.tail_buckets - 1)
+        + BYTES_PER_CANDIDATE * candidates
+        + BYTES_PER_DRAW * score.draws
     )
 
 

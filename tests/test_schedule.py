@@ -29,6 +29,14 @@ def test_before_the_first_round_a_forecast_is_what_nothing_exceeds(tmp_path: Pat
     assert ahead.cache_bytes == 32 * 12 * (6 * 4 + 16) and ahead.seconds == {}
 
 
+def test_every_signal_counts_in_the_bytes_of_a_forecast(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    plain = forecast(open_run(load_config(config)), first=0, rounds=1).cache_bytes
+    for more in ("score.tail_buckets=8", "score.draws=4", "rollout.candidates=3", "score.k=5"):
+        run = open_run(load_config(config, [more]))
+        assert forecast(run, first=0, rounds=1).cache_bytes > plain
+
+
 def test_later_a_forecast_goes_by_the_last_scored_round(finished_run: Path) -> None:
     run = open_run(load_config(finished_run / "run.toml"))
     rollout, score = run.rollout(1), run.score(1, "main")
