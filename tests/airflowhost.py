@@ -44,6 +44,8 @@ class AirflowHome:
 
     folder: Path
     settings: str = "rounds = 2\nretries = 2\nretry_delay_s = 0\nstop_s = 20\n"
+    opd: str = str(OPD)
+    """What tasks run as `opd`."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -57,7 +59,7 @@ class AirflowHome:
             "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.folder}/airflow.db",
-            "OPD_BIN": str(OPD),
+            "OPD_BIN": self.opd,
             "OPD_AIRFLOW_SETTINGS": str(self.folder / "opd.toml"),
         }
 
@@ -70,20 +72,57 @@ class AirflowHome:
         assert done.returncode == 0, done.stderr[-3000:]
         return self
 
-    def ask(self, *requests: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
-        """Return the answers of `tests/airflowrun.py`, and all that it printed."""
-        command = [airflow_bin() / "python", REPOSITORY / "tests" / "airflowrun.py", DAGS]
-        done = subprocess.run(
-            command,
-            env=self.env,
-            input=json.dumps(requests),
-            capture_output=True,
+
+class AirflowRuns:
+    """Airflow in a process that runs one DAG after the other with `dag.test`."""
+
+    def __init__(self, home: AirflowHome) -> None:
+        """Start it; Airflow is imported with the first request."""
+        self._home, self._env = home, home.env
+        self._printed = (home.folder / "printed.log").open("w+")
+        answers, given = os.pipe()
+        self._answers = os.fdopen(answers)
+        self._process = subprocess.Popen(
+            [airflow_bin() / "python", REPOSITORY / "tests" / "airflowrun.py", DAGS, str(given)],
+            env=self._env,
+            stdin=subprocess.PIPE,
+            stdout=self._printed,
+            stderr=self._printed,
             text=True,
-            cwd=self.folder,
-            timeout=550,
+            cwd=home.folder,
+            pass_fds=[given],
         )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+        os.close(given)
+
+    def ask(self, *requests: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+        """Return the answers of `tests/airflowrun.py`, and all that it printed meanwhile."""
+        self._printed.seek(0, os.SEEK_END)
+        begin = self._printed.tell()
+        answers = [self._answer(request) for request in requests]
+        self._printed.seek(begin)
+        return answers, self._printed.read()
+
+    def close(self) -> None:
+        """End it."""
+        with self._process, self._answers, self._printed:
+            self._process.terminate()
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request, with the variables that a test has set since the start."""
+        now = self._home.env
+        changed = {name: value for name, value in now.items() if self._env.get(name) != value}
+        gone = [name for name in self._env if name not in now]
+        whole = {
+            **request,
+            "env": {**changed, **request.get("env", {})},
+            "without": [*gone, *request.get("without", ())],
+        }
+        assert self._process.stdin is not None
+        print(json.dumps(whole), file=self._process.stdin, flush=True)
+        line = self._answers.readline()
+        assert line, (self._home.folder / "printed.log").read_text()[-6000:]
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 class LiveAirflow:

@@ -1,41 +1,57 @@
 """What the tests ask of Airflow itself; runs in Airflow's environment, where nothing of ours is.
 
-usage: python airflowrun.py DAGS < REQUESTS.json
-Each request has `env`, and either `dag` and `conf` (run with `dag.test`) or `look` (parse alone).
-The last line of stdout is a JSON list with one answer each.
+usage: python airflowrun.py DAGS NUMBER
+Reads a request from each line of stdin, a JSON object with `env`, `without`, and either `dag` and
+`conf` (run with `dag.test`) or `look` (parse alone). Its answer, a line of JSON, goes to the file
+descriptor of that number; what Airflow prints goes where it goes.
 """
 
 import json
 import os
 import sys
-from typing import Any
+import time
+from pathlib import Path
+from typing import Any, SupportsIndex
 
 
-def main(folder: str) -> None:
-    """Answer the requests of stdin, one after the other."""
-    answers = []
-    for request in json.load(sys.stdin):
-        before = dict(os.environ)
-        os.environ.update(request.get("env", {}))
-        for name in request.get("without", ()):
-            os.environ.pop(name, None)
-        try:
-            answers.append(_answer(folder, request))
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-    print(json.dumps(answers))
+def main(folder: str, number: str) -> None:
+    """Answer the requests, one after the other."""
+    time.sleep = _brief_sleep
+    with os.fdopen(int(number), "w") as answers:
+        for line in sys.stdin:
+            print(json.dumps(_answered(Path(folder), json.loads(line))), file=answers, flush=True)
 
 
-def _answer(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+_sleep = time.sleep
+
+
+def _brief_sleep(seconds: float | SupportsIndex) -> None:
+    """Sleep, but not for the second that `dag.test` takes between two looks at its tasks."""
+    _sleep(0.01 if seconds == 1 else seconds)
+
+
+def _answered(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    before = dict(os.environ)
+    os.environ.update(request.get("env", {}))
+    for name in request.get("without", ()):
+        os.environ.pop(name, None)
+    try:
+        return _answer(folder, request)
+    finally:
+        sys.stdout.flush()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     from airflow.dag_processing.dagbag import DagBag
     from airflow.sdk.exceptions import ParamValidationError
 
     for name in [name for name in sys.modules if name.startswith("opd_")]:
         del sys.modules[name]  # the settings of this request are read anew
-    bag = DagBag(folder)
     if request.get("look"):
-        return _look(bag)
+        return _look(DagBag(folder))
+    bag = DagBag(folder / f"{request['dag']}.py")
     try:
         run = bag.dags[request["dag"]].test(run_conf=request["conf"])
     except ParamValidationError as error:
@@ -137,4 +153,4 @@ def _pod(task: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,9 +23,11 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.storage import Storage
 from schemas.config import StorageSection
+from tests.airflowhost import AirflowHome, AirflowRuns
 from tests.faults import FaultProxy
 from tests.runs import Cli, Quickstart, finish, start
 from tests.servers import BUCKET, REGION, S3Account, SeaweedServer, free_port, weed_binary
+from tests.warm import WarmGate
 
 if TYPE_CHECKING:
     from pipeline.models import ModelSource
@@ -225,6 +228,25 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished_run, copy)
     write_run(copy, changes={"train.save_steps": 1})
     return copy
+
+
+@pytest.fixture(scope="session")
+def warm_opd() -> Iterator[str]:
+    """Return words that other programs can run as `opd`, in processes that are warm."""
+    if sys.platform != "linux":
+        yield str(Path(sys.executable).parent / "opd")
+        return
+    gate = WarmGate()
+    yield gate.command()
+    gate.close()
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory, warm_opd: str) -> Iterator[AirflowRuns]:
+    """Return an Airflow that runs DAGs."""
+    runs = AirflowRuns(AirflowHome(tmp_path_factory.mktemp("airflow"), opd=warm_opd).prepare())
+    yield runs
+    runs.close()
 
 
 @pytest.fixture(scope="session")

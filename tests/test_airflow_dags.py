@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.inventory import find_scorers
 from pipeline.storage import Storage
-from tests.airflowhost import AirflowHome
+from tests.airflowhost import AirflowRuns
 from tests.tiny import write_run
 
 POD_SETTINGS = """
@@ -52,14 +52,8 @@ CLUSTER = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> AirflowHome:
-    """Return a home of Airflow."""
-    return AirflowHome(tmp_path_factory.mktemp("airflow")).prepare()
-
-
-@pytest.fixture(scope="module")
 def looks(
-    home: AirflowHome, tmp_path_factory: pytest.TempPathFactory
+    airflow: AirflowRuns, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return what Airflow finds: twice by these settings, with pods, and with a mistake."""
     folder = tmp_path_factory.mktemp("settings")
@@ -70,7 +64,7 @@ def looks(
         "KUBECONFIG": str(folder / "kube.json"),
     }
     (folder / "mistake.toml").write_text("round = 2\n")
-    answers, _ = home.ask(
+    answers, _ = airflow.ask(
         {"look": True},
         {"look": True},
         {"look": True, "env": pods_env},
@@ -192,7 +186,7 @@ def stand_in(folder: Path, name: str, code: int | str) -> str:
     return str(path)
 
 
-def test_how_tasks_end(home: AirflowHome, tmp_path: Path) -> None:
+def test_how_tasks_end(airflow: AirflowRuns, tmp_path: Path) -> None:
     """In one process: each exit code, a missing program, wrong Params; `dag.test` tries again."""
     codes: dict[str, int | str] = {f"code{c}": c for c in (2, 3, 4, 6, 7, 130)}
     codes |= {"killed": "KILL"}
@@ -234,7 +228,7 @@ def test_how_tasks_end(home: AirflowHome, tmp_path: Path) -> None:
     limit.write_text("rounds = 1\nretries = 1\nretry_delay_s = 0\n[kinds.plan]\ntimeout_h = 3e-4\n")
     late = {"OPD_AIRFLOW_SETTINGS": str(limit), "OPD_BIN": str(slow)}
     requests.append({"dag": "opd_rounds", "conf": conf, "env": late})
-    answers, printed = home.ask(*requests)
+    answers, printed = airflow.ask(*requests)
     assert answers.pop()["tasks"]["round_0.plan[-1]"] == "failed"
     assert (tmp_path / "asked").read_text().split() == ["x", "x"]  # SIGTERM, and tried again
     for (name, code), answer in zip(codes.items(), answers, strict=False):
@@ -258,12 +252,12 @@ def test_how_tasks_end(home: AirflowHome, tmp_path: Path) -> None:
     assert any("this is the message of code3" in event["error"] for event in failed)
 
 
-def test_a_plan_alone_is_a_dry_run(home: AirflowHome, tmp_path: Path) -> None:
+def test_a_plan_alone_is_a_dry_run(airflow: AirflowRuns, tmp_path: Path) -> None:
     config = str(write_run(tmp_path))
     settings, told = tmp_path / "notify.toml", tmp_path / "told"
     settings.write_text(f'rounds = 1\nnotify = ["tee", "-a", "{told}"]\n')
     env = {"OPD_AIRFLOW_SETTINGS": str(settings)}
-    answers, printed = home.ask(
+    answers, printed = airflow.ask(
         {"dag": "opd_rounds", "conf": {"config": config, "dry_run": True}, "env": env},
         {"dag": "opd_rounds", "conf": {"config": config, "teachers": ["other"]}},
     )
@@ -278,7 +272,7 @@ def test_a_plan_alone_is_a_dry_run(home: AirflowHome, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scores_are_reprocessed_tried_without_the_teacher_and_kept_clean(
-    home: AirflowHome, run_copy: Path
+    airflow: AirflowRuns, run_copy: Path
 ) -> None:
     config = run_copy / "run.toml"
     storage = Storage(str(run_copy / "store"))
@@ -299,13 +293,13 @@ def test_scores_are_reprocessed_tried_without_the_teacher_and_kept_clean(
         "threshold_gb": 0,
     }
     upkeep["delete"] = True
-    answers, _ = home.ask(
+    answers, _ = airflow.ask(
         {"dag": "opd_reprocess", "conf": {"config": str(config), "invalid_rounds": [0]}},
         {"dag": "opd_upkeep", "conf": upkeep},
     )
     invalid, cleaned = answers
     (run_copy / "main" / "model.safetensors").unlink()  # the teacher
-    (made,), printed = home.ask({"dag": "opd_reprocess", "conf": conf})
+    (made,), printed = airflow.ask({"dag": "opd_reprocess", "conf": conf})
     assert made["state"] == "success"
     skipped = {"invalid[-1]"}
     assert {name for name, state in made["tasks"].items() if state == "skipped"} == skipped

@@ -15,6 +15,7 @@ import pytest
 from pipeline.run import open_run
 from schemas.configfile import load_config
 from tests.airflowhost import (
+    OPD,
     PATIENCE_S,
     REPOSITORY,
     AirflowHome,
@@ -31,11 +32,15 @@ DAG = "opd_rounds"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAirflow]:
-    """Return a running Airflow."""
+def live(tmp_path_factory: pytest.TempPathFactory, warm_opd: str) -> Iterator[LiveAirflow]:
+    """Return a running Airflow; what its tasks start to score, which is killed, is `opd` itself."""
     settings = "rounds = 1\nretries = 3\nretry_delay_s = 0\nstop_s = 20\n"
     settings += '[kinds.score]\npool = "teachers"\n'
-    home = AirflowHome(tmp_path_factory.mktemp("live"), settings).prepare()
+    folder = tmp_path_factory.mktemp("live")
+    opd = folder / "opd"
+    opd.write_text(f'#!/bin/sh\n[ "$1" = score ] && exec {OPD} "$@"\nexec {warm_opd} "$@"\n')
+    opd.chmod(0o755)
+    home = AirflowHome(folder, settings, str(opd)).prepare()
     airflow = LiveAirflow(home)
     try:
         made = airflow.post("pools", {"name": "teachers", "slots": 2})

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.run import open_run
 from schemas.configfile import load_config
-from tests.airflowhost import AirflowHome
+from tests.airflowhost import AirflowRuns
 from tests.conftest import UseS3
 from tests.runs import Cli, snapshot
 from tests.servers import SeaweedServer
@@ -26,12 +26,11 @@ def rootless(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_both(
-    tmp_path: Path, cli: Cli, *, root: Callable[[str], str]
+    tmp_path: Path, cli: Cli, airflow: AirflowRuns, *, root: Callable[[str], str]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the answer of Airflow, and what it and `opd run` published."""
-    home = AirflowHome(tmp_path / "airflow").prepare()
     config = write_run(tmp_path / "run", root=root("airflow"))
-    answers, printed = home.ask(
+    answers, printed = airflow.ask(
         {"dag": "opd_rounds", "conf": {"config": str(config), "workers": WORKERS}}
     )
     assert answers[0]["state"] == "success", printed[-6000:]
@@ -55,13 +54,15 @@ def check(answer: dict[str, Any], made: dict[str, Any], expected: dict[str, Any]
     assert made == expected and len(made) > 30
 
 
-def test_airflow_publishes_what_opd_run_does(tmp_path: Path, cli: Cli) -> None:
-    check(*run_both(tmp_path, cli, root=lambda name: str(tmp_path / name)))
+def test_airflow_publishes_what_opd_run_does(
+    tmp_path: Path, cli: Cli, airflow: AirflowRuns
+) -> None:
+    check(*run_both(tmp_path, cli, airflow, root=lambda name: str(tmp_path / name)))
 
 
 @pytest.mark.s3
 def test_airflow_publishes_the_same_on_s3(
-    tmp_path: Path, cli: Cli, s3_server: SeaweedServer, use_s3: UseS3
+    tmp_path: Path, cli: Cli, airflow: AirflowRuns, s3_server: SeaweedServer, use_s3: UseS3
 ) -> None:
     url = use_s3(s3_server.account)
-    check(*run_both(tmp_path, cli, root=lambda name: f"{url}/{name}"))
+    check(*run_both(tmp_path, cli, airflow, root=lambda name: f"{url}/{name}"))

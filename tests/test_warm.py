@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -62,10 +63,10 @@ def test_the_end_of_a_warm_process_is_told_as_that_of_any_other() -> None:
     assert finish(start("config", "validate", "-c", "nowhere")).code == 2
 
 
-@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "HF_HOME", "OPD_ANYTHING"])
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "HF_HOME", "ANYTHING"])
 def test_another_environment_at_import_takes_an_ordinary_process(name: str) -> None:
-    assert warm_server().fits(os.environ)
-    assert not warm_server().fits({**os.environ, name: "7"})
+    assert not warm_server().differs(os.environ)
+    assert warm_server().differs({**os.environ, name: "7"}) == {name}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -79,3 +80,32 @@ def test_server_and_processes_end_with_their_client(number: signal.Signals) -> N
     client.send_signal(number)
     client.wait()
     assert not psutil.wait_procs([started, *servers], timeout=30)[1]
+
+
+def test_a_command_through_the_gate_prints_and_ends_as_opd_does(warm_opd: str) -> None:
+    command = [*warm_opd.split(), "config", "validate", "-c", "nowhere.toml", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "nowhere.toml" in done.stderr and '"exit_code": 2' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_command_through_the_gate_takes_signals(
+    number: signal.Signals, code: int, warm_opd: str
+) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a store that never answers
+        server.settimeout(60)
+        place = f"http://127.0.0.1:{server.getsockname()[1]}"
+        env = {**os.environ, "AWS_ENDPOINT_URL": place, "AWS_ACCESS_KEY_ID": "a"}
+        env["AWS_SECRET_ACCESS_KEY"] = "b"
+        command = [*warm_opd.split(), "config", "validate", "-c", "s3://bucket/run.toml"]
+        caller = subprocess.Popen(command, env=env)
+        with server.accept()[0]:
+            begun = set(psutil.Process().children(recursive=True)) - before
+            assert len(begun) == 2
+            caller.send_signal(number)
+            assert caller.wait(timeout=60) == code
+            assert not psutil.wait_procs(begun, timeout=30)[1]

@@ -14,7 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -24,10 +26,13 @@ from tests.warmserver import MESSAGE_BYTES, PRELOADED, Request
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-READ_WHEN_USED = ("AWS_", "PYTEST_")
-"""Beginnings of variables that may differ from those with which libraries were imported."""
+READ_WHEN_USED = ("AIRFLOW", "AWS_", "COLUMNS", "LINES", "OPD_", "PATH", "PWD", "PYTEST_")
+"""Beginnings, after underscores, of variables that no library reads when it is imported."""
 
-SET_BY_STAGES = {"DS_ACCELERATOR", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
+SET_BY_STAGES = {
+    *("DS_ACCELERATOR", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
+}
 """Variables that stages set for themselves; those that ran in this process have left them here."""
 
 ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -69,6 +74,10 @@ class WarmProcess:
         self.pid, self.args = pid, args
         self.returncode: int | None = None
         self._server = server
+
+    def fileno(self) -> int:
+        """Return what can be read once the process has ended."""
+        return self._server.fileno()
 
     def poll(self) -> int | None:
         """Return the exit status if the process has ended."""
@@ -122,9 +131,9 @@ class WarmServer:
                 start_new_session=True,
             )
 
-    def fits(self, env: Mapping[str, str]) -> bool:
-        """Return whether what was imported is what it would be with this environment."""
-        return _read_at_import(env) == self._imported_with
+    def differs(self, env: Mapping[str, str]) -> set[str]:
+        """Return the variables with which what was imported might be something else."""
+        return {name for name, _ in _read_at_import(env).items() ^ self._imported_with.items()}
 
     def start(self, request: Request, stdout: IO[str], stderr: IO[str]) -> WarmProcess:
         """Start a process that prints to these files."""
@@ -148,6 +157,54 @@ class WarmServer:
         return self._log.read()
 
 
+class WarmGate:
+    """A socket by which other programs get warm processes: `python tests/warmcall.py PATH …`."""
+
+    def __init__(self) -> None:
+        """Listen in a folder of its own, for a socket's path must be short."""
+        warm_server()
+        self._folder = tempfile.TemporaryDirectory(prefix="opd-")
+        self._path = f"{self._folder.name}/gate"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.bind(self._path)
+        self._socket.listen()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def command(self) -> str:
+        """Return the words that stand for the command `opd`."""
+        return f"{sys.executable} -S {REPOSITORY / 'tests' / 'warmcall.py'} {self._path}"
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._folder.cleanup()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                caller, _ = self._socket.accept()
+            except OSError:  # it was closed
+                return
+            threading.Thread(target=_serve, args=(caller,), daemon=True).start()
+
+
+def _serve(caller: socket.socket) -> None:
+    """Start the process that a caller asks for, and tell how it ends; it ends with its caller."""
+    with caller, suppress(BrokenPipeError):
+        message, files, _, _ = socket.recv_fds(caller, MESSAGE_BYTES, 2)
+        request = Request(**json.loads(message))
+        with open(files[0], "w") as stdout, open(files[1], "w") as stderr:
+            process = start_warm(request, stdout, stderr)
+        assert process is not None, warm_server().differs(request.env)
+        caller.send(str(process.pid).encode())
+        either: list[socket.socket | WarmProcess] = [caller, process]
+        select.select(either, [], [])
+        if process.poll() is None:
+            process.kill()
+        caller.send(str(process.wait()).encode())
+
+
 def start_warm(request: Request, stdout: IO[str], stderr: IO[str]) -> WarmProcess | None:
     """Return a warm process that was started with a request; nothing where none can do it.
 
@@ -156,7 +213,7 @@ def start_warm(request: Request, stdout: IO[str], stderr: IO[str]) -> WarmProces
         stdout: where it prints to.
         stderr: the same for errors.
     """
-    if sys.platform != "linux" or not warm_server().fits(request.env):
+    if sys.platform != "linux" or warm_server().differs(request.env):
         return None
     return warm_server().start(request, stdout, stderr)
 
@@ -174,7 +231,7 @@ def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in env.items()
-        if not name.startswith(READ_WHEN_USED) and name not in SET_BY_STAGES
+        if not name.lstrip("_").startswith(READ_WHEN_USED) and name not in SET_BY_STAGES
     }
 
 
