@@ -231,14 +231,24 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def warm_opd() -> Iterator[str]:
+def warm_gate() -> Iterator[WarmGate | None]:
+    """Return what gives other programs warm processes, where there are such."""
+    gate = WarmGate() if sys.platform == "linux" else None
+    yield gate
+    if gate is not None:
+        gate.close()
+
+
+@pytest.fixture(scope="session")
+def warm_opd(warm_gate: WarmGate | None) -> str:
     """Return words that other programs can run as `opd`, in processes that are warm."""
-    if sys.platform != "linux":
-        yield str(Path(sys.executable).parent / "opd")
-        return
-    gate = WarmGate()
-    yield gate.command()
-    gate.close()
+    return warm_gate.opd if warm_gate else str(Path(sys.executable).parent / "opd")
+
+
+@pytest.fixture(scope="session")
+def warm_python(warm_gate: WarmGate | None) -> str:
+    """Return a program that launchers can run as Python with `-m cli.main`: `opd` that is warm."""
+    return warm_gate.python if warm_gate else sys.executable
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,14 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.runs import OPD, Cli, finish, start
+from cli.main import main
+from tests.runs import Cli, finish, start, start_function
 from tests.tiny import write_run
 from tests.warm import Process
 
 TRAIN = "runs/tiny/rounds/0000/train"
 TORCHRUN = ("torch.distributed.run", "--nproc-per-node=2", "-m", "cli.main")
-MANY_STEPS = {"train.epochs": 12, "train.save_steps": 1, "train.zero_stage": 2}
+MANY_STEPS = {"epochs": 8, "zero_stage": 2}
 
 
 def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
@@ -27,6 +29,7 @@ def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
     for key in ("rounds/0001", "rounds/0000/train", "rounds/0000/eval", "checkpoints/0001"):
         shutil.rmtree(folder / "store/runs/tiny" / key)
     shutil.rmtree(folder / "store/runs/tiny/checkpoints/0002")
+    (folder / "store/runs/tiny/run.json").unlink()
     named = {f"train.{name}": value for name, value in changes.items()}
     return write_run(folder, changes={"train.save_steps": 1, **named})
 
@@ -51,24 +54,32 @@ def assert_same_weights(folder: Path, other: Path) -> None:
     assert all((theirs[name] - tensor).abs().max() > 2e-3 for name, tensor in begin.items())
 
 
-def processes_below(process: Process) -> list[psutil.Process]:
-    return list(psutil.Process(process.pid).children(recursive=True))
+def learn(python: str, *arguments: str) -> None:
+    """Run `opd train`; it starts its processes with this program instead of Python."""
+    sys.executable, sys.argv = python, ["opd", "train", *arguments, "--json"]
+    main()
+
+
+def train(config: Path, python: str, round_index: int = 0) -> Process:
+    """Start the training of a round in processes that this program starts."""
+    return start_function(learn, python, "-c", str(config), "--round", str(round_index))
 
 
 def is_rank_1(process: psutil.Process) -> bool:
     return str(process.environ().get("RANK")) == "1"
 
 
-def ended_after(saved: int, config: Path, end: Callable[[Process], None]) -> tuple[int, str]:
-    """Train until so many states are saved, do something to end it; return exit code and stderr."""
+def ended_after(
+    saved: int, process: Process, config: Path, end: Callable[[list[psutil.Process]], None]
+) -> tuple[int, str]:
+    """Let it save so many states, do something to end it; return its exit code and stderr."""
     states = config.parent / "store" / TRAIN / "commits"
-    process = start("train", "-c", config, "--round", "0", "--json")
     try:
         while len(list(states.glob("*.json"))) < saved:
             assert process.poll() is None
             time.sleep(0.02)
-        learners = processes_below(process)
-        end(process)
+        learners = psutil.Process(process.pid).children(recursive=True)
+        end(learners)
     finally:
         outcome = finish(process)
     assert len(learners) >= 2
@@ -80,29 +91,23 @@ def ended_after(saved: int, config: Path, end: Callable[[Process], None]) -> tup
 
 @pytest.mark.slow
 def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
-    finished_run: Path, tmp_path: Path, cli: Cli
+    finished_run: Path, tmp_path: Path, cli: Cli, warm_python: str
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    shutil.copytree(finished_run, one)
-    shutil.rmtree(one / "store/runs")
-    config = write_run(one, changes=MANY_STEPS)
-    for stage in ("rollout", "score"):
-        cli.ok(stage, "-c", config, "--round", "0")
-    shutil.copytree(one, two)
-    other = write_run(two, changes={**MANY_STEPS, "train.num_processes": 2})
+    config = untrained(finished_run, one, **MANY_STEPS)
+    other = untrained(finished_run, two, **MANY_STEPS, num_processes=2)
     quiet = cli.ok("train", "-c", config, "--round", "0")
-    assert quiet["units"] == quiet["steps"] > MANY_STEPS["train.epochs"]
+    assert quiet["units"] == quiet["steps"] > MANY_STEPS["epochs"]
 
-    def kill_one(process: Process) -> None:
-        next(p for p in processes_below(process) if is_rank_1(p)).kill()
-
-    code, told = ended_after(2, other, kill_one)
+    process = start("train", "-c", other, "--round", "0", "--json")
+    code, told = ended_after(2, process, other, lambda ps: next(filter(is_rank_1, ps)).kill())
     assert code == 1
     assert "process 1 of the learner was killed by SIGKILL" in told
-    code, told = ended_after(6, other, lambda process: process.send_signal(signal.SIGTERM))
+    process = train(other, warm_python)
+    code, told = ended_after(6, process, other, lambda _: process.send_signal(signal.SIGTERM))
     assert code == 130, told
 
-    outcome = finish(start("train", "-c", other, "--round", "0", "--json"))
+    outcome = finish(train(other, warm_python))
     assert outcome.code == 0, outcome.stderr
     assert outcome.result["steps"] == quiet["steps"]
     assert outcome.result["units"] <= quiet["steps"] - 6
@@ -112,14 +117,19 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero_stage", "launcher"), [(0, TORCHRUN), (3, OPD)])
+@pytest.mark.parametrize(("zero_stage", "by_torchrun"), [(0, True), (3, False)])
 def test_two_processes_train_what_one_trains(
-    zero_stage: int, launcher: tuple[str, ...], finished_run: Path, tmp_path: Path
+    zero_stage: int, by_torchrun: bool, finished_run: Path, tmp_path: Path, warm_python: str
 ) -> None:
     folder = tmp_path / "two"
-    count = 2 if launcher == OPD else 1
+    count = 1 if by_torchrun else 2
     config = untrained(finished_run, folder, num_processes=count, zero_stage=zero_stage)
-    outcome = finish(start("train", "-c", config, "--round", "0", "--json", launcher=launcher))
+    if by_torchrun:
+        env = {"PYTHON_EXEC": warm_python}
+        words = ("train", "-c", config, "--round", "0", "--json")
+        outcome = finish(start(*words, launcher=TORCHRUN, env=env))
+    else:
+        outcome = finish(train(config, warm_python))
     assert outcome.code == 0, outcome.stderr
     assert outcome.result["steps"] == 2
     assert sum(line.startswith("{") for line in outcome.stdout.splitlines()) == 1
@@ -130,7 +140,9 @@ def test_two_processes_train_what_one_trains(
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_ends_all_processes_with_exit_4(finished_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_ends_all_processes_with_exit_4(
+    finished_run: Path, tmp_path: Path, warm_python: str
+) -> None:
     folder = tmp_path / "two"
     config = untrained(finished_run, folder, num_processes=2)
     scores = json.loads(
@@ -138,7 +150,7 @@ def test_a_damaged_shard_ends_all_processes_with_exit_4(finished_run: Path, tmp_
     )
     shard = folder / "store" / scores["units"][0]["shard"]["key"]
     shard.write_bytes(shard.read_bytes()[:-10])
-    outcome = finish(start("train", "-c", config, "--round", "0", "--json"))
+    outcome = finish(train(config, warm_python))
     assert outcome.code == 4, outcome.stderr
     assert shard.name in outcome.stderr
     assert "Traceback" not in outcome.stderr
@@ -147,14 +159,14 @@ def test_a_damaged_shard_ends_all_processes_with_exit_4(finished_run: Path, tmp_
 
 @pytest.mark.slow
 def test_another_number_of_processes_restarts_the_optimizer_and_says_so(
-    finished_run: Path, tmp_path: Path, cli: Cli
+    finished_run: Path, tmp_path: Path, warm_python: str
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished_run, folder)
     for key in ("rounds/0001/train", "rounds/0001/eval", "checkpoints/0002"):
         shutil.rmtree(folder / "store/runs/tiny" / key)
     config = write_run(folder, changes={"train.save_steps": 1, "train.num_processes": 2})
-    outcome = finish(start("train", "-c", config, "--round", "1", "--json"))
+    outcome = finish(train(config, warm_python, 1))
     assert outcome.code == 0, outcome.stderr
     assert "optimizer" in outcome.stderr
     record = folder / "store/runs/tiny/rounds/0001/train/manifest.json"

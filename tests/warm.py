@@ -29,11 +29,21 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 READ_WHEN_USED = ("AIRFLOW", "AWS_", "COLUMNS", "LINES", "OPD_", "PATH", "PWD", "PYTEST_")
 """Beginnings, after underscores, of variables that no library reads when it is imported."""
 
-SET_BY_STAGES = {
-    *("DS_ACCELERATOR", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
-}
+SET_BY_STAGES = ("DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
 """Variables that stages set for themselves; those that ran in this process have left them here."""
+
+SET_BY_LAUNCHERS = (
+    *("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "WORLD_SIZE"),
+    *("PYTHON_EXEC", "TORCHELASTIC_", "TORCH_NCCL_"),
+)
+"""Beginnings of variables that the learner's processes are started with, read as they join."""
+
+PYTHON = """#!/bin/sh
+[ "$1" = -u ] && shift
+[ "$1 $2" = "-m cli.main" ] || exit 2
+shift 2
+exec {opd} "$@"
+"""
 
 ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Keeps pyarrow from starting a thread when it is imported."""
@@ -158,21 +168,25 @@ class WarmServer:
 
 
 class WarmGate:
-    """A socket by which other programs get warm processes: `python tests/warmcall.py PATH …`."""
+    """A socket by which other programs get warm processes: `python tests/warmcall.py PATH …`.
+
+    Attributes:
+        opd: words that stand for the command `opd`.
+        python: a program that stands for Python where that runs `opd` by its module.
+    """
 
     def __init__(self) -> None:
         """Listen in a folder of its own, for a socket's path must be short."""
         warm_server()
         self._folder = tempfile.TemporaryDirectory(prefix="opd-")
-        self._path = f"{self._folder.name}/gate"
+        path, self.python = f"{self._folder.name}/gate", f"{self._folder.name}/python"
+        self.opd = f"{sys.executable} -S {REPOSITORY / 'tests' / 'warmcall.py'} {path}"
+        Path(self.python).write_text(PYTHON.format(opd=self.opd))
+        Path(self.python).chmod(0o700)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.bind(self._path)
+        self._socket.bind(path)
         self._socket.listen()
         threading.Thread(target=self._listen, daemon=True).start()
-
-    def command(self) -> str:
-        """Return the words that stand for the command `opd`."""
-        return f"{sys.executable} -S {REPOSITORY / 'tests' / 'warmcall.py'} {self._path}"
 
     def close(self) -> None:
         """Listen no longer."""
@@ -231,7 +245,7 @@ def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in env.items()
-        if not name.lstrip("_").startswith(READ_WHEN_USED) and name not in SET_BY_STAGES
+        if not name.lstrip("_").startswith(READ_WHEN_USED + SET_BY_STAGES + SET_BY_LAUNCHERS)
     }
 
 
