@@ -1,6 +1,7 @@
 """`python -m benchmarks NAME [--quick] [--json] [--out FILE]`: measure, then print or write."""
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(name: str, *, quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
     """Return the record of one run of a benchmark."""
     given = {} if data is None else {"data": data}
+    gc.collect()
+    gc.freeze()  # every timing begins with a collection, which need not look at what is there now
     begin, used = time.perf_counter(), time.process_time()
     result: Result = importlib.import_module(f"benchmarks.{name}").run(
         quick=quick, seed=seed, **given

@@ -5,6 +5,7 @@ prefix. The servers start on first use and end with the session.
 """
 
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -279,3 +280,9 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files first."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that was imported, again and again."""
+    gc.collect()
+    gc.freeze()
