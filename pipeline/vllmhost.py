@@ -87,7 +87,7 @@ class VllmHost:
             os.environ.setdefault(name, value)
         self._adapter = held.adapter
         try:
-            with _quiet(), _explained(held.source), _unprinted():
+            with _quiet(), _explained(held.source), _unprinted(), _collected_once():
                 self._open(arguments)
         except BaseException:
             self._clean_up()
@@ -105,11 +105,10 @@ class VllmHost:
 
     def _clean_up(self) -> None:
         """Leave the process as it was after a start that failed."""
-        with _quiet(), self._found.group_kept():
+        with _quiet(), self._found.group_kept(), _collected_once():
             if self._llm is not None:
                 self._llm.llm_engine.engine_core.shutdown()
                 self._llm = None
-                gc.collect()
             if "vllm.distributed" in sys.modules:
                 from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -175,10 +174,9 @@ class VllmHost:
 
     def close(self) -> None:
         """End it and leave the process as it was."""
-        with _quiet(), self._found.group_kept():
+        with _quiet(), self._found.group_kept(), _collected_once():
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
-            gc.collect()
         self._found.restore()
 
 
@@ -226,6 +224,21 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _collected_once() -> Iterator[None]:
+    """Collect garbage at the end of a block in which vLLM would do it again and again.
+
+    In a process that has imported vLLM each time takes half a second.
+    """
+    collect = gc.collect
+    gc.collect = lambda generation=2: 0
+    try:
+        yield
+    finally:
+        gc.collect = collect
+        collect()
 
 
 @contextmanager
