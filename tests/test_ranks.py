@@ -65,6 +65,10 @@ def train(config: Path, python: str, round_index: int = 0) -> Process:
     return start_function(learn, python, "-c", str(config), "--round", str(round_index))
 
 
+def started() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
 def is_rank_1(process: psutil.Process) -> bool:
     return str(process.environ().get("RANK")) == "1"
 
@@ -74,11 +78,12 @@ def ended_after(
 ) -> tuple[int, str]:
     """Let it save so many states, do something to end it; return its exit code and stderr."""
     states = config.parent / "store" / TRAIN / "commits"
+    before = started()
     try:
         while len(list(states.glob("*.json"))) < saved:
             assert process.poll() is None
             time.sleep(0.02)
-        learners = psutil.Process(process.pid).children(recursive=True)
+        learners = list(started() - before)  # and the warm processes that they stand for
         end(learners)
     finally:
         outcome = finish(process)
@@ -99,7 +104,7 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
     quiet = cli.ok("train", "-c", config, "--round", "0")
     assert quiet["units"] == quiet["steps"] > MANY_STEPS["epochs"]
 
-    process = start("train", "-c", other, "--round", "0", "--json")
+    process = train(other, warm_python)
     code, told = ended_after(2, process, other, lambda ps: next(filter(is_rank_1, ps)).kill())
     assert code == 1
     assert "process 1 of the learner was killed by SIGKILL" in told
@@ -107,7 +112,7 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
     code, told = ended_after(6, process, other, lambda _: process.send_signal(signal.SIGTERM))
     assert code == 130, told
 
-    outcome = finish(train(other, warm_python))
+    outcome = finish(start("train", "-c", other, "--round", "0", "--json"))  # ordinary Python
     assert outcome.code == 0, outcome.stderr
     assert outcome.result["steps"] == quiet["steps"]
     assert outcome.result["units"] <= quiet["steps"] - 6
