@@ -83,12 +83,14 @@ def test_server_and_processes_end_with_their_client(number: signal.Signals) -> N
 
 
 @pytest.mark.parametrize("as_python", [False, True])
+@pytest.mark.parametrize("added", [{}, {"HF_HOME": "elsewhere"}])
 def test_a_command_through_the_gate_prints_and_ends_as_opd_does(
-    as_python: bool, warm_opd: str, warm_python: str
+    as_python: bool, added: dict[str, str], warm_opd: str, warm_python: str
 ) -> None:
     words = [warm_python, "-u", "-m", "cli.main"] if as_python else warm_opd.split()
     command = [*words, "status", "-c", "nowhere.toml", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    env = {**os.environ, **added}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
     assert done.returncode == 2
     assert "nowhere.toml" in done.stderr and '"exit_code": 2' in done.stdout
 

@@ -85,10 +85,6 @@ class WarmProcess:
         self.returncode: int | None = None
         self._server = server
 
-    def fileno(self) -> int:
-        """Return what can be read once the process has ended."""
-        return self._server.fileno()
-
     def poll(self) -> int | None:
         """Return the exit status if the process has ended."""
         return self._ended(0)
@@ -209,11 +205,18 @@ def _serve(caller: socket.socket) -> None:
         message, files, _, _ = socket.recv_fds(caller, MESSAGE_BYTES, 2)
         request = Request(**json.loads(message))
         with open(files[0], "w") as stdout, open(files[1], "w") as stderr:
-            process = start_warm(request, stdout, stderr)
-        assert process is not None, warm_server().differs(request.env)
+            process: Process = start_warm(request, stdout, stderr) or subprocess.Popen(
+                [sys.executable, "-m", "cli.main", *request.argv[1:]],
+                cwd=request.cwd,
+                env=request.env,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        ended = os.pidfd_open(process.pid)
         caller.send(str(process.pid).encode())
-        either: list[socket.socket | WarmProcess] = [caller, process]
-        select.select(either, [], [])
+        select.select([caller.fileno(), ended], [], [])
+        os.close(ended)
         if process.poll() is None:
             process.kill()
         caller.send(str(process.wait()).encode())
