@@ -26,7 +26,10 @@ from tests.warmserver import MESSAGE_BYTES, PRELOADED, Request
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-READ_WHEN_USED = ("AIRFLOW", "AWS_", "COLUMNS", "LINES", "OPD_", "PATH", "PWD", "PYTEST_")
+READ_WHEN_USED = (
+    *("AIRFLOW", "AWS_", "COLUMNS", "LINES", "OPD_", "PATH", "PWD", "PYTEST_"),
+    *("SPT_", "VLLM_"),  # a start of vLLM in this process leaves them
+)
 """Beginnings, after underscores, of variables that no library reads when it is imported."""
 
 SET_BY_STAGES = ("DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
