@@ -168,8 +168,11 @@ def run(request: Request) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit at once: the interpreter would take apart all that was imported for half a second."""
-    threading._shutdown()  # type: ignore[attr-defined] # it waits for threads, as at any end
+    """Exit at once: the interpreter would take apart all that was imported for half a second.
+
+    Before that, it waits for threads, as it would by itself.
+    """
+    threading._shutdown()  # type: ignore[attr-defined] # typeshed does not list it
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
