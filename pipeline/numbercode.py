@@ -20,14 +20,10 @@ WIDE_START = SMALL + 256 * (WIDE - SMALL)
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 
-_STARTS = np.concatenate(
-    [
-        np.arange(SMALL),
-        SMALL + 256 * np.arange(WIDE - SMALL),
-        WIDE_START + 65536 * np.arange(WIDEST - WIDE),
-        [WIDE_START],
-    ]
-).astype(np.int32)
+_WIDE_STARTS = np.array(
+    [*(WIDE_START + 65536 * np.arange(WIDEST - WIDE)), WIDE_START], dtype=np.int32
+)
+"""First number of each head from `WIDE` on."""
 
 
 class Coded(NamedTuple):
@@ -83,19 +79,24 @@ def decode(coded: Coded, counts: Counts, *, where: str) -> NDArray[np.int32]:
         DataError: there are not as many bytes as the heads say.
     """
     heads, more, more_counts = coded
-    numbers = heads.astype(np.int32)
     ends = np.cumsum(counts)
     long = np.flatnonzero(heads >= SMALL)
-    wide = long[heads[long] >= WIDE]
-    widest = wide[heads[wide] == WIDEST]
-    num_low, num_mid, num_high = (rows_of(part, ends) for part in (long, wide, widest))
+    long_heads = heads[long]
+    wide = np.flatnonzero(long_heads >= WIDE)  # among the long ones, as `widest`
+    widest = wide[long_heads[wide] == WIDEST]
+    num_low, num_mid, num_high = (rows_of(p, ends) for p in (long, long[wide], long[widest]))
     if not np.array_equal(num_low + num_mid + num_high, more_counts):
         raise DataError(f"{where}: packed numbers lack bytes or have too many")
     low, upper = separated(more, num_low, num_mid + num_high)
     mid, high = separated(upper, num_mid, num_high)
-    numbers[long] = _STARTS.take(heads[long]) + low
-    numbers[wide] += mid.astype(np.int32) << 8
-    numbers[widest] += high.astype(np.int32) << 16
+    found = long_heads.astype(np.int32)
+    found <<= 8
+    found += SMALL - 256 * SMALL
+    found[wide] = _WIDE_STARTS[long_heads[wide] - WIDE] + (mid.astype(np.int32) << 8)
+    found[widest] += high.astype(np.int32) << 16
+    found += low
+    numbers = heads.astype(np.int32)
+    numbers[long] = found
     return numbers
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.ragged import stretches
 from schemas.errors import DataError
 from schemas.tables import SCHEMA_VERSION, list_lengths
 
@@ -34,8 +35,7 @@ def write_table(
     table = table.replace_schema_metadata({METADATA_KEY: record.encode()})
     sink, start = io.BytesIO(), 0
     with pq.ParquetWriter(sink, table.schema, **_layout(table.schema)) as writer:
-        ends = [table.num_rows] if token_column is None else _ends(table, token_column)
-        for stop in ends:
+        for stop in _ends(table, token_column):
             writer.write_table(table.slice(start, stop - start))
             start = stop
     data = sink.getvalue()
@@ -54,7 +54,8 @@ def read_table(
         DataError: not a Parquet file of opd, or of a newer schema version.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns)  # a column in one piece
+        # threads would win nothing for a process that has one core, and their buffers stay theirs
+        table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{where} is not a readable Parquet file: {error}") from error
     return table, _metadata(table, where)
@@ -94,13 +95,8 @@ def _is_split(kind: pa.DataType) -> bool:
     return listed and not pa.types.is_boolean(kind.value_type)
 
 
-def _ends(table: pa.Table, token_column: str) -> list[int]:
+def _ends(table: pa.Table, token_column: str | None) -> list[int]:
     """Return the row number after each row group."""
-    tokens: list[int] = list_lengths(table, token_column).tolist()
-    ends, held = [], 0
-    for row, count in enumerate(tokens):
-        if held and held + count > ROW_GROUP_TOKENS:
-            ends.append(row)
-            held = 0
-        held += count
-    return [*ends, len(tokens)] if tokens else []
+    if token_column is None:
+        return [table.num_rows]
+    return stretches(list_lengths(table, token_column), ROW_GROUP_TOKENS)

@@ -17,3 +17,26 @@ def token_index(lengths: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
     starts = np.cumsum(lengths) - lengths
     index = np.repeat(starts[rows], lengths[rows]) + offsets_within(lengths[rows])
     return np.asarray(index, dtype=np.int64)
+
+
+def row_sums(values: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of each row's values, int64 [rows]; `lengths` are the values of each row."""
+    sums = np.concatenate([[0], np.cumsum(values)])
+    ends = np.cumsum(lengths)
+    return np.asarray(sums[ends] - sums[ends - lengths], dtype=np.int64)
+
+
+def stretches(lengths: NDArray[Any], most: int) -> list[int]:
+    """Return the row number after each stretch of whole rows.
+
+    Args:
+        lengths: values of each row.
+        most: values of a stretch, which has one row at least.
+    """
+    ends, held = list[int](), 0
+    for row, count in enumerate(lengths.tolist()):
+        if held and held + count > most:
+            ends.append(row)
+            held = 0
+        held += count
+    return [*ends, len(lengths)] if len(lengths) else []

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine import Scores
+from pipeline.ragged import row_sums
 from schemas.scoresignal import Signal
 from schemas.tables import SCORES, flat_values, list_array, list_lengths
 
@@ -81,7 +82,7 @@ def _topk(scores: Scores, lengths: Counts, signal: Signal) -> dict[str, tuple[An
         }
     kept = ids >= 0
     count = kept.sum(axis=1)
-    per_row = _row_sums(count, lengths)
+    per_row = row_sums(count, lengths)
     return {
         "topk_ids": (ids[kept], per_row),
         "topk_logprobs": (logprobs[kept], per_row),
@@ -95,15 +96,9 @@ def _draws(scores: Scores, lengths: Counts) -> dict[str, tuple[Any, Counts]]:
         return {}
     first = np.ones(scores.draw_ids.shape, dtype=bool)
     first[:, 1:] = scores.draw_ids[:, 1:] != scores.draw_ids[:, :-1]
-    per_row = _row_sums(first.sum(axis=1), lengths)
+    per_row = row_sums(first.sum(axis=1), lengths)
     counts = np.diff(np.flatnonzero(first), append=first.size)
     return {"draw_ids": (scores.draw_ids[first], per_row), "draw_counts": (counts, per_row)}
-
-
-def _row_sums(per_token: NDArray[Any], lengths: Counts) -> Counts:
-    sums = np.concatenate([[0], np.cumsum(per_token)])
-    ends = np.cumsum(lengths)
-    return np.asarray(sums[ends] - sums[ends - lengths], dtype=np.int64)
 
 
 def _padded(values: NDArray[Any], counts: NDArray[Any], fill: float) -> NDArray[Any]:
