@@ -57,14 +57,19 @@ DTYPE = "float32"
 
 
 class Clocked:
-    """An engine that adds up the CPU seconds spent in it."""
+    """An engine that adds up the CPU seconds spent in it.
+
+    Attributes:
+        cpu_s: spent while it scored.
+        returned_s: CPU seconds of this process when it last gave scores.
+    """
 
     def __init__(self, engine: Engine) -> None:
         """Wrap an engine."""
         self._engine = engine
         self.name, self.version = engine.name, engine.version
         self.vocab_size, self.context_length = engine.vocab_size, engine.context_length
-        self.cpu_s = 0.0
+        self.cpu_s = self.returned_s = 0.0
 
     def generate(
         self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
@@ -76,8 +81,13 @@ class Clocked:
         """Return the engine's scores."""
         begin = time.process_time()
         scores = self._engine.score(prompts, responses, **kwargs)
-        self.cpu_s += time.process_time() - begin
+        self.returned_s = time.process_time()
+        self.cpu_s += self.returned_s - begin
         return scores
+
+    def convert_share(self) -> float:
+        """Return the CPU seconds since it gave scores, over those spent in it."""
+        return (time.process_time() - self.returned_s) / max(self.cpu_s, MIN_CPU_S)
 
     def shrink(self) -> bool:
         """Return that there is no less to try."""
@@ -140,7 +150,7 @@ def _case(size: Size, *, quick: bool, seed: int) -> Case:
         alternate(sides, 1)
         timings = alternate(sides, repeats)
         shares = _convert_shares(
-            Storage(str(Path(name) / "store")), Clocked(engine), sequences, size, repeats=repeats
+            Storage(str(Path(name) / "store")), engine, sequences, size, repeats=repeats
         )
     return {
         "case": size.name,
@@ -157,15 +167,15 @@ def _case(size: Size, *, quick: bool, seed: int) -> Case:
 
 
 def _convert_shares(
-    storage: Storage, engine: Clocked, sequences: Sequences, size: Size, *, repeats: int
+    storage: Storage, engine: Engine, sequences: Sequences, size: Size, *, repeats: int
 ) -> Spread:
-    """Return the share of CPU time from the engine's output to committed bytes."""
+    """Return the CPU seconds from the engine's output to committed bytes, over the engine's."""
     table = rollout_rows(sequences)
     scorer = make_scorer(vocab=size.vocab, k=K)
-    shares = []
-    for repeat in range(repeats + 1):
-        begin, inside = time.process_time(), engine.cpu_s
-        scores, tokens = score_table(table, LazyEngine(lambda: engine), scorer.identity)
+
+    def share(repeat: int) -> float:
+        clock = Clocked(engine)
+        scores, tokens = score_table(table, LazyEngine(lambda: clock), scorer.identity)
         data = write_scores(scores, scorer)
         shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
         unit = fingerprint([repeat, *scores.column("sequence_digest").to_pylist()])
@@ -179,6 +189,6 @@ def _convert_shares(
             reused_rows=0,
         )
         create_record(storage, commit_key(scorer.folder, unit), commit)
-        total = max(time.process_time() - begin, MIN_CPU_S)
-        shares.append((total - (engine.cpu_s - inside)) / total)
-    return spread(shares[1:])
+        return clock.convert_share()
+
+    return spread([share(repeat) for repeat in range(repeats + 1)][1:])

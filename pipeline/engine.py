@@ -91,18 +91,24 @@ class Scores:
         Raises:
             DataError: a NaN, a positive log-probability or an impossible id.
         """
+        highest = {}
         for name in ("topk_logprobs", "tail", "token_logprob", "entropy"):
             values = getattr(self, name)
-            if values is not None and np.isnan(values).any():
-                raise DataError(f"{where}: the teacher's {name} holds NaN; nothing was stored")
-        if (
-            max(self.topk_logprobs.max(initial=-1), self.token_logprob.max(initial=-1))
-            > LOGPROB_ROUNDING
-        ):
+            if values is not None:
+                highest[name] = float(values.max(initial=-np.inf))  # NaN where there is one
+        wrong = [name for name, value in highest.items() if np.isnan(value)]
+        if wrong:
+            raise DataError(f"{where}: the teacher's {wrong[0]} holds NaN; nothing was stored")
+        if max(highest["topk_logprobs"], highest["token_logprob"]) > LOGPROB_ROUNDING:
             raise DataError(f"{where}: the teacher returned a positive log-probability")
-        padded = (self.topk_ids < 0) & np.isneginf(self.topk_logprobs)
-        if (self.topk_ids < 0)[~padded].any() or (self.topk_ids >= vocab_size).any():
+        if self.topk_ids.max(initial=0) >= vocab_size or self._lacks_ids():
             raise DataError(f"{where}: the teacher returned an id outside [0, {vocab_size})")
+
+    def _lacks_ids(self) -> bool:
+        """Return whether an id is negative that is not of a position that keeps fewer."""
+        if self.topk_ids.min(initial=0) >= 0:
+            return False
+        return bool(((self.topk_ids < 0) & ~np.isneginf(self.topk_logprobs)).any())
 
 
 class Engine(Protocol):

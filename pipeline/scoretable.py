@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.candidates import candidates_of
 from pipeline.codec import check_ids, codec_named
@@ -39,8 +40,9 @@ def score_table(
     if not rows.num_rows:
         return SCORES.empty_table(), 0
     signal = Signal.of(identity.signal)
-    digests = np.array(rows.column("sequence_digest").to_pylist(), dtype=object)
-    _, first, inverse = np.unique(digests.astype(str), return_index=True, return_inverse=True)
+    digests = rows.column("sequence_digest")
+    places = pc.index_in(digests, value_set=pc.unique(digests)).to_numpy()
+    _, first = np.unique(places, return_index=True)
     lengths = list_lengths(rows, "response_ids")
     distinct = rows.take(pa.array(first))
     prompts, responses = list_rows(distinct, "prompt_ids"), list_rows(distinct, "response_ids")
@@ -56,9 +58,10 @@ def score_table(
         )
     )
     scores.check(vocab_size=identity.vocab_size, where="scoring")
-    scores = scores.take(token_index(lengths[first], inverse))
+    if len(first) < len(places):
+        scores = scores.take(token_index(lengths[first], places))
     tokens = sum(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-    return table_of(digests.tolist(), scores, lengths, signal), tokens
+    return table_of(digests.to_pylist(), scores, lengths, signal), tokens
 
 
 def write_scores(
