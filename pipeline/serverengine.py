@@ -21,7 +21,12 @@ from pipeline.serverprocess import ServerProcess
 from pipeline.serversamples import read_sample, request_of, sampling_parameters
 from pipeline.servertopk import parse, top_rows
 from pipeline.vllmadapter import NAME, Held, start_with
-from pipeline.vllmarguments import LEAST_BATCH_TOKENS, model_arguments, worker_environment
+from pipeline.vllmarguments import (
+    LEAST_BATCH_TOKENS,
+    check_server_split,
+    model_arguments,
+    worker_environment,
+)
 from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
@@ -54,6 +59,8 @@ class ServerEngine:
         self.vocab_size = int(load_settings(source).get_text_config().vocab_size)
         self._note = note
         local = not settings.server.urls
+        if local:
+            check_server_split(settings)
         self._process: ServerProcess | None = None
         begin = partial(model_arguments, dtype=dtype, settings=settings, max_tokens=max_tokens)
         self._probe = Probe(

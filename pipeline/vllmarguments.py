@@ -9,7 +9,7 @@ import torch
 from pipeline.models import ModelSource, load_settings
 from schemas.config import ScoreSection
 from schemas.enginesections import EngineSection
-from schemas.errors import CapacityError
+from schemas.errors import CapacityError, ConfigError
 
 GIB = 1 << 30
 CPU_SHARE = 0.25
@@ -88,6 +88,20 @@ def worker_environment(arguments: Mapping[str, Any]) -> dict[str, str]:
     if workers == 1 or torch.cuda.is_available():
         return {}
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def check_server_split(settings: EngineSection) -> None:
+    """Make sure that a server on this machine can split a model as a section asks.
+
+    Raises:
+        ConfigError: it would end at its first request.
+    """
+    groups = settings.vllm.pipeline_parallel_size
+    if groups > 1 and not torch.cuda.is_available():
+        raise ConfigError(
+            f"vllm.pipeline_parallel_size = {groups}: vLLM 0.32's server cannot split a model by "
+            "layers on a CPU. Set engine = 'vllm', which can, or pipeline_parallel_size = 1"
+        )
 
 
 def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:

@@ -99,6 +99,7 @@ class VllmHost:
         from vllm import LLM, SamplingParams
 
         self._llm = LLM(**arguments)
+        self._llm.collective_rpc("opd_prepare")
         first = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
         probe = [np.zeros(1, dtype=np.int32)]
         self.run(probe, [first], lambda row, output: None)  # some models fail only here

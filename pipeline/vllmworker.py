@@ -33,6 +33,21 @@ class SignalWorker:
 
     model_runner: Any
 
+    def opd_prepare(self) -> None:
+        """Make room for what the earlier layers send, where a model is split by layers.
+
+        vLLM does so in a trial run, which 0.32 leaves out on a CPU, and ends at the first request.
+        """
+        from vllm.distributed import get_pp_group
+
+        runner = self.model_runner
+        if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens,
+                dtype=runner.model_config.dtype,
+                device=runner.device,
+            )
+
     def opd_begin(self, words: dict[str, Any], vocab_size: int, chunk_tokens: int) -> str | None:
         """Collect a signal from now on; return what this vLLM lacks for it, or None.
 

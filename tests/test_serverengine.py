@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.engines import scoring_version, signal_for
 from pipeline.models import ModelSource
-from schemas.enginesections import EngineSection, ServerSection
+from pipeline.serverengine import ServerEngine
+from schemas.enginesections import EngineSection, ServerSection, VllmSection
 from schemas.errors import ConfigError, IdentityError, StorageError
 from schemas.scoresignal import Signal
 from tests.golden import PLAIN, V, generate, reference_logprobs, rows
@@ -198,6 +200,14 @@ def test_a_configuration_that_cannot_work_is_refused(changes: list[str], words: 
     told = message(*changes)
     assert words in told
     assert "secret" not in told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs can")
+def test_a_server_on_a_cpu_is_not_asked_to_split_a_model_by_layers(source: ModelSource) -> None:
+    split = VllmSection(pipeline_parallel_size=2)
+    settings = EngineSection(engine="server", vllm=split)
+    with pytest.raises(ConfigError, match="pipeline_parallel_size = 2.*engine = 'vllm'"):
+        ServerEngine(source, dtype="float32", settings=settings, max_tokens=9)
 
 
 def test_a_round_is_sampled_under_the_name_of_its_weights_and_scored_by_two_servers(
