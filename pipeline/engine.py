@@ -5,8 +5,8 @@ its seed, not on its neighbours. Shapes: T tokens of all rows joined, K top-k.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,16 @@ class Sampling:
     """Only ids below it are drawn; None for every id that the model has logits for."""
     candidates: int = 0
     """Most likely ids that are recorded beside each drawn one."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end a response with the token that completes one of them."""
+
+    def words(self) -> dict[str, Any]:
+        """Return the parameters as records hold them: stop strings only where there are some.
+
+        So the records of runs that began before there were any stay as they were.
+        """
+        words = asdict(self)
+        return {name: v for name, v in words.items() if name != "stop_strings" or v}
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class Sample:
     """One sampled response.
 
     Attributes:
-        ids: response ids, the stop token included where there is one.
+        ids: response ids, with the token that ends it: a stop token, or the one whose text
+            completes a stop string.
         logprobs: log-probability of each id under the distribution that it was drawn from
             (temperature and truncation applied); under the model's own where temperature is 0.
         finish_reason: `stop`, or `length` where the limit cut it.

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _grade(
             {
                 "policy_version": policy_version,
                 "prompts": prompts.fingerprint,
-                "sampling": asdict(job.sampling),
+                "sampling": job.sampling.words(),
                 "reward": [section.reward, section.pattern, section.require_stop],
             }
         )

@@ -6,6 +6,7 @@ by length under a token budget. Shapes: B rows, T tokens, V vocabulary.
 
 import gc
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from pipeline.models import ModelSource, load_model
 from pipeline.padding import length_batches, padded, response_positions
 from pipeline.sampling import draw, processed_logprobs, uniforms
 from pipeline.signals import score_signals
+from pipeline.stopreading import BatchReading
+from pipeline.stopstrings import stop_strings_of
 from schemas.enginesections import EngineSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import derived_seed, sequence_digest
@@ -39,6 +42,7 @@ class HfEngine:
         self._head = head_of(self._model)
         self._batch_tokens = settings.batch_tokens
         self._chunk_tokens = settings.logit_chunk_tokens
+        self._stops_of = lru_cache(maxsize=1)(partial(stop_strings_of, source))
         config = self._model.config.get_text_config()
         self.vocab_size = int(self._head.weight_VH.shape[0])
         self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
@@ -146,12 +150,15 @@ class HfEngine:
         stops = torch.tensor(sampling.stop_token_ids, device=device)
         alive = torch.arange(len(prompts), device=device)
         record = _Record(random.shape, sampling.candidates, device)
-        cache, current = DynamicCache(), ids_BT
+        texts, cache, current = self._texts(prompts, sampling), DynamicCache(), ids_BT
         for step in range(sampling.max_new_tokens):
             logits_BV = self._next_logits(current, mask_BT, cache)
             ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[alive, step], sampling)
+            record.put(step, alive, ids_B, logprobs_BV)
             ended_B = torch.isin(ids_B, stops)
-            record.put(step, alive, ids_B, logprobs_BV, ended_B)
+            if texts is not None:
+                ended_B |= texts.ended(alive, record.so_far(step))
+            record.stop(alive[ended_B])
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
             current = ids_B[:, None]
             if bool(ended_B.any()):
@@ -161,6 +168,11 @@ class HfEngine:
                 cache.batch_select_indices(keep)
                 alive, mask_BT, current = alive[keep], mask_BT[keep], current[keep]
         return record.samples()
+
+    def _texts(self, prompts: list[Ids], sampling: Sampling) -> BatchReading | None:
+        """Return what reads the responses' texts, or None where they do not matter."""
+        strings = self._stops_of(sampling.stop_strings)
+        return None if strings is None else BatchReading(strings, prompts, self._model.device)
 
     @property
     def _decoder(self) -> Any:
@@ -204,17 +216,22 @@ class _Record:
         self._top_ids = self._ids.new_zeros(*shape, candidates)
         self._top_logprobs = self._logprobs.new_zeros(*shape, candidates)
 
-    def put(
-        self, step: int, rows: Tensor, ids_B: Tensor, logprobs_BV: Tensor, ended_B: Tensor
-    ) -> None:
-        """Write down one token of some rows, and which of them end with it."""
+    def put(self, step: int, rows: Tensor, ids_B: Tensor, logprobs_BV: Tensor) -> None:
+        """Write down one token of some rows."""
         self._ids[rows, step] = ids_B
         self._logprobs[rows, step] = logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
         self._lengths[rows] += 1
-        self._stopped[rows[ended_B]] = True
         if self._num:
             top = logprobs_BV.topk(self._num, dim=-1)
             self._top_ids[rows, step], self._top_logprobs[rows, step] = top.indices, top.values
+
+    def stop(self, rows: Tensor) -> None:
+        """Write down that some rows end by themselves."""
+        self._stopped[rows] = True
+
+    def so_far(self, step: int) -> Tensor:
+        """Return the ids [rows, tokens] up to a step; zeros where a row ended before it."""
+        return self._ids[:, : step + 1]
 
     def samples(self) -> list[Sample]:
         """Return the rows, each cut at its length."""

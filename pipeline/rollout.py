@@ -4,7 +4,6 @@ Promises: the plan is fixed before the first sample; units are pure functions of
 computes what is missing and nothing else.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from pipeline.checkpoint import opened_model
@@ -178,7 +177,7 @@ def _pinned_plan(
         "prompts_fingerprint": prompts.fingerprint,
         "units": len(units),
         "rows": sum(len(unit.rows) for unit in units),
-        "sampling": {**asdict(sampling), "seed": run.config.run.seed},
+        "sampling": {**sampling.words(), "seed": run.config.run.seed},
     }
     plan = RolloutPlan(**facts, fingerprint=fingerprint(facts))
     key = f"{run.stage_folder(round_index, 'rollout')}/plan.json"

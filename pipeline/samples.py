@@ -1,7 +1,7 @@
 """Sampling of one unit: prompts in, a rollout table out. Shared by rollout and evaluation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipeline.lazyengine import LazyEngine
 from pipeline.parquet import write_table
 from pipeline.plan import Unit, sample_seeds
 from pipeline.stage import Progress, Worker, run_units
+from pipeline.stopstrings import check_prompts
 from pipeline.storage import Storage
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
@@ -49,7 +50,7 @@ class SampleJob:
             "engine_version": engine.version,
             "logprobs_mode": "processed",
             "policy_version": self.policy_version,
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.words(),
         }
 
 
@@ -142,6 +143,8 @@ def sample_unit(job: SampleJob, unit: Unit, engine: Engine, tokenizer: Any) -> p
     prompt_keys = rows.column("prompt_id").to_pylist()
     seeds = sample_seeds(unit, prompt_keys, seed=job.seed, round_index=job.round_index)
     prompts: list[Ids] = list_rows(rows, "prompt_ids")
+    if job.sampling.stop_strings:
+        check_prompts(tokenizer, prompts)
     samples = engine.generate(prompts, seeds, job.sampling)
     names = [
         f"{job.round_index}/{key}/{epoch}/{index}"

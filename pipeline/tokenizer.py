@@ -69,10 +69,15 @@ def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    place = source if _has_vocabulary(Path(source.location)) else source.whole
+    place = tokenizer_place(source)
     return load_tokenizer(
         place.location, revision=place.revision, trust_remote_code=place.trust_remote_code
     )
+
+
+def tokenizer_place(source: ModelSource) -> ModelSource:
+    """Return where a model's tokenizer is: beside it, or beside its base for an adapter."""
+    return source if _has_vocabulary(Path(source.location)) else source.whole
 
 
 def vocabulary_digest(tokenizer: "PreTrainedTokenizerBase") -> str:

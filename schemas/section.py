@@ -9,6 +9,8 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+UNFINISHED = "\ufffd"
+"""The character that stands for bytes which are no whole character."""
 
 
 def tuning(default: Any, **kwargs: Any) -> Any:

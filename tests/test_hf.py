@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 from pipeline.addition import EOS
 from pipeline.hf import HfEngine
 from pipeline.models import ModelSource
+from pipeline.tokenizer import model_tokenizer
 from schemas.enginesections import EngineSection
+from schemas.errors import ConfigError
 from schemas.fingerprint import derived_seed
 from schemas.scoresignal import Signal
 from tests.golden import (
     KINDS,
     PLAIN,
     Models,
+    Tiny,
     V,
     assert_same_scores,
     generate,
@@ -24,6 +28,8 @@ from tests.golden import (
     reference_scores,
     rows,
 )
+from tests.stopgolden import assert_ends
+from tests.tiny import make_model
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +167,36 @@ def test_stop_tokens_and_the_limit_only_cut_a_response(make: Models) -> None:
         for short, whole in zip(generate(engine, prompts, sampling, range(20)), long, strict=True):
             np.testing.assert_array_equal(short.ids, whole.ids[: len(short.ids)])
             np.testing.assert_allclose(short.logprobs, whole.logprobs[: len(short.ids)], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["addition", "chat"])
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(
+    make: Models, kind: str
+) -> None:
+    model, prompts = make(tokenizer=kind), rows(60)[0]
+    tokenizer = model_tokenizer(model.source)
+    strings = ("12", "+", "7<eos>3") if kind == "addition" else ("th", "e", "\n", "é")
+    sampling = replace(PLAIN, stop_strings=strings, max_new_tokens=12)
+    engine = model.engine(batch_tokens=400)
+    samples = generate(engine, prompts, sampling, range(60))
+    long = generate(engine, prompts, replace(sampling, stop_strings=()), range(60))
+    by_text = 0
+    for prompt, sample, whole in zip(prompts, samples, long, strict=True):
+        assert_ends(tokenizer, prompt, sample, sampling)
+        np.testing.assert_array_equal(sample.ids, whole.ids[: len(sample.ids)])
+        np.testing.assert_allclose(sample.logprobs, whole.logprobs[: len(sample.ids)], atol=1e-5)
+        by_text += sample.finish_reason == "stop" and sample.ids[-1] != EOS
+    assert by_text > 5, "a weak test"
+
+
+def test_a_model_without_a_tokenizer_cannot_end_at_a_string(tmp_path: Path, make: Models) -> None:
+    bare = make_model(tmp_path, seed=1)
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    engine = Tiny(bare, None).engine()
+    assert len(generate(engine, rows(1)[0], PLAIN, range(1))) == 1
+    with pytest.raises(ConfigError, match="no tokenizer in"):
+        generate(engine, rows(1)[0], replace(PLAIN, stop_strings=("1",)), range(1))
 
 
 @pytest.mark.parametrize(("arch", "tied"), KINDS)
