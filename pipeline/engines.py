@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
+from typing import Any
 
 from pipeline.engine import Engine
 from pipeline.models import ModelSource, load_settings
@@ -79,6 +80,7 @@ def open_engine(
     dtype: str,
     max_tokens: int | None,
     note: Callable[[str], None] = lambda text: None,
+    reads_text: bool = False,
 ) -> Engine:
     """Return an engine that holds a model.
 
@@ -89,6 +91,7 @@ def open_engine(
         max_tokens: longest prompt and response together that it will be asked for; None for all
             that the model holds.
         note: told of a start that takes long, and where vLLM gets an adapter merged.
+        reads_text: whether responses may end at stop strings.
 
     Raises:
         ConfigError: the model cannot be loaded, or the engine is not installed.
@@ -96,16 +99,18 @@ def open_engine(
         StorageError: no server answers.
     """
     require_engine(section.engine, section.server.urls)
+    given: dict[str, Any] = {"dtype": dtype, "settings": section, "note": note}
+    given["reads_text"] = reads_text
     if section.engine == "server":
         from pipeline.serverengine import ServerEngine
 
         if max_tokens is None:
             max_tokens = int(load_settings(source).max_position_embeddings) - 1
-        return ServerEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens, note=note)
+        return ServerEngine(source, max_tokens=max_tokens, **given)
     if section.engine == "vllm":
         from pipeline.vllmengine import VllmEngine
 
-        return VllmEngine(source, dtype=dtype, settings=section, max_tokens=max_tokens, note=note)
+        return VllmEngine(source, max_tokens=max_tokens, **given)
     from pipeline.hf import HfEngine
 
     return HfEngine(source, dtype=dtype, settings=section)

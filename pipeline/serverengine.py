@@ -5,7 +5,7 @@ over; scores are the top-k and what follows from them. Shapes: T tokens of all r
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from pipeline.serverprobe import Probe, scored, scoring_parameters
 from pipeline.serverprocess import ServerProcess
 from pipeline.serversamples import read_sample, request_of, sampling_parameters
 from pipeline.servertopk import parse, top_rows
+from pipeline.stopstrings import StopStrings, stop_strings_of
+from pipeline.tokenizer import tokenizer_place
 from pipeline.vllmadapter import NAME, Held, start_with
 from pipeline.vllmarguments import (
     LEAST_BATCH_TOKENS,
@@ -45,6 +47,7 @@ class ServerEngine:
         settings: EngineSection,
         max_tokens: int,
         note: Callable[[str], None] = lambda text: None,
+        reads_text: bool = False,
     ) -> None:
         """Make sure that the servers are the right ones, after starting one where none is named.
 
@@ -54,6 +57,8 @@ class ServerEngine:
             settings: the stage's section.
             max_tokens: longest prompt and response together.
             note: told of a start that takes long.
+            reads_text: whether responses may end at stop strings; a server of our own needs the
+                tokenizer then.
         """
         self._settings, self._batch_tokens = settings, settings.batch_tokens
         self.vocab_size = int(load_settings(source).get_text_config().vocab_size)
@@ -62,7 +67,14 @@ class ServerEngine:
         if local:
             check_server_split(settings)
         self._process: ServerProcess | None = None
-        begin = partial(model_arguments, dtype=dtype, settings=settings, max_tokens=max_tokens)
+        self._stops_of = lru_cache(maxsize=2)(partial(stop_strings_of, source))
+        begin = partial(
+            model_arguments,
+            dtype=dtype,
+            settings=settings,
+            max_tokens=max_tokens,
+            tokenizer=tokenizer_place(source) if reads_text else None,
+        )
         self._probe = Probe(
             settings.server.model, max_tokens, vocab_size=self.vocab_size, dtype=dtype
         )
@@ -86,11 +98,11 @@ class ServerEngine:
             raise ConfigError(
                 f"rollout.candidates = {sampling.candidates}, but the vocabulary has {known} ids"
             )
-        if not self._probe.samples:
-            self._probe.samples = True
-            self._pool.settle(again=True)
+        stops = self._stops_of(sampling.stop_strings)
+        self._have_checked(stops)
         rows = zip(prompts, seeds, strict=True)
-        return self._pool.ask([self._sample_request(ids, seed, sampling) for ids, seed in rows])
+        requests = [self._sample_request(ids, seed, sampling, stops) for ids, seed in rows]
+        return self._pool.ask(requests)
 
     def score(
         self,
@@ -139,6 +151,13 @@ class ServerEngine:
         with self._model:
             self._end()
 
+    def _have_checked(self, stops: StopStrings | None) -> None:
+        """Let the servers show that they can sample, before they are first asked to."""
+        unseen = stops is not None and stops is not self._probe.stops
+        if unseen or not self._probe.samples:
+            self._probe.samples, self._probe.stops = True, stops
+            self._pool.settle(again=True)
+
     def _end(self) -> None:
         self._pool.close()
         if self._process is not None:
@@ -183,7 +202,13 @@ class ServerEngine:
         """Return how many ids hold k of the student's, whichever of the others are before them."""
         return min(k + max(0, self.vocab_size - vocab_size), self.vocab_size)
 
-    def _sample_request(self, ids: Ids, seed: int, sampling: Sampling) -> Request[Sample]:
+    def _sample_request(
+        self, ids: Ids, seed: int, sampling: Sampling, stops: StopStrings | None
+    ) -> Request[Sample]:
+        given: dict[str, Any] = {"prompt_tokens": len(ids), "model_vocab": self.vocab_size}
+        if stops is not None:
+            given["text_end"] = partial(stops.end, ids)
+
         def make(server: Server) -> tuple[str, dict[str, Any]]:
             parameters = sampling_parameters(
                 sampling, seed, model_vocab=self.vocab_size, compact=server.compact
@@ -191,7 +216,7 @@ class ServerEngine:
             return request_of(ids.tolist(), parameters, model=server.model, compact=server.compact)
 
         def read(data: bytes) -> Sample:
-            return read_sample(data, sampling, prompt_tokens=len(ids), model_vocab=self.vocab_size)
+            return read_sample(data, sampling, **given)
 
         return Request(make, read)
 

@@ -5,17 +5,25 @@ that sample give the log-probabilities of the distribution that is drawn from.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine import Sampling
+from pipeline.engine import Sample, Sampling
 from pipeline.serverhttp import BadReply, Server, ServerHttp, api_key
 from pipeline.serverpool import ServerPool
-from pipeline.serversamples import COMPACT, read_sample, request_of, sampling_parameters
+from pipeline.serversamples import (
+    COMPACT,
+    TextEnd,
+    read_sample,
+    request_of,
+    sampling_parameters,
+)
 from pipeline.servertopk import FORM_ERRORS, parse, top_rows
+from pipeline.stopstrings import StopStrings
 from schemas.enginesections import ServerSection
 from schemas.errors import ConfigError, IdentityError
 
@@ -47,6 +55,8 @@ class Probe:
     dtype: str = "float32"
     samples: bool = False
     """Whether the servers are to sample."""
+    stops: StopStrings | None = None
+    """Strings at which they are to end responses."""
     canary: tuple[str, NDArray[np.float64]] | None = field(default=None)
     """The first server's URL and its log-probabilities of the fixed sequence."""
 
@@ -69,7 +79,8 @@ class Probe:
             server.compact = await http.takes(server, COMPACT)
             await self._check_weights(http, server)
             if self.samples:
-                await self._check_kind(http, server)
+                sampled = await self._check_kind(http, server)
+                await self._check_stops(http, server, sampled)
 
     def _check_version(self, server: Server, version: str) -> None:
         self.version = self.version or version
@@ -119,20 +130,47 @@ class Probe:
                 "the same model on all"
             )
 
-    async def _check_kind(self, http: ServerHttp, server: Server) -> None:
+    async def _check_kind(self, http: ServerHttp, server: Server) -> Sample:
         """Make sure that log-probabilities are taken after temperature and truncation."""
-        ids = self._fixed_ids(1)
-        parameters = sampling_parameters(
-            TOP_ONE, 0, model_vocab=self.vocab_size, compact=server.compact
-        )
-        body = request_of(ids, parameters, model=server.model, compact=server.compact)
-        reply = await http.post(server, *body)
-        found = read_sample(reply, TOP_ONE, prompt_tokens=len(ids), model_vocab=self.vocab_size)
+        found = await self._sampled(http, server, TOP_ONE)
         if found.candidate_logprobs is None or not np.isneginf(found.candidate_logprobs).any():
             raise ConfigError(
                 f"{server.url} gives log-probabilities of another distribution than the one that "
                 "it draws from: start it with --logprobs-mode processed_logprobs"
             )
+        return found
+
+    async def _check_stops(self, http: ServerHttp, server: Server, sampled: Sample) -> None:
+        """Make sure that a response ends at a string; a server without its tokenizer goes on."""
+        prompt = np.array(self._fixed_ids(1), np.int32)
+        text = None if self.stops is None else self.stops.first_text(prompt, sampled.ids)
+        if self.stops is None or text is None:
+            return
+        stops = self.stops.beside(text)
+        sampling = replace(TOP_ONE, stop_strings=stops.strings)
+        try:
+            await self._sampled(http, server, sampling, partial(stops.end, prompt))
+        except BadReply as error:
+            told = str(error).partition(":")[0]
+            raise ConfigError(
+                f"{server.url} overlooks rollout.stop_strings ({told}): start it with the "
+                "student's tokenizer, without --skip-tokenizer-init and --tokens-only"
+            ) from error
+
+    async def _sampled(
+        self,
+        http: ServerHttp,
+        server: Server,
+        sampling: Sampling,
+        text_end: TextEnd = lambda ids: None,
+    ) -> Sample:
+        """Return what a server samples after the fixed prompt."""
+        ids = self._fixed_ids(1)
+        given = {"model_vocab": self.vocab_size}
+        parameters = sampling_parameters(sampling, 0, compact=server.compact, **given)
+        body = request_of(ids, parameters, model=server.model, compact=server.compact)
+        reply = await http.post(server, *body)
+        return read_sample(reply, sampling, prompt_tokens=len(ids), text_end=text_end, **given)
 
     def _fixed_ids(self, count: int) -> list[int]:
         return [CANARY_STRIDE * (i + 1) % self.vocab_size for i in range(count)]

@@ -4,6 +4,7 @@ Promises: every parameter is named, nothing is left to the server's or the model
 that is not what was asked for is a BadReply. Shapes: T tokens, N candidates.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.engine import Sample, Sampling
 from pipeline.serverhttp import BadReply
 from pipeline.servertopk import FORM_ERRORS, LOWEST, ORDER_ERROR, check_logprobs, parse
+from pipeline.stopstrings import stop_parameters
 
 TOKEN_ID = "token_id:"
 """What stands before an id where a server would give text."""
@@ -35,7 +37,7 @@ def request_of(
         compact: whether the endpoint of token ids is asked, or the older one of completions.
     """
     if compact:
-        held = {**parameters, "detokenize": False}
+        held = {**parameters, "detokenize": "stop" in parameters}
         return COMPACT, {"model": model, "token_ids": ids, "sampling_params": held}
     given = {"return_token_ids": True, "return_tokens_as_token_ids": True}
     return COMPLETIONS, {"model": model, "prompt": ids, **given, **parameters}
@@ -60,11 +62,23 @@ def sampling_parameters(
         "stop_token_ids": list(sampling.stop_token_ids),
         "ignore_eos": True,  # the stop ids above are all there are
         "logprobs": min(asked, model_vocab),
+        **stop_parameters(sampling.stop_strings),
         **_mask(sampling, model_vocab),
     }
 
 
-def read_sample(data: bytes, sampling: Sampling, *, prompt_tokens: int, model_vocab: int) -> Sample:
+TextEnd = Callable[[NDArray[np.int64]], int | None]
+"""Returns after how many tokens a response ends at a stop string, or None where it does not."""
+
+
+def read_sample(
+    data: bytes,
+    sampling: Sampling,
+    *,
+    prompt_tokens: int,
+    model_vocab: int,
+    text_end: TextEnd = lambda ids: None,
+) -> Sample:
     """Return the sample in a reply.
 
     Args:
@@ -72,6 +86,7 @@ def read_sample(data: bytes, sampling: Sampling, *, prompt_tokens: int, model_vo
         sampling: what was asked for.
         prompt_tokens: tokens that the model read.
         model_vocab: ids that the model has.
+        text_end: reads where the response ends at a stop string.
 
     Raises:
         BadReply: the reply is not what was asked for.
@@ -89,7 +104,7 @@ def read_sample(data: bytes, sampling: Sampling, *, prompt_tokens: int, model_vo
         if not ((ids >= 0) & (ids < limit)).all():
             raise BadReply(f"sampled an id outside [0, {limit})")
         reason = str(choice["finish_reason"])
-        _check_end(ids, reason, sampling)
+        _check_end(ids, reason, sampling, text_end(ids))
         compact = "content" in choice["logprobs"]
         read = _compact_logprobs if compact else _completion_logprobs
         named, logprobs, top = read(choice["logprobs"], len(ids), sampling.candidates)
@@ -132,15 +147,18 @@ def _sample(ids: NDArray[np.int64], reason: str, logprobs: NDArray[np.float64], 
     )
 
 
-def _check_end(ids: NDArray[np.int64], reason: str, sampling: Sampling) -> None:
-    """Make sure that a response ends where it should: at its first stop token, or at the limit."""
-    stops = np.flatnonzero(np.isin(ids, sampling.stop_token_ids))
-    end = int(stops[0]) + 1 if len(stops) else sampling.max_new_tokens
-    expected = "stop" if len(stops) else "length"
+def _check_end(
+    ids: NDArray[np.int64], reason: str, sampling: Sampling, text_end: int | None
+) -> None:
+    """Make sure that a response ends where it should: at its first stop, or at the limit."""
+    stops = np.flatnonzero(np.isin(ids, sampling.stop_token_ids)) + 1
+    ends = [*stops[:1].tolist(), *([] if text_end is None else [text_end])]
+    end, expected = min(ends, default=sampling.max_new_tokens), "stop" if ends else "length"
     if len(ids) != end or reason != expected:
         raise BadReply(
             f"ended a response after {len(ids)} tokens by {reason!r}, expected {end} and "
             f"{expected!r}: start it with --generation-config vllm, so that no stop is its own"
+            + (", and with the student's tokenizer" if sampling.stop_strings else "")
         )
 
 

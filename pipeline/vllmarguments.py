@@ -27,6 +27,7 @@ def model_arguments(
     settings: EngineSection,
     max_tokens: int | None,
     batch_tokens: int,
+    tokenizer: ModelSource | None = None,
 ) -> dict[str, Any]:
     """Return the arguments that vLLM's `LLM` and its server share.
 
@@ -36,6 +37,7 @@ def model_arguments(
         settings: the stage's section.
         max_tokens: longest prompt and response together; None for all that the model holds.
         batch_tokens: most tokens of a forward pass.
+        tokenizer: where the tokenizer is, for stop strings; None where no text is read.
     """
     section, shape = settings.vllm, load_settings(source)
     limits = [getattr(shape, "max_position_embeddings", None), max_tokens and max_tokens + 1]
@@ -46,7 +48,7 @@ def model_arguments(
         "revision": source.revision,
         "trust_remote_code": source.trust_remote_code,
         "dtype": dtype,
-        "skip_tokenizer_init": True,  # token ids in, token ids out
+        **_tokenizer_arguments(tokenizer),
         "generation_config": "vllm",  # no sampling parameter comes from the model's files
         "logprobs_mode": "processed_logprobs",  # those of the distribution that is drawn from
         "max_logprobs": 4096,
@@ -76,6 +78,17 @@ def model_arguments(
             else cpu_cache_bytes(shape, dtype, tokens=length * sequences, least=length)
         )
     return arguments
+
+
+def _tokenizer_arguments(tokenizer: ModelSource | None) -> dict[str, Any]:
+    if tokenizer is None:
+        return {"skip_tokenizer_init": True}  # token ids in, token ids out
+    return {
+        "skip_tokenizer_init": False,
+        "tokenizer": tokenizer.location,
+        "tokenizer_revision": tokenizer.revision,
+        "tokenizer_mode": "hf",  # the one that opd reads with
+    }
 
 
 def worker_environment(arguments: Mapping[str, Any]) -> dict[str, str]:

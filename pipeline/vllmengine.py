@@ -17,6 +17,8 @@ from pipeline.engine import Ids, Sample, Sampling, Scores
 from pipeline.engines import check_temperature, engine_version
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
+from pipeline.stopstrings import stop_parameters
+from pipeline.tokenizer import tokenizer_place
 from pipeline.vllmadapter import Held, start_with
 from pipeline.vllmarguments import LEAST_BATCH_TOKENS
 from pipeline.vllmhost import VllmHost
@@ -43,6 +45,7 @@ class VllmEngine:
         settings: EngineSection,
         max_tokens: int | None,
         note: Callable[[str], None] = lambda text: None,
+        reads_text: bool = False,
     ) -> None:
         """Start vLLM with a model.
 
@@ -52,10 +55,18 @@ class VllmEngine:
             settings: the stage's section.
             max_tokens: longest prompt and response together; None for all that the model holds.
             note: told where an adapter is merged.
+            reads_text: whether responses may end at stop strings; it needs the tokenizer then.
         """
         self.version = engine_version(self.name)
         self._settings, self._batch_tokens = settings, settings.batch_tokens
-        begin = partial(VllmHost, dtype=dtype, settings=settings, max_tokens=max_tokens)
+        self._reads_text = reads_text
+        begin = partial(
+            VllmHost,
+            dtype=dtype,
+            settings=settings,
+            max_tokens=max_tokens,
+            tokenizer=tokenizer_place(source) if reads_text else None,
+        )
 
         def start(held: Held) -> VllmHost:
             self._start = partial(begin, held)
@@ -71,6 +82,7 @@ class VllmEngine:
     ) -> list[Sample]:
         """Return one response per prompt, each drawn with its own seed."""
         check_temperature(sampling.temperature)
+        assert self._reads_text or not sampling.stop_strings, "vLLM would overlook the strings"
         samples: dict[int, Sample] = {}
 
         def finished(row: int, output: Any) -> None:
@@ -199,10 +211,11 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
         ignore_eos=True,  # the stop ids above are all there are
         logprobs=sampling.candidates,
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(sampling.stop_strings),
         extra_args={LIMIT: sampling.vocab_size},
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # each request has an object of its own
+        **stop_parameters(sampling.stop_strings),
     )
 
 

@@ -54,9 +54,10 @@ class VllmHost:
         dtype: str,
         settings: EngineSection,
         max_tokens: int | None,
+        tokenizer: ModelSource | None,
         batch_tokens: int,
     ) -> None:
-        """Start it.
+        """Start it; with the tokenizer at a place, where stop strings are asked for.
 
         Raises:
             ConfigError: vLLM cannot run the model.
@@ -77,6 +78,7 @@ class VllmHost:
                 settings=settings,
                 max_tokens=max_tokens,
                 batch_tokens=batch_tokens,
+                tokenizer=tokenizer,
             ),
             "worker_extension_cls": "pipeline.vllmworker.SignalWorker",
             "logits_processors": ["pipeline.vllmmask:VocabularyMask"],

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.serverprobe import CANARY_STRIDE
 from pipeline.serversamples import COMPACT, COMPLETIONS
+from tests.stopgolden import holds_one
 
 Doubles = NDArray[np.float64]
 Fault = Callable[[dict[str, Any]], Any]
@@ -39,7 +40,7 @@ class FakeVllm:
             vocab: ids of the model.
             port: port to listen on; 0 for a free one.
             settings: `compact`, `version`, `key`, `models`, `length`, `weights`, `processed`,
-                `delay_s`.
+                `delay_s`, `tokenizer`.
         """
         self.vocab = vocab
         self.compact: bool = settings.get("compact", True)
@@ -50,6 +51,8 @@ class FakeVllm:
         self.weights: int = settings.get("weights", 0)
         self.processed: bool = settings.get("processed", True)
         self.delay_s: float = settings.get("delay_s", 0.0)
+        self.tokenizer: Any = settings.get("tokenizer")
+        """As vLLM without one, it overlooks stop strings where it is None."""
         self.faults: deque[Fault] = deque()
         self.requests, self.busy, self.busiest = 0, 0, 0
         self.lock = threading.Lock()
@@ -84,7 +87,7 @@ class FakeVllm:
         ids = body["token_ids" if compact else "prompt"]
         given = body["sampling_params"] if compact else body
         sampled, logprobs = self._sample(ids, given)
-        stopped = bool(sampled) and sampled[-1] in given.get("stop_token_ids", ())
+        stopped = bool(sampled) and self._ends(ids, sampled, given)
         choice: dict[str, Any] = {"index": 0, "token_ids": sampled}
         choice["finish_reason"] = "stop" if stopped else "length"
         num = given.get("logprobs")
@@ -121,9 +124,19 @@ class FakeVllm:
             token = int(random.choice(self.vocab, p=np.exp(logprobs)))
             sampled.append(token if given["temperature"] else int(logprobs.argmax()))
             found.append(logprobs if self.processed else raw)
-            if sampled[-1] in given.get("stop_token_ids", ()):
+            if self._ends(ids, sampled, given):
                 break
         return sampled, found
+
+    def _ends(self, ids: list[int], sampled: list[int], given: dict[str, Any]) -> bool:
+        """Return whether a response ends with its last token, by itself."""
+        if sampled[-1] in given.get("stop_token_ids", ()):
+            return True
+        if self.tokenizer is None or not given.get("stop"):
+            return False
+        assert given["include_stop_str_in_output"] and not given["skip_special_tokens"]
+        assert given.get("detokenize", True)
+        return holds_one(self.tokenizer, ids, sampled, given["stop"])
 
 
 def _top(token: int, logprobs: Doubles, num: int) -> list[tuple[int, float, int]]:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.addition import EOS
 from pipeline.derivedtail import mass_error
 from pipeline.engines import engine_version, require_engine
 from pipeline.serverengine import ServerEngine
 from pipeline.storage import Storage
+from pipeline.tokenizer import model_tokenizer
 from schemas.enginesections import EngineSection, ServerSection, VllmSection
 from schemas.errors import ConfigError
 from schemas.scoresignal import Signal
@@ -29,6 +31,7 @@ from tests.golden import (
     rows,
 )
 from tests.runs import Cli, children_killed
+from tests.stopgolden import assert_ends
 from tests.tiny import write_run
 
 try:
@@ -39,6 +42,7 @@ except ConfigError:
 ATOL = 1e-4
 """Largest difference from float64, nats; 1e-3 is what opd promises."""
 Held = tuple[Tiny, ServerEngine]
+STOPPED = replace(PLAIN, stop_strings=("1", "+", "=3", "3<eos>"), candidates=2)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Held]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        engine = ServerEngine(adapter.source, dtype="float32", settings=section, max_tokens=60)
-        generate(engine, rows(1)[0], PLAIN, range(1))  # its first samples have the server looked at
+        engine = ServerEngine(
+            adapter.source, dtype="float32", settings=section, max_tokens=60, reads_text=True
+        )
+        for sampling in (PLAIN, STOPPED):  # the first samples of each have the server looked at
+            generate(engine, rows(1)[0], sampling, range(1))
     try:
         yield {"model": (model, engine), "adapter": (adapter, engine)}
     finally:
@@ -142,6 +149,26 @@ def test_logprobs_are_of_the_distribution_that_was_sampled(
             assert sample.candidate_logprobs is not None
             top = -np.sort(-processed, axis=1)[:, : sampling.candidates]
             np.testing.assert_allclose(sample.candidate_logprobs, top, atol=ATOL)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(
+    either: Held, temperature: float
+) -> None:
+    (model, engine), prompts = either, rows(30)[0]
+    tokenizer, sampling = model_tokenizer(model.source), replace(STOPPED, temperature=temperature)
+    samples = generate(engine, prompts, sampling, range(30))
+    for prompt, sample in zip(prompts, samples, strict=True):
+        assert_ends(tokenizer, prompt, sample, sampling)
+        processed = reference_logprobs(model.logits(prompt, sample.ids), sampling)
+        own = processed[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, own, atol=ATOL)
+    assert sum(s.finish_reason == "stop" and s.ids[-1] != EOS for s in samples) > 3, "a weak test"
+    if temperature == 0.0:
+        for sample, same in zip(
+            samples, generate(model.engine(), prompts, sampling, range(30)), strict=True
+        ):
+            np.testing.assert_array_equal(sample.ids, same.ids)
 
 
 def test_samples_depend_on_their_seeds(held: Held) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.__main__ import main as benchmark
 from pipeline.addition import EOS
@@ -24,7 +27,9 @@ from pipeline.engine import Ids, Sampling, Scores
 from pipeline.engines import engine_version, require_engine
 from pipeline.lazyengine import LazyEngine
 from pipeline.models import ModelSource
+from pipeline.stopstrings import StopStrings, stop_parameters
 from pipeline.storage import Storage
+from pipeline.tokenizer import model_tokenizer
 from schemas.config import ScoreSection
 from schemas.enginesections import EngineSection, VllmSection
 from schemas.errors import CapacityError, ConfigError
@@ -42,6 +47,8 @@ from tests.golden import (
     rows,
 )
 from tests.runs import Cli, children_killed, finish, keys_below, snapshot, start
+from tests.stopgolden import KINDS as KINDS_OF_TEXT
+from tests.stopgolden import assert_ends, batch_ends, cases, prompt_of, tokenizer_of
 from tests.test_benchmarks import check_record
 from tests.tiny import write_run
 from tests.warm import Process
@@ -73,12 +80,18 @@ def opened(
     dtype: str = "float32",
     max_tokens: int = 60,
     note: Callable[[str], None] = print,
+    reads_text: bool = False,
     **settings: Any,
 ) -> Iterator[VllmEngine]:
     kind = ScoreSection if "k" in settings else EngineSection
     section = kind(engine="vllm", **settings)
     engine = VllmEngine(
-        model.source, dtype=dtype, settings=section, max_tokens=max_tokens, note=note
+        model.source,
+        dtype=dtype,
+        settings=section,
+        max_tokens=max_tokens,
+        note=note,
+        reads_text=reads_text,
     )
     try:
         yield engine
@@ -153,8 +166,8 @@ def model_with_settings(make: Callable[..., Tiny]) -> Tiny:
 
 @pytest.fixture
 def plain(model_with_settings: Tiny, kept: Kept) -> tuple[Tiny, VllmEngine]:
-    """Return that model with its engine."""
-    return model_with_settings, kept.get(model_with_settings, max_tokens=500)
+    """Return that model with its engine, which can end responses at strings."""
+    return model_with_settings, kept.get(model_with_settings, max_tokens=500, reads_text=True)
 
 
 # --- scores ---
@@ -415,6 +428,38 @@ def test_first_tokens_follow_the_models_distribution(plain: tuple[Tiny, VllmEngi
     assert statistic < freedom + 4 * math.sqrt(2 * freedom)
 
 
+# --- stop strings ---
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(
+    plain: tuple[Tiny, VllmEngine], temperature: float
+) -> None:
+    (model, engine), prompts = plain, rows(60)[0]
+    sampling = replace(PLAIN, temperature=temperature, max_new_tokens=12, candidates=3)
+    tokenizer, by_text = model_tokenizer(model.source), 0
+    long = generate(engine, prompts[:5], sampling, range(5))
+    strings = {str(tokenizer.decode(sample.ids[2:4])) for sample in long} - {""}
+    sampling = replace(sampling, stop_strings=tuple(sorted(strings)))
+    samples = generate(engine, prompts, sampling, range(60))
+    for prompt, sample in zip(prompts, samples, strict=True):
+        assert_ends(tokenizer, prompt, sample, sampling)
+        processed = reference_logprobs(model.logits(prompt, sample.ids), sampling)
+        own = processed[np.arange(len(sample.ids)), sample.ids]
+        np.testing.assert_allclose(sample.logprobs, own, atol=ATOL)
+        assert sample.candidate_logprobs is not None
+        top = -np.sort(-processed, axis=-1)[:, :3]
+        np.testing.assert_allclose(sample.candidate_logprobs, top, atol=ATOL)
+        by_text += sample.finish_reason == "stop" and sample.ids[-1] != EOS
+    assert by_text > 5, "a weak test"
+    if temperature == 0.0:
+        for sample, same in zip(
+            samples, generate(model.engine(), prompts, sampling, range(60)), strict=True
+        ):
+            np.testing.assert_array_equal(sample.ids, same.ids)
+            assert sample.finish_reason == same.finish_reason
+
+
 # --- limits, faults and what is left behind ---
 
 
@@ -506,6 +551,35 @@ def test_sampling_defaults_of_the_models_files_are_not_used(
         expected = reference_logprobs(model.logits(prompts[0], sample.ids), sampling)
         mine = expected[np.arange(len(sample.ids)), sample.ids]
         np.testing.assert_allclose(sample.logprobs, mine, atol=ATOL)
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TEXT)
+@given(data=st.data())
+@settings(max_examples=40)
+def test_text_is_read_as_vllm_reads_it(kind: str, data: st.DataObject) -> None:
+    responses, strings = data.draw(cases(kind))
+    tokenizer, prompt = tokenizer_of(kind), prompt_of(kind)
+    stops = StopStrings(tokenizer, strings)
+    expected = [vllm_end(tokenizer, prompt, ids, strings) for ids in responses]
+    assert [stops.end(prompt, ids) for ids in responses] == expected
+    assert batch_ends(stops, prompt, responses) == expected
+
+
+def vllm_end(tokenizer: Any, prompt: Ids, response: Ids, strings: list[str]) -> int | None:
+    """Return after how many tokens vLLM ends a response by its text."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    params = SamplingParams(detokenize=True, **stop_parameters(strings))
+    request: Any = SimpleNamespace(
+        request_id="0", sampling_params=params, prompt_token_ids=prompt.tolist()
+    )
+    reader = FastIncrementalDetokenizer(tokenizer, request)
+    ends = (n for n, i in enumerate(response.tolist(), 1) if reader.update([i], False))
+    return next(ends, None)
 
 
 # --- whole runs ---
