@@ -23,7 +23,7 @@ from pipeline.grading import find_reward
 from pipeline.models import ModelSource, find_model, model_identity
 from pipeline.plan import cut_units
 from pipeline.prompts import prepare_prompts, read_prompts
-from pipeline.rollout import lazy_engine, response_limit, stop_tokens
+from pipeline.rollout import lazy_engine, response_limit, stop_strings, stop_tokens
 from pipeline.run import Run, check_run, pin_run
 from pipeline.samples import SampleJob, run_sampling
 from pipeline.shards import read_rollout
@@ -200,6 +200,7 @@ def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSourc
         max_new_tokens=response_limit(run, section),
         stop_token_ids=stop_tokens(rollout.stop_token_ids, tokenizer, source),
         vocab_size=vocabulary_size(tokenizer),
+        stop_strings=stop_strings(run, tokenizer),
     )
 
 

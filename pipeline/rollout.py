@@ -17,6 +17,7 @@ from pipeline.prompts import prepare_prompts, read_prompts
 from pipeline.run import Run, check_run, pin_run
 from pipeline.samples import SampleJob, run_sampling
 from pipeline.stage import Progress, StageResult, Worker
+from pipeline.stopstrings import reading_backend
 from pipeline.student import policy_of_round
 from pipeline.tokenizer import end_token_ids, load_tokenizer, vocabulary_size
 from schemas.enginesections import EngineSection
@@ -55,6 +56,7 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
             stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, source),
             vocab_size=vocabulary_size(tokenizer),
             candidates=section.candidates,
+            stop_strings=stop_strings(run, tokenizer),
         )
         units = _units(run, round_index, prompts.rows)
         plan = _pinned_plan(run, round_index, policy, prompts, sampling=sampling, units=units)
@@ -125,7 +127,14 @@ def lazy_engine(
     longest = run.config.prompts.max_tokens + response_limit(run, section)
     named = for_policy(section, policy_version)
     return LazyEngine(
-        lambda: open_engine(named, source, dtype=dtype, max_tokens=longest, note=progress.note),
+        lambda: open_engine(
+            named,
+            source,
+            dtype=dtype,
+            max_tokens=longest,
+            note=progress.note,
+            reads_text=bool(run.config.rollout.stop_strings),
+        ),
         progress.note,
     )
 
@@ -142,6 +151,18 @@ def stop_tokens(
     if given is not None:
         return tuple(sorted(set(given)))
     return end_token_ids(tokenizer, generation_settings(source))
+
+
+def stop_strings(run: Run, tokenizer: Any) -> tuple[str, ...]:
+    """Return the texts that end a response.
+
+    Raises:
+        ConfigError: there are some, and the tokenizer cannot be read token by token.
+    """
+    strings = run.config.rollout.stop_strings
+    if strings:
+        reading_backend(tokenizer)
+    return strings
 
 
 def _units(run: Run, round_index: int, rows: int) -> list[Unit]:

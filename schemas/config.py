@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from schemas.enginesections import EngineSection
 from schemas.gatesection import GateSection
 from schemas.lorasection import LoraSection
-from schemas.section import Dtype, Fraction, Name, Positive, Section, later, tuning
+from schemas.section import Dtype, Fraction, Name, Positive, Section, StopTexts, later, tuning
 
 
 class RunSection(Section):
@@ -108,6 +108,9 @@ class RolloutSection(EngineSection):
     """Ids kept before sampling; 0 keeps all, and is what importance weights need."""
     stop_token_ids: tuple[int, ...] | None = None
     """Ids that end a response; default: every end id that the tokenizer and the model name."""
+    stop_strings: StopTexts = later(())
+    """Texts that end a response too, with the token that completes one of them; at most 16, of at
+    most 256 characters. `[eval]` ends its responses at them as well."""
     candidates: Annotated[int, Field(ge=0, le=4096)] = 0
     """Most likely ids of the student that are recorded at each position; teachers score them too,
     for objectives weighted by the student."""

@@ -86,6 +86,12 @@ def test_no_key_that_changes_results_silently_has_a_default() -> None:
         ("train.learning_rate=0", "train.learning_rate"),
         ("teachers.main.dtype='int3'", "teachers.main.dtype"),
         ("storage.retry_s=0", "storage.retry_s"),
+        ("rollout.stop_strings=['']", "rollout.stop_strings.0"),
+        (f"rollout.stop_strings=['{257 * 'x'}']", "rollout.stop_strings.0"),
+        (f"rollout.stop_strings={[str(n) for n in range(17)]}", "rollout.stop_strings"),
+        ("rollout.stop_strings=['a', 'b', 'a']", "rollout.stop_strings"),
+        ("rollout.stop_strings=['a\ufffd']", "rollout.stop_strings"),
+        ("rollout.stop_strings='a'", "rollout.stop_strings"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_found(override: str, key: str) -> None:

@@ -157,6 +157,7 @@ def test_what_affects_speed_or_place_alone_is_not_identity(override: str) -> Non
         "prompts.train=x",
         "rollout.temperature=0.5",
         "rollout.stop_token_ids=[1]",
+        "rollout.stop_strings=['a']",
         "rollout.prompts_per_unit=1",
         "score.k=9",
         "loss.kind=forward_kl",
@@ -168,6 +169,13 @@ def test_what_affects_speed_or_place_alone_is_not_identity(override: str) -> Non
 )
 def test_what_changes_results_is_identity(override: str) -> None:
     assert config_fingerprint(parse(override)) != config_fingerprint(parse())
+
+
+@pytest.mark.parametrize(
+    "key", ["rollout.stop_strings", "student.base", "teachers.main.base_revision", "train.lora"]
+)
+def test_a_key_that_came_later_is_no_identity_where_it_says_nothing(key: str) -> None:
+    assert key not in identity_of(parse())
 
 
 def test_the_order_of_teachers_is_identity_because_the_first_is_the_default() -> None:

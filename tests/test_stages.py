@@ -58,6 +58,18 @@ def test_every_stage_of_a_finished_run_changes_nothing_when_run_again(
     assert snapshot(storage, "") == before
 
 
+def test_a_run_that_began_before_there_were_stop_strings_goes_on_and_gets_none(
+    run_copy: Path, cli: Cli
+) -> None:
+    folder, config = run_copy / "store/runs/tiny", run_copy / "run.toml"
+    for record in ("run.json", "rounds/0000/rollout/plan.json"):
+        assert "stop_strings" not in (folder / record).read_text()
+    assert cli.ok("rollout", "-c", config, "--round", "0")["units"] == 0
+    changed = cli("rollout", "-c", config, "--round", "0", "--set", "rollout.stop_strings=['1']")
+    assert changed.code == 3
+    assert "rollout.stop_strings: the run began with None, now ['1']" in changed.stderr
+
+
 def test_a_run_without_eval_that_is_done_says_so(tmp_path: Path, cli: Cli) -> None:
     config = write_run(tmp_path, changes={"eval": None, "run.rounds": 1})
     assert cli.ok("run", "-c", config)["units"] > 0

@@ -1,9 +1,12 @@
 """Stop strings against the whole text decoded after each token, on all kinds of tokenizers."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +14,9 @@ from hypothesis import strategies as st
 from pipeline.engine import Ids, Sampling
 from pipeline.stopstrings import StopStrings, check_prompts
 from schemas.errors import ConfigError
+from tests.runs import Cli
 from tests.stopgolden import KINDS, batch_ends, cases, prompt_of, slow_end, tokenizer_of
-from tests.tiny import chat_tokenizer
+from tests.tiny import chat_tokenizer, write_run
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,7 +100,27 @@ def test_a_tokenizer_that_cannot_be_read_token_by_token_is_refused() -> None:
         StopStrings(slow, ["a"])
 
 
-# --- records ---
+# --- runs ---
+
+
+def test_a_run_ends_its_responses_at_strings_and_its_records_say_so(
+    tmp_path: Path, cli: Cli
+) -> None:
+    strings = ["1", "#", "3<eos>"]
+    changes = {"rollout.stop_strings": strings, "eval.teachers": False, "run.rounds": 1}
+    config = write_run(tmp_path, changes=changes)
+    cli.ok("rollout", "-c", config, "--round", "0")
+    cli.ok("eval", "-c", config, "--baseline")
+    folder = tmp_path / "store/runs/tiny"
+    plan = json.loads((folder / "rounds/0000/rollout/plan.json").read_text())
+    assert plan["sampling"]["stop_strings"] == strings
+    assert json.loads((folder / "run.json").read_text())["identity"]["rollout.stop_strings"]
+    for stage in ("rounds/0000/rollout", "baseline/student"):
+        units = json.loads((folder / stage / "manifest.json").read_text())["units"]
+        tables = [pq.read_table(tmp_path / "store" / unit["shard"]["key"]) for unit in units]
+        texts = [text for table in tables for text in table["text"].to_pylist()]
+        assert any(text.endswith(("1", "#")) for text in texts)
+        assert not any("1" in text[:-1] or "#" in text[:-1] for text in texts)
 
 
 def test_records_hold_stop_strings_only_where_there_are_some() -> None:
