@@ -13,6 +13,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +170,15 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return Cli(capsys)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def stages_beside_flask() -> Iterator[None]:
+    """Let the stages of all tests start vLLM, where they are to run on it."""
+    with ExitStack() as stack:
+        if os.environ.get("OPD_TEST_ENGINE") == "vllm":
+            stack.enter_context(_flask_context())
+        yield
+
+
 @pytest.fixture(scope="module")
 def beside_flask() -> Iterator[None]:
     """Let vLLM start where moto has loaded flask.
@@ -176,10 +186,15 @@ def beside_flask() -> Iterator[None]:
     vLLM's start on a CPU looks into every loaded module, and flask's `current_app`, `request` and
     the like raise when they are looked at outside a request.
     """
+    with _flask_context():
+        yield
+
+
+def _flask_context() -> AbstractContextManager[object]:
     import flask
 
-    with flask.Flask(__name__).test_request_context():
-        yield
+    context: AbstractContextManager[object] = flask.Flask(__name__).test_request_context()
+    return context
 
 
 @pytest.fixture(scope="module")

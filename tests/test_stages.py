@@ -335,6 +335,9 @@ def test_stages_run_on_s3_and_leave_the_manifests_of_a_local_run(
     assert mine == quiet
 
 
+ON_GPU_7 = ("--set", "rollout.engine=hf", "--set", "rollout.device=cuda:7")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -346,7 +349,7 @@ def test_stages_run_on_s3_and_leave_the_manifests_of_a_local_run(
         (["rollout", "--round", "0", "--worker", "2/2"], 2, "I/N"),
         (["eval"], 2, "--baseline"),
         (["rollout", "--round", "0", "--set", "run.root=ftp://x"], 2, "ftp"),
-        (["rollout", "--round", "0", "--set", "rollout.device=cuda:7"], 2, "GPU"),
+        (["rollout", "--round", "0", *ON_GPU_7], 2, "GPU"),
         (["rollout", "--round", "0", "--set", "rollout.engine=vlm"], 2, "'vllm'"),
         (["rollout", "--round", "0", "--set", "rollout.max_new_tokens=500"], 2, "holds 128"),
     ],
