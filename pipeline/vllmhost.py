@@ -5,12 +5,9 @@ functions, process group), for the learner may run here next. Nothing of vLLM is
 its environment is set.
 """
 
-import gc
 import os
 import sys
-import tempfile
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,6 +21,7 @@ from pipeline.models import ModelSource
 from pipeline.parentage import find_orphans, owner_mark
 from pipeline.vllmadapter import NAME, Held
 from pipeline.vllmarguments import model_arguments, worker_environment
+from pipeline.vllmtraces import ProcessState, collected_once, quiet, unprinted
 from pipeline.vllmworker import Packed
 from schemas.enginesections import EngineSection
 from schemas.errors import CapacityError, ConfigError
@@ -66,9 +64,10 @@ class VllmHost:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault(OWN_PROCESS, "1" if torch.cuda.is_available() else "0")
-        if os.environ[OWN_PROCESS] == "1":
+        apart = os.environ[OWN_PROCESS] == "1"
+        if apart:
             os.environ.update(owner_mark())
-        self._found = _State()
+        self._found = ProcessState()
         self._signal: tuple[Any, ...] | None = None
         self._count = 0
         arguments = {
@@ -89,7 +88,7 @@ class VllmHost:
             os.environ.setdefault(name, value)
         self._adapter = held.adapter
         try:
-            with _quiet(), _explained(held.source), _unprinted(), _collected_once():
+            with quiet(), _explained(held.source), unprinted(shown=apart), collected_once():
                 self._open(arguments)
         except BaseException:
             self._clean_up()
@@ -108,7 +107,7 @@ class VllmHost:
 
     def _clean_up(self) -> None:
         """Leave the process as it was after a start that failed."""
-        with _quiet(), self._found.group_kept(), _collected_once():
+        with quiet(), self._found.group_kept(), collected_once():
             if self._llm is not None:
                 self._llm.llm_engine.engine_core.shutdown()
                 self._llm = None
@@ -130,7 +129,7 @@ class VllmHost:
         """
         engine, base, adapter = self._llm.llm_engine, self._count, self._lora_request()
         self._count += len(prompts)
-        with _quiet():
+        with quiet():
             names = []
             try:
                 for row, (ids, each) in enumerate(zip(prompts, params, strict=True)):
@@ -177,95 +176,10 @@ class VllmHost:
 
     def close(self) -> None:
         """End it and leave the process as it was."""
-        with _quiet(), self._found.group_kept(), _collected_once():
+        with quiet(), self._found.group_kept(), collected_once():
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
         self._found.restore()
-
-
-class _State:
-    """What vLLM changes in a process that it runs in."""
-
-    def __init__(self) -> None:
-        self._environment = dict(os.environ)
-        self._random = torch.get_rng_state()
-        self._set_num_threads = torch.set_num_threads
-        self._had_group = torch.distributed.is_initialized()
-
-    @contextmanager
-    def group_kept(self) -> Iterator[None]:
-        """Keep the process group in a block where vLLM ends, if it was there before vLLM.
-
-        vLLM then works in the group that the learner of an earlier round made, and would destroy
-        it; DeepSpeed holds on to it.
-        """
-        destroy = torch.distributed.destroy_process_group
-
-        def destroy_others(group: Any = None) -> None:
-            if group is not None:
-                destroy(group)
-
-        if self._had_group:
-            torch.distributed.destroy_process_group = destroy_others
-        try:
-            yield
-        finally:
-            torch.distributed.destroy_process_group = destroy
-
-    def restore(self) -> None:
-        """Put it back."""
-        for name in set(os.environ) - set(self._environment):
-            del os.environ[name]
-        os.environ.update(self._environment)
-        torch.set_rng_state(self._random)
-        torch.set_num_threads = self._set_num_threads
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the warnings of vLLM's own imports and calls away from people."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _collected_once() -> Iterator[None]:
-    """Collect garbage at the end of a block in which vLLM would do it again and again.
-
-    In a process that has imported vLLM each time takes half a second.
-    """
-    collect = gc.collect
-    gc.collect = lambda generation=2: 0
-    try:
-        yield
-    finally:
-        gc.collect = collect
-        collect()
-
-
-@contextmanager
-def _unprinted() -> Iterator[None]:
-    """Keep what libraries print to stderr in a block off the screen.
-
-    Where a process of its own fails, its words are all there is: then they are shown.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            sys.stderr.flush()
-            file.seek(0)
-            if os.environ[OWN_PROCESS] == "1":
-                os.write(kept, file.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 @contextmanager
