@@ -91,14 +91,22 @@ def _tokenizer_arguments(tokenizer: ModelSource | None) -> dict[str, Any]:
     }
 
 
+def executor_argument(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return what keeps an engine in a process of its own from starting another for its worker.
+
+    On a CPU vLLM does so by itself, and gives that one other threads than the caller's.
+    """
+    if _num_workers(arguments) > 1 or torch.cuda.is_available():
+        return {}
+    return {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
+
+
 def worker_environment(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Return what several workers of vLLM on a CPU must be told, unless the user said otherwise.
 
     By itself vLLM binds each of them to a NUMA node of its own, and ends where there are fewer.
     """
-    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    workers = math.prod(int(arguments.get(name, 1)) for name in names)
-    if workers == 1 or torch.cuda.is_available():
+    if _num_workers(arguments) == 1 or torch.cuda.is_available():
         return {}
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -115,6 +123,11 @@ def check_server_split(settings: EngineSection) -> None:
             f"vllm.pipeline_parallel_size = {groups}: vLLM 0.32's server cannot split a model by "
             "layers on a CPU. Set engine = 'vllm', which can, or pipeline_parallel_size = 1"
         )
+
+
+def _num_workers(arguments: Mapping[str, Any]) -> int:
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    return math.prod(int(arguments.get(name, 1)) for name in names)
 
 
 def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:

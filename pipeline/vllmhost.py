@@ -20,7 +20,7 @@ from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
 from pipeline.parentage import find_orphans, owner_mark
 from pipeline.vllmadapter import NAME, Held
-from pipeline.vllmarguments import model_arguments, worker_environment
+from pipeline.vllmarguments import executor_argument, model_arguments, worker_environment
 from pipeline.vllmtraces import ProcessState, collected_once, quiet, unprinted
 from pipeline.vllmworker import Packed
 from schemas.enginesections import EngineSection
@@ -84,6 +84,8 @@ class VllmHost:
             "use_tqdm_on_load": False,
             **held.arguments,
         }
+        if apart:
+            arguments |= executor_argument(arguments)
         for name, value in worker_environment(arguments).items():
             os.environ.setdefault(name, value)
         self._adapter = held.adapter
