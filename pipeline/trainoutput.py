@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.adapters import adapter_settings
 from pipeline.checkpoint import export_folder, publish_checkpoint
+from pipeline.checkpointprobe import make_probe, write_probe
 from pipeline.distributed import from_main
 from pipeline.learner import Learner, batch_inputs, token_logprobs
 from pipeline.lora import write_adapter
@@ -57,7 +58,8 @@ def publish_student(
         with tempfile.TemporaryDirectory(prefix="opd-export-") as name:
             _export(run, learner, weights, source, Path(name))
             made = replace(source, location=name)
-            _check_export(run, made, probe, expected.cpu())
+            found_T = _check_export(run, made, probe, expected.cpu())
+            write_probe(Path(name), make_probe(probe, found_T.numpy()))
             publish_checkpoint(
                 run,
                 index,
@@ -83,13 +85,15 @@ def _export(
     export_folder(learner.student, tokenizer, cast, folder)
 
 
-def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tensor) -> None:
+def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tensor) -> Tensor:
+    """Return the checkpoint's own log-probabilities of a probe, once they are the learner's."""
     dtype = run.config.student.dtype
     model = load_model(source, dtype=dtype, device="cpu")
     ids_BT, mask_BT, states_2T = batch_inputs(probe, "cpu")
     with torch.inference_mode():
         logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
-        gap_T = (token_logprobs(logits, ids_BT, states_2T) - expected_T).abs()
+        found_T = token_logprobs(logits, ids_BT, states_2T)
+    gap_T = (found_T - expected_T).abs()
     exact = dtype == "float32" and run.config.train.dtype == "float32"
     found = float(gap_T.max() if exact else gap_T.mean())
     allowed = run.config.train.verify_tolerance if exact else LOW_PRECISION_NATS
@@ -99,3 +103,4 @@ def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tenso
             f"learner's, at most {allowed:.3g} is expected; nothing was committed. The "
             "architecture is not saved faithfully by transformers: report it with its name"
         )
+    return found_T

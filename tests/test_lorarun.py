@@ -12,6 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import opened_model
+from pipeline.checkpointprobe import find_probe
 from pipeline.models import load_model
 from pipeline.run import Run, open_run
 from schemas.configfile import config_fingerprint, identity_of, load_config
@@ -86,6 +87,30 @@ def test_a_checkpoint_opens_in_peft_and_names_its_base(
         )
         expected = theirs(input_ids=ids).logits
     assert (ours - expected).abs().max() < 1e-5 < 1e-3 < (base - expected).abs().max()
+
+
+def test_a_trained_checkpoint_has_a_probe_with_its_own_log_probabilities(
+    finished: Callable[[Cli], Path], cli: Cli
+) -> None:
+    run, found = run_of(finished(cli)), []
+    for index in range(3):
+        manifest = run.checkpoint(index)
+        assert manifest is not None
+        with opened_model(run, manifest) as source, torch.no_grad():
+            probe = find_probe(Path(source.location), manifest)
+            found.append(probe)
+            if probe is None:
+                continue
+            model: Any = load_model(source, dtype="float32", device="cpu")
+            rows = zip(probe.prompt_ids, probe.response_ids, probe.logprobs, strict=True)
+            for prompt, response, logprobs in rows:
+                logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
+                own = logits.log_softmax(-1)[len(prompt) - 1 : -1, :]
+                expected = own.gather(-1, torch.tensor(response)[:, None])[:, 0]
+                assert torch.allclose(torch.tensor(logprobs), expected, atol=1e-5)
+    assert found[0] is None and found[1] is not None and found[1] != found[2]
+    tokens = sum(map(len, found[1].prompt_ids)) + sum(map(len, found[1].response_ids))
+    assert 0 < tokens <= 256
 
 
 def test_a_round_that_lost_its_checkpoint_is_trained_to_the_same_one(
