@@ -51,6 +51,7 @@ Some keys depend on each other; these checks raise, they never change a value:
 - `rollout.engine` and `eval.engine = "server"` with `urls` need `{policy}` in `server.model`;
   `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws` and
   `rollout.candidates`; `vllm.data_parallel_size` above 1 needs `engine = "server"`.
+- `vllm.keep_between_stages` needs `engine = "vllm"`, and `[score.vllm]` refuses it.
 - `gate.target_accuracy` and `gate.max_accuracy_drop` need `[eval]`.
 - `student.sft_teacher` is the name of one of the `[teachers.NAME]`.
 """

@@ -20,10 +20,17 @@ from pipeline.commit import create_record, find_record, writer
 from pipeline.engine import Sampling
 from pipeline.engines import require_engine
 from pipeline.grading import find_reward
+from pipeline.keptengine import EngineKeeper, Weights
 from pipeline.models import ModelSource, find_model, model_identity
 from pipeline.plan import cut_units
 from pipeline.prompts import prepare_prompts, read_prompts
-from pipeline.rollout import lazy_engine, response_limit, stop_strings, stop_tokens
+from pipeline.rollout import (
+    lazy_engine,
+    response_limit,
+    stop_strings,
+    stop_tokens,
+    student_weights,
+)
 from pipeline.run import Run, check_run, pin_run
 from pipeline.samples import SampleJob, run_sampling
 from pipeline.shards import read_rollout
@@ -36,6 +43,8 @@ from schemas.fingerprint import fingerprint
 from schemas.manifest import EvalManifest, UnitShard
 
 PROMPTS_PER_UNIT = 512
+STUDENT = "student"
+"""Label of the model that learns."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Subject:
     """A model to grade."""
 
     label: str
-    """`student`, or `teacher/<name>`."""
+    """`STUDENT`, or `teacher/<name>`."""
     round_index: int | None
     """Round that trained it; None for the baseline."""
     folder: str
@@ -54,12 +63,12 @@ class Subject:
 def round_subject(run: Run, round_index: int) -> Subject:
     """Return the student that a round trained."""
     folder = run.stage_folder(round_index, "eval")
-    return Subject("student", round_index, folder, run.config.student.dtype)
+    return Subject(STUDENT, round_index, folder, run.config.student.dtype)
 
 
 def baseline_subjects(run: Run) -> list[Subject]:
     """Return the student as it came and, where the configuration asks for them, the teachers."""
-    subjects = [Subject("student", None, baseline_folder(run, "student"), run.config.student.dtype)]
+    subjects = [Subject(STUDENT, None, baseline_folder(run, STUDENT), run.config.student.dtype)]
     for name, section in run.config.teachers.items():
         if run.config.eval is not None and run.config.eval.teachers:
             label = f"teacher/{name}"
@@ -77,8 +86,22 @@ def find_eval(run: Run, folder: str) -> EvalManifest | None:
     return find_record(run.storage, f"{folder}/manifest.json", EvalManifest)
 
 
-def run_eval(run: Run, subject: Subject, *, worker: Worker, progress: Progress) -> StageResult:
+def run_eval(
+    run: Run,
+    subject: Subject,
+    *,
+    worker: Worker,
+    progress: Progress,
+    keeper: EngineKeeper | None = None,
+) -> StageResult:
     """Sample and grade what an evaluation still lacks; write its manifest when nothing does.
+
+    Args:
+        run: the run.
+        subject: the model to grade.
+        worker: which units are ours.
+        progress: told of each unit.
+        keeper: where the student's engine is kept between stages, if it is.
 
     Raises:
         ConfigError: the configuration has no [eval], or its prompts or reward cannot be used.
@@ -93,13 +116,21 @@ def run_eval(run: Run, subject: Subject, *, worker: Worker, progress: Progress) 
     require_engine(section.engine, section.server.urls)
     with writer(run.storage):
         pin_run(run)
-        return _grade(run, subject, section, worker=worker, progress=progress)
+        own = keeper if subject.label == STUDENT else None
+        return _grade(run, subject, section, worker=worker, progress=progress, keeper=own)
 
 
 def _grade(
-    run: Run, subject: Subject, section: EvalSection, *, worker: Worker, progress: Progress
+    run: Run,
+    subject: Subject,
+    section: EvalSection,
+    *,
+    worker: Worker,
+    progress: Progress,
+    keeper: EngineKeeper | None,
 ) -> StageResult:
-    with _model(run, subject) as (source, policy_version):
+    with _weights(run, subject) as weights:
+        source, policy_version = weights.source, weights.version
         tokenizer = model_tokenizer(source)
         prompts = prepare_prompts(run.storage, run.config, "eval", tokenizer)
         table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
@@ -127,15 +158,7 @@ def _grade(
                 "reward": [section.reward, section.pattern, section.require_stop],
             }
         )
-        dtype = subject.dtype
-        with lazy_engine(
-            run,
-            section,
-            source,
-            policy_version=policy_version,
-            dtype=dtype,
-            progress=progress,
-        ) as engine:
+        with lazy_engine(run, section, weights, keeper=keeper, progress=progress) as engine:
             shards, computed = run_sampling(
                 run.storage,
                 subject.folder,
@@ -178,17 +201,17 @@ class _Grader:
 
 
 @contextmanager
-def _model(run: Run, subject: Subject) -> Iterator[tuple[ModelSource, str]]:
-    """Give where a subject's model is, and the version of its weights."""
-    if subject.label.startswith("teacher/"):
+def _weights(run: Run, subject: Subject) -> Iterator[Weights]:
+    """Give where a subject's model is, and which weights it has."""
+    if subject.label != STUDENT:
         name = subject.label.removeprefix("teacher/")
         source = find_model(run.config, run.config.teachers[name], f"teachers.{name}")
-        yield source, fingerprint(model_identity(source))
+        yield Weights(source, fingerprint(model_identity(source)), subject.dtype)
         return
     index = 0 if subject.round_index is None else subject.round_index + 1
     policy = policy_of_round(run, index)
     with opened_model(run, policy) as source:
-        yield source, policy.policy_version
+        yield student_weights(run, policy, source)
 
 
 def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSource) -> Sampling:

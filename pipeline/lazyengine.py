@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from pipeline.engine import Engine
 from schemas.errors import CapacityError
@@ -14,19 +14,33 @@ FULL = ("out of memory", "can't allocate memory")
 """What torch says when the memory of a GPU or of the machine is full."""
 
 
+class Keeping(Protocol):
+    """Who may have a stage's engine before the stage begins, and hold it after its end."""
+
+    def find(self) -> Engine | None:
+        """Return an engine that has the stage's model, the stage's from now on; None for none."""
+
+    def keep(self, engine: Engine) -> bool:
+        """Return whether an engine is held; otherwise the stage closes it."""
+
+
 class LazyEngine:
     """An engine that is opened at its first use and closed at the end of a block."""
 
     def __init__(
-        self, opener: Callable[[], Engine], note: Callable[[str], None] = lambda text: None
+        self,
+        opener: Callable[[], Engine],
+        note: Callable[[str], None] = lambda text: None,
+        keeping: Keeping | None = None,
     ) -> None:
         """Remember how to open the engine.
 
         Args:
             opener: loads the model.
             note: told when memory ran out and less is tried.
+            keeping: who may have the engine already, and keeps it after a block without error.
         """
-        self._opener, self._note = opener, note
+        self._opener, self._note, self._keeping = opener, note, keeping
         self._engine: Engine | None = None
         self.start_s = 0.0
 
@@ -34,13 +48,18 @@ class LazyEngine:
         """Begin the block; nothing is loaded yet."""
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        """Close the engine if it was opened."""
-        if self._engine is not None:
+    def __exit__(self, kind: object, *exc: object) -> None:
+        """Close the engine if it was opened and nobody keeps it."""
+        if self._engine is None:
+            return
+        kept = kind is None and self._keeping is not None and self._keeping.keep(self._engine)
+        if not kept:
             self._engine.close()
 
     def get(self) -> Engine:
-        """Return the engine, opened once; `start_s` is the time that took."""
+        """Return the engine, opened once; `start_s` is the time that took, 0 for one kept."""
+        if self._engine is None and self._keeping is not None:
+            self._engine = self._keeping.find()
         if self._engine is None:
             begin = time.monotonic()
             self._engine = self._opener()

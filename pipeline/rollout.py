@@ -4,12 +4,16 @@ Promises: the plan is fixed before the first sample; units are pure functions of
 computes what is missing and nothing else.
 """
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import opened_model
+from pipeline.checkpointprobe import find_probe
 from pipeline.commit import check_fingerprint, create_record, writer
 from pipeline.engine import Sampling
 from pipeline.engines import for_policy, open_engine, require_engine
+from pipeline.keptengine import EngineKeeper, Turn, Weights
 from pipeline.lazyengine import LazyEngine
 from pipeline.models import ModelSource, generation_settings
 from pipeline.plan import Unit, cut_units, draw_prompts
@@ -25,8 +29,22 @@ from schemas.fingerprint import fingerprint
 from schemas.manifest import CheckpointManifest, PromptsManifest, RolloutManifest, RolloutPlan
 
 
-def run_rollout(run: Run, round_index: int, *, worker: Worker, progress: Progress) -> StageResult:
+def run_rollout(
+    run: Run,
+    round_index: int,
+    *,
+    worker: Worker,
+    progress: Progress,
+    keeper: EngineKeeper | None = None,
+) -> StageResult:
     """Sample what a round still lacks; write the round's rollout manifest when nothing does.
+
+    Args:
+        run: the run.
+        round_index: the round.
+        worker: which units are ours.
+        progress: told of each unit.
+        keeper: where an engine is kept between stages, if one is.
 
     Raises:
         ConfigError: prompts or model cannot be used, or the round before is not trained.
@@ -39,10 +57,17 @@ def run_rollout(run: Run, round_index: int, *, worker: Worker, progress: Progres
     require_engine(run.config.rollout.engine, run.config.rollout.server.urls)
     with writer(run.storage):
         pin_run(run)
-        return _sample_round(run, round_index, worker=worker, progress=progress)
+        return _sample_round(run, round_index, worker=worker, progress=progress, keeper=keeper)
 
 
-def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progress) -> StageResult:
+def _sample_round(
+    run: Run,
+    round_index: int,
+    *,
+    worker: Worker,
+    progress: Progress,
+    keeper: EngineKeeper | None,
+) -> StageResult:
     policy = policy_of_round(run, round_index)
     section, folder = run.config.rollout, run.stage_folder(round_index, "rollout")
     with opened_model(run, policy) as source:
@@ -69,15 +94,8 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
             sampling=sampling,
             prompts=read_prompts(run.storage, prompts),
         )
-        dtype = run.config.student.dtype
-        with lazy_engine(
-            run,
-            section,
-            source,
-            policy_version=policy.policy_version,
-            dtype=dtype,
-            progress=progress,
-        ) as engine:
+        weights = student_weights(run, policy, source)
+        with lazy_engine(run, section, weights, keeper=keeper, progress=progress) as engine:
             shards, computed = run_sampling(
                 run.storage,
                 folder,
@@ -108,10 +126,9 @@ def _sample_round(run: Run, round_index: int, *, worker: Worker, progress: Progr
 def lazy_engine(
     run: Run,
     section: EngineSection,
-    source: ModelSource,
+    weights: Weights,
     *,
-    policy_version: str,
-    dtype: str,
+    keeper: EngineKeeper | None,
     progress: Progress,
 ) -> LazyEngine:
     """Return an engine that samples for a run, not opened yet.
@@ -119,24 +136,38 @@ def lazy_engine(
     Args:
         run: the run.
         section: which engine and its settings.
-        source: the model.
-        policy_version: version of its weights, which names it on servers that are up elsewhere.
-        dtype: number format of the model.
-        progress: told of a start that takes long, and when memory ran out.
+        weights: the model, and the version that names it on servers that are up elsewhere.
+        keeper: where an engine of the student is kept between stages; None for any other model.
+        progress: told of a start that takes long, of a kept engine, and when memory ran out.
     """
-    longest = run.config.prompts.max_tokens + response_limit(run, section)
-    named = for_policy(section, policy_version)
-    return LazyEngine(
-        lambda: open_engine(
-            named,
-            source,
-            dtype=dtype,
-            max_tokens=longest,
-            note=progress.note,
-            reads_text=bool(run.config.rollout.stop_strings),
-        ),
-        progress.note,
+    if keeper is None or not section.vllm.keep_between_stages:
+        keeper, section = None, section.for_one_stage
+    sharing = [section] if keeper is None else _keeping_sections(run)
+    limit = max(response_limit(run, one) for one in sharing)
+    longest, note = run.config.prompts.max_tokens + limit, progress.note
+    opener = partial(
+        open_engine,
+        for_policy(section, weights.version),
+        weights.source,
+        dtype=weights.dtype,
+        max_tokens=longest,
+        note=note,
+        reads_text=bool(run.config.rollout.stop_strings),
     )
+    turn = None if keeper is None else Turn(keeper, section, weights, max_tokens=longest, note=note)
+    return LazyEngine(opener, note, turn)
+
+
+def student_weights(run: Run, policy: CheckpointManifest, source: ModelSource) -> Weights:
+    """Return a checkpoint of the student as the weights that a stage samples from."""
+    probe = find_probe(Path(source.location), policy)
+    return Weights(source, policy.policy_version, run.config.student.dtype, probe)
+
+
+def _keeping_sections(run: Run) -> list[EngineSection]:
+    """Return the sections whose stages share one engine, which must hold what each may ask."""
+    sections = [run.config.rollout, run.config.eval]
+    return [one for one in sections if one is not None and one.vllm.keep_between_stages]
 
 
 def response_limit(run: Run, section: EngineSection) -> int:

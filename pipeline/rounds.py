@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from pipeline.gate import judge
+from pipeline.keptengine import EngineKeeper
 from pipeline.run import Run
 from pipeline.stage import Progress, StageResult, Worker
 from schemas.manifest import TrainManifest
@@ -44,6 +45,13 @@ def run_rounds(
     Raises:
         RegressionError: a round made the student worse than `[gate]` allows.
     """
+    with EngineKeeper() as keeper:
+        yield from _rounds(run, rounds, train=train, progress=progress, keeper=keeper)
+
+
+def _rounds(
+    run: Run, rounds: int, *, train: TrainCall, progress: Progress, keeper: EngineKeeper
+) -> Iterator[StageResult]:
     from pipeline.evaluate import baseline_subjects, round_subject, run_eval
     from pipeline.rollout import run_rollout
     from pipeline.score import run_score
@@ -51,17 +59,17 @@ def run_rounds(
     alone = Worker()
     if run.config.eval is not None:
         for subject in baseline_subjects(run):
-            yield run_eval(run, subject, worker=alone, progress=progress)
+            yield run_eval(run, subject, worker=alone, progress=progress, keeper=keeper)
     first = next_round(run, rounds)
     if first and _is_over(run, first - 1, progress):
         return
     for index in range(first, rounds):
-        yield run_rollout(run, index, worker=alone, progress=progress)
+        yield run_rollout(run, index, worker=alone, progress=progress, keeper=keeper)
         yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
         yield train(index)
         if wants_eval(run, index, rounds):
             subject = round_subject(run, index)
-            yield run_eval(run, subject, worker=alone, progress=progress)
+            yield run_eval(run, subject, worker=alone, progress=progress, keeper=keeper)
         if _is_over(run, index, progress):
             return
 

@@ -110,7 +110,7 @@ def _noise(run: Run, name: str, sampled: list[tuple[Ids, Sample]]) -> Finding:
 @contextmanager
 def _opened(run: Run, section: EngineSection, source: ModelSource, dtype: str) -> Iterator[Engine]:
     longest = run.config.prompts.max_tokens + run.config.rollout.max_new_tokens
-    engine = open_engine(section, source, dtype=dtype, max_tokens=longest)
+    engine = open_engine(section.for_one_stage, source, dtype=dtype, max_tokens=longest)
     try:
         yield engine
     finally:

@@ -78,11 +78,10 @@ def start_with(
         if source.base is None:
             return start(Held(source)), stack.pop_all()
         folder = Path(source.location)
-        reason = why_not_plain(folder) or _why_too_wide(folder)
+        reason = _why_merged(folder)
         if reason is None:
-            rank = next(rank for rank in RANKS if rank >= largest_rank(folder))
             try:
-                return start(Held(source.base, source.location, rank)), stack.pop_all()
+                return start(unmerged(source)), stack.pop_all()
             except ConfigError as error:
                 if WITHOUT_ADAPTERS not in str(error):
                     raise
@@ -96,7 +95,25 @@ def start_with(
         return start(Held(ModelSource(name, None, source.trust_remote_code))), stack.pop_all()
 
 
-def _why_too_wide(folder: Path) -> str | None:
+def unmerged(source: ModelSource) -> Held:
+    """Return what vLLM holds of a model where it applies the adapter itself, if there is one.
+
+    Raises:
+        ConfigError: it does not apply such an adapter.
+    """
+    if source.base is None:
+        return Held(source)
+    folder = Path(source.location)
+    if reason := _why_merged(folder):
+        raise ConfigError(f"vLLM does not apply the adapter {folder} itself: {reason}")
+    rank = next(rank for rank in RANKS if rank >= largest_rank(folder))
+    return Held(source.base, source.location, rank)
+
+
+def _why_merged(folder: Path) -> str | None:
+    """Return why vLLM does not apply an adapter itself, or None where it does."""
+    if reason := why_not_plain(folder):
+        return reason
     rank = largest_rank(folder)
     return f"rank {rank} is above {RANKS[-1]}" if rank > RANKS[-1] else None
 

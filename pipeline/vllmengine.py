@@ -19,7 +19,7 @@ from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
 from pipeline.stopstrings import stop_parameters
 from pipeline.tokenizer import tokenizer_place
-from pipeline.vllmadapter import Held, start_with
+from pipeline.vllmadapter import Held, start_with, unmerged
 from pipeline.vllmarguments import LEAST_BATCH_TOKENS
 from pipeline.vllmhost import VllmHost
 from pipeline.vllmworker import JOB, LIMIT
@@ -60,16 +60,10 @@ class VllmEngine:
         self.version = engine_version(self.name)
         self._settings, self._batch_tokens = settings, settings.batch_tokens
         self._reads_text = reads_text
-        begin = partial(
-            VllmHost,
-            dtype=dtype,
-            settings=settings,
-            max_tokens=max_tokens,
-            tokenizer=tokenizer_place(source) if reads_text else None,
-        )
+        self._begin = partial(VllmHost, dtype=dtype, settings=settings, max_tokens=max_tokens)
 
         def start(held: Held) -> VllmHost:
-            self._start = partial(begin, held)
+            self._place(held, source)
             return self._start(batch_tokens=self._batch_tokens)
 
         self._host, self._model = start_with(source, start, dtype=dtype, note=note)
@@ -127,6 +121,27 @@ class VllmEngine:
         self._host.close()
         self._host = self._start(batch_tokens=self._batch_tokens)
         return True
+
+    def reload(self, source: ModelSource) -> None:
+        """Put the weights of another checkpoint of the same model in the place of those held.
+
+        They are in doubt until they were compared with the checkpoint: vLLM says nothing of parts
+        that it did not replace.
+
+        Raises:
+            ConfigError: vLLM holds an adapter that is merged, or one of another shape.
+        """
+        self._host.reload(unmerged(source))
+        self.relocate(source)
+
+    def relocate(self, source: ModelSource) -> None:
+        """Note where the weights that are held lie now, for a start with less memory."""
+        self._place(self._held if self._host.is_merged(source) else unmerged(source), source)
+
+    def _place(self, held: Held, source: ModelSource) -> None:
+        """Note what a start begins with."""
+        self._held, tokenizer = held, tokenizer_place(source) if self._reads_text else None
+        self._start = partial(self._begin, held, tokenizer=tokenizer)
 
     def close(self) -> None:
         """End vLLM and give its memory back."""
@@ -228,6 +243,7 @@ def _score_params(job: dict[str, Any]) -> Any:
         temperature=0.0,
         ignore_eos=True,
         detokenize=False,
+        skip_reading_prefix_cache=True,  # what a cache has is not computed, and gives no signal
         extra_args={JOB: job},
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # each request has an object of its own

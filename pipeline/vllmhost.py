@@ -1,7 +1,8 @@
 """One start of vLLM: its settings, its request loop, calls into its workers, its end.
 
 Promises: an engine on a CPU leaves this process as it found it (environment, random state, torch's
-functions, process group), for the learner may run here next. Nothing of vLLM is imported before
+functions, process group), for the learner may run here next; one that is kept between stages has
+processes of its own everywhere, for the learner runs beside it. Nothing of vLLM is imported before
 its environment is set.
 """
 
@@ -9,7 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,9 @@ ENVIRONMENT = {
 }
 """What vLLM is told unless the user said otherwise."""
 
+LOOK_S = 5.0
+"""Seconds of silence after which it is seen whether vLLM's process is alive."""
+
 OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """Variable that gives vLLM's engine a process of its own; by default on GPUs only."""
 
@@ -61,13 +67,8 @@ class VllmHost:
             ConfigError: vLLM cannot run the model.
             CapacityError: the model does not fit.
         """
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault(OWN_PROCESS, "1" if torch.cuda.is_available() else "0")
-        apart = os.environ[OWN_PROCESS] == "1"
-        if apart:
-            os.environ.update(owner_mark())
-        self._found = ProcessState()
+        self._stays = settings.vllm.keep_between_stages
+        apart = self._prepare()
         self._signal: tuple[Any, ...] | None = None
         self._count = 0
         arguments = {
@@ -88,15 +89,31 @@ class VllmHost:
             arguments |= executor_argument(arguments)
         for name, value in worker_environment(arguments).items():
             os.environ.setdefault(name, value)
-        self._adapter = held.adapter
+        self._adapter, self._adapter_id = held.adapter, 1
+        self._adapter_arguments = held.arguments
         try:
             with quiet(), _explained(held.source), unprinted(shown=apart), collected_once():
                 self._open(arguments)
         except BaseException:
             self._clean_up()
             raise
+        if self._stays:  # what runs here from now on is none of its own
+            self._found.restore()
         self.vocab_size = int(self._llm.model_config.get_vocab_size())
         self.context_length = int(self._llm.model_config.max_model_len)
+
+    def _prepare(self) -> bool:
+        """Set vLLM's environment; return whether it gets a process of its own."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault(OWN_PROCESS, "1" if torch.cuda.is_available() else "0")
+        self._found = ProcessState()
+        if self._stays:
+            os.environ[OWN_PROCESS] = "1"
+        apart = os.environ[OWN_PROCESS] == "1"
+        if apart:
+            os.environ.update(owner_mark())
+        return apart
 
     def _open(self, arguments: dict[str, Any]) -> None:
         from vllm import LLM, SamplingParams
@@ -152,7 +169,30 @@ class VllmHost:
             return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest(NAME, 1, self._adapter)
+        return LoRARequest(NAME, self._adapter_id, self._adapter)
+
+    def is_merged(self, source: ModelSource) -> bool:
+        """Return whether what is held of an adapter is a merged copy."""
+        return source.base is not None and self._adapter is None
+
+    def reload(self, held: Held) -> None:
+        """Take other weights of the same shapes, and forget what was computed with the old ones.
+
+        Raises:
+            ConfigError: it was started for another adapter, or one that was merged.
+        """
+        if held.arguments != self._adapter_arguments:
+            raise ConfigError(
+                f"{held.adapter or held.source.location} cannot take the place of what vLLM holds: "
+                f"it was started with {self._adapter_arguments or 'no adapter'}"
+            )
+        with quiet(), collected_once():
+            if held.adapter is None:
+                self._ask("reload_weights", kwargs={"weights_path": held.source.location})
+            else:  # read with the next request, for it has a new number
+                self._adapter, self._adapter_id = held.adapter, self._adapter_id + 1
+            if not self._llm.reset_prefix_cache():
+                raise ConfigError("vLLM's key-value cache could not be emptied: it is in use")
 
     def collect(self, signal: Signal, vocab_size: int, chunk_tokens: int) -> None:
         """Let the workers collect a signal of the requests that come.
@@ -163,7 +203,7 @@ class VllmHost:
         wanted = (signal.words(), vocab_size, chunk_tokens)
         if wanted == self._signal:
             return
-        lacking = [text for text in self._llm.collective_rpc("opd_begin", args=wanted) if text]
+        lacking = [text for text in self._ask("opd_begin", args=wanted) if text]
         if lacking:
             raise ConfigError(
                 f"this version of vLLM cannot give exact scores ({lacking[0]}): install vllm "
@@ -173,15 +213,37 @@ class VllmHost:
 
     def take(self, rows: Sequence[int]) -> list[Packed]:
         """Return the signals of finished rows and forget them."""
-        found = self._llm.collective_rpc("opd_take", args=(list(rows),))
+        found = self._ask("opd_take", args=(list(rows),))
         return max(found, key=len) if rows else []
+
+    def _ask(self, method: str, **given: Any) -> list[Any]:
+        """Return what the workers answer; end the wait where their process does.
+
+        vLLM itself waits for ever for the answer of a process that has died.
+        """
+        core = self._llm.llm_engine.engine_core
+        if not hasattr(core, "ensure_alive"):  # it is this process
+            return list(self._llm.collective_rpc(method, **given))
+        answer: Future[list[Any]] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._llm.collective_rpc(method, **given))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        Thread(target=ask, daemon=True).start()
+        while not wait([answer], LOOK_S).done:
+            core.ensure_alive()
+        return answer.result()
 
     def close(self) -> None:
         """End it and leave the process as it was."""
         with quiet(), self._found.group_kept(), collected_once():
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
-        self._found.restore()
+        if not self._stays:
+            self._found.restore()
 
 
 @contextmanager

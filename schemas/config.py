@@ -154,6 +154,11 @@ class ScoreSection(EngineSection):
             )
         if self.vllm.prefix_caching:
             raise ValueError("vllm.prefix_caching would leave positions without a score")
+        if self.vllm.keep_between_stages:
+            raise ValueError(
+                "vllm.keep_between_stages is for [rollout.vllm] and [eval.vllm]: a teacher's "
+                "engine ends with its stage"
+            )
         return self
 
 

@@ -1,7 +1,7 @@
 """The tables that say which engine runs a model, and what it may use."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -32,6 +32,9 @@ class VllmSection(Section):
     prefix_caching: bool = tuning(False)
     """Compute a prompt once for all its samples; a sample may then depend on its neighbours in the
     last bits. Never used for scores."""
+    keep_between_stages: bool = tuning(False)
+    """`[rollout.vllm]` and `[eval.vllm]` only: `opd run` keeps the student's engine and its memory
+    from stage to stage; after training it gets the new weights, compared with the checkpoint's."""
 
 
 class ServerSection(Section):
@@ -90,11 +93,22 @@ class EngineSection(Section):
     server: ServerSection = Field(default_factory=ServerSection)
     """Where the `server` engine asks."""
 
+    @property
+    def for_one_stage(self) -> Self:
+        """Return the section for an engine that ends with its stage."""
+        vllm = self.vllm.model_copy(update={"keep_between_stages": False})
+        return self.model_copy(update={"vllm": vllm})
+
     @model_validator(mode="after")
     def _check_engine(self) -> "EngineSection":
         if self.engine == "vllm" and self.vllm.data_parallel_size > 1:
             raise ValueError(
                 "vllm.data_parallel_size above 1 needs engine = 'server'; with 'vllm', start "
                 "several workers of the stage instead"
+            )
+        if self.engine != "vllm" and self.vllm.keep_between_stages:
+            raise ValueError(
+                f"vllm.keep_between_stages needs engine = 'vllm', and it is {self.engine!r}: "
+                "remove the key"
             )
         return self

@@ -287,7 +287,7 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
 
 LONG = (
     *("test_quickstart.py", "test_airflow_live.py", "test_vllm.py", "test_airflow_rounds.py"),
-    *("test_server.py", "test_airflow_dags.py", "test_chaos.py"),
+    *("test_server.py", "test_keptengine.py", "test_airflow_dags.py", "test_chaos.py"),
 )
 """Files that take minutes: they come first, so that both processes end together."""
 

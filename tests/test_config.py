@@ -129,6 +129,11 @@ def test_a_config_cannot_be_changed() -> None:
         ([*EVAL, "eval.reward=regex"], "pattern belongs to reward = 'regex'"),
         ([*EVAL, "eval.pattern='x'"], "pattern belongs to reward = 'regex'"),
         ([*EVAL, "eval.samples_per_prompt=2"], "needs a temperature above 0"),
+        (["rollout.vllm.keep_between_stages=true"], "needs engine = 'vllm', and it is 'hf'"),
+        (
+            ["score.engine=vllm", "score.vllm.keep_between_stages=true"],
+            "is for [rollout.vllm] and [eval.vllm]",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(overrides: list[str], expected: str) -> None:
@@ -147,6 +152,7 @@ def test_fields_that_contradict_each_other_are_refused(overrides: list[str], exp
         [*EVAL, "eval.reward=my.module:grade"],
         [*EVAL, "eval.reward=regex", "eval.pattern='x'"],
         [*EVAL, "eval.samples_per_prompt=2", "eval.temperature=0.5"],
+        ["rollout.engine=vllm", "rollout.vllm.keep_between_stages=true"],
     ],
 )
 def test_fields_that_agree_are_taken(overrides: list[str]) -> None:
