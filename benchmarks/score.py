@@ -133,7 +133,7 @@ def run(*, quick: bool, seed: int) -> Result:
 
 
 def _case(size: Size, *, quick: bool, seed: int) -> Case:
-    rows, repeats = (16 if quick or size is MEDIUM else 48), (3 if quick else 5)
+    rows, repeats = (16 if quick or size is MEDIUM else 512), (3 if quick else 5)
     sequences = make_sequences(rows, size.vocab, seed=seed, response=(32, 96))
     with tempfile.TemporaryDirectory(prefix="opd-bench-") as name:
         source = make_model(Path(name) / "model", size, seed=seed)
