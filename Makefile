@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 TORCH := 2.13.0
-JOBS ?= 2
+JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 

@@ -236,11 +236,11 @@ def test_an_adapter_gives_scores_and_samples_of_the_adapted_model(
 def test_a_model_whose_layers_are_split_and_spread_over_workers_is_the_same_model(
     make: Callable[..., Tiny],
 ) -> None:
-    model, (prompts, responses) = make(), rows(12)
+    model, (prompts, responses) = make(), rows(4)
     split = VllmSection(tensor_parallel_size=2, pipeline_parallel_size=2)
     with opened(model, k=4, batch_tokens=64, vllm=split) as engine:
         found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
-        samples = generate(engine, prompts, PLAIN, range(12))
+        samples = generate(engine, prompts, PLAIN, range(4))
         workers = psutil.Process().children(recursive=True)
     assert len(workers) >= 4
     expected = reference_scores(model, prompts, responses, k=4, vocab_size=V)
