@@ -21,6 +21,8 @@ from tests.servers import S3Account
 from tests.tiny import make_model, write_run
 
 Score = Any
+ON_HF = {"rollout.engine": "hf", "score.engine": "hf"}
+"""The engine whose faults are played."""
 
 
 def findings(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -122,7 +124,7 @@ def backwards(original: Score) -> Score:
 def test_scoring_stops_before_it_begins_where_an_engine_cannot_be_trusted(
     broken: Any, words: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_run(tmp_path)
+    config = write_run(tmp_path, changes=ON_HF)
     cli.ok("rollout", "-c", config, "--round", "0")
     monkeypatch.setattr(HfEngine, "score", broken(HfEngine.score))
     outcome = cli("score", "-c", config, "--round", "0")
@@ -137,7 +139,7 @@ def test_scoring_stops_before_it_begins_where_an_engine_cannot_be_trusted(
 def test_noise_that_is_allowed_passes_and_is_reported(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_run(tmp_path)
+    config = write_run(tmp_path, changes=ON_HF)
     cli.ok("rollout", "-c", config, "--round", "0")
     monkeypatch.setattr(HfEngine, "score", neighbourly(HfEngine.score))
     result = cli.ok("score", "-c", config, "--round", "0", "--set", "score.noise_tolerance=9")
@@ -156,6 +158,7 @@ def test_the_student_that_does_not_score_as_it_sampled_is_found(
         return Scores(**{**vars(found), "token_logprob": found.token_logprob * np.float32(1.5)})
 
     monkeypatch.setattr(HfEngine, "score", tempered)
-    outcome = cli("doctor", "-c", run_copy / "run.toml", "--engines", "--json")
+    on_hf = [word for key, value in ON_HF.items() for word in ("--set", f"{key}={value}")]
+    outcome = cli("doctor", "-c", run_copy / "run.toml", "--engines", "--json", *on_hf)
     assert outcome.code == 4
     assert "same weights" in findings(outcome.result)["teacher = student"]["words"]
