@@ -119,6 +119,8 @@ def _explain(detail: Any) -> str:
             f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_siblings(location))}"
         )
         return f"{key}: unknown key; {hint}"
+    if detail["type"] == "tuple_type":
+        return f"{key}: expected a list, such as [1, 2] or ['a'] (found {detail['input']!r})"
     if detail["type"] == "missing":
         return f"{key}: required, and has no default because it changes results"
     message = str(detail["msg"]).removeprefix("Value error, ")

@@ -37,6 +37,11 @@ def test_an_unknown_key_of_an_optional_section_has_a_hint() -> None:
     assert expected in message(*EVAL, "eval.rewrd='x'")
 
 
+def test_a_value_in_the_place_of_a_list_is_refused_with_what_a_list_looks_like() -> None:
+    told = message("rollout.stop_strings='a'")
+    assert "rollout.stop_strings: expected a list, such as [1, 2] or ['a'] (found 'a')" in told
+
+
 # --- files ---
 
 
