@@ -21,7 +21,7 @@ import torch
 from pipeline.engine import Ids
 from pipeline.lazyengine import capacity
 from pipeline.models import ModelSource
-from pipeline.parentage import find_orphans, owner_mark
+from pipeline.parentage import Offspring, find_orphans, owner_mark
 from pipeline.vllmadapter import NAME, Held
 from pipeline.vllmarguments import executor_argument, model_arguments, worker_environment
 from pipeline.vllmtraces import ProcessState, collected_once, quiet, unprinted
@@ -91,12 +91,14 @@ class VllmHost:
             os.environ.setdefault(name, value)
         self._adapter, self._adapter_id = held.adapter, 1
         self._adapter_arguments = held.arguments
+        self._offspring = Offspring()
         try:
             with quiet(), _explained(held.source), unprinted(shown=apart), collected_once():
                 self._open(arguments)
         except BaseException:
             self._clean_up()
             raise
+        self._offspring.note()
         if self._stays:  # what runs here from now on is none of its own
             self._found.restore()
         self.vocab_size = int(self._llm.model_config.get_vocab_size())
@@ -242,6 +244,7 @@ class VllmHost:
         with quiet(), self._found.group_kept(), collected_once():
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+        self._offspring.await_end()
         if not self._stays:
             self._found.restore()
 

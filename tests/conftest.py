@@ -286,10 +286,12 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
 
 
 LONG = (
-    *("test_quickstart.py", "test_airflow_live.py", "test_vllm.py", "test_airflow_rounds.py"),
-    *("test_server.py", "test_keptengine.py", "test_airflow_dags.py", "test_chaos.py"),
+    *("test_quickstart.py", "test_airflow_live.py", "test_vllm.py", "test_server.py"),
+    *("test_keptengine.py", "test_airflow_rounds.py", "test_chaos.py", "test_airflow_dags.py"),
+    *("test_ranks.py", "test_stages.py", "test_siblings.py", "test_serverprocess.py"),
+    *("test_benchmarks.py", "test_crash.py", "test_rescore.py"),
 )
-"""Files that take minutes: they come first, so that both processes end together."""
+"""Files that take longest: they come first, so that all processes end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

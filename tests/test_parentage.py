@@ -1,13 +1,17 @@
 """Engine processes whose owner is gone: found by name, and ended by the kernel."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import psutil
+import pytest
 
-from pipeline.parentage import OWNER, find_orphans
+from pipeline import parentage
+from pipeline.parentage import OWNER, Offspring, find_orphans
 
 IDLE = "import time; time.sleep(60)"
 STARTS_A_CHILD = """
@@ -55,3 +59,34 @@ def test_an_engines_process_ends_when_its_owner_is_killed() -> None:
     owner.wait()
     owner.stdout.close()
     assert not psutil.wait_procs([child], timeout=20)[1]
+
+
+def sleep_beside_a_child() -> None:
+    subprocess.Popen([sys.executable, "-c", IDLE])
+    time.sleep(60)
+
+
+def test_a_process_that_does_not_end_is_killed_with_what_it_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parentage, "PATIENCE_S", 0.2)
+    spawn = multiprocessing.get_context("spawn")
+    other = spawn.Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+    offspring = Offspring()
+    child = spawn.Process(target=sleep_beside_a_child, daemon=True)
+    child.start()
+    process = psutil.Process(child.pid)
+    while not process.children():
+        time.sleep(0.05)
+    (grandchild,) = process.children()
+    offspring.note()
+    offspring.await_end()
+    assert child.exitcode == -signal.SIGKILL and not running(grandchild)
+    assert other.is_alive(), "it was there before"
+    other.kill()
+    other.join()
+
+
+def running(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
