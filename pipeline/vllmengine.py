@@ -24,7 +24,7 @@ from pipeline.vllmarguments import LEAST_BATCH_TOKENS
 from pipeline.vllmhost import VllmHost
 from pipeline.vllmworker import JOB, LIMIT
 from schemas.enginesections import EngineSection
-from schemas.errors import CapacityError, DataError
+from schemas.errors import DataError
 from schemas.fingerprint import derived_seed, sequence_digest
 from schemas.scoresignal import Signal
 
@@ -83,7 +83,7 @@ class VllmEngine:
             samples[row] = _sample(output.outputs[0], sampling.candidates)
 
         with capacity("sampling"):
-            self._run(prompts, [_sampling_params(sampling, seed) for seed in seeds], finished)
+            self._host.run(prompts, [_sampling_params(sampling, seed) for seed in seeds], finished)
         return [samples[row] for row in range(len(prompts))]
 
     def score(
@@ -110,7 +110,7 @@ class VllmEngine:
             params.append(_score_params(job))
         taken = _Taken(self._host, [len(r) for r in responses], base)
         with capacity("scoring"):
-            self._run(whole, params, lambda row, output: taken.add(row))
+            self._host.run(whole, params, lambda row, output: taken.add(row))
         return taken.scores()
 
     def shrink(self) -> bool:
@@ -151,20 +151,6 @@ class VllmEngine:
     @property
     def _chunk_tokens(self) -> int:
         return min(self._settings.logit_chunk_tokens, self._batch_tokens)
-
-    def _run(
-        self, prompts: Sequence[Ids], params: Sequence[Any], finished: Callable[[int, Any], None]
-    ) -> None:
-        try:
-            self._host.run(prompts, params, finished)
-        except Exception as error:
-            if type(error).__name__ == "EngineDeadError":
-                raise CapacityError(
-                    "vLLM's engine process ended on its own; its last words, if any, are above. "
-                    "Memory is the usual cause: lower batch_tokens or vllm.kv_cache_gb of the "
-                    "stage's section. The same command goes on after what is committed"
-                ) from error
-            raise
 
 
 class _Taken:

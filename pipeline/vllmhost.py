@@ -147,10 +147,13 @@ class VllmHost:
             prompts: ids of each request.
             params: vLLM's sampling parameters of each.
             finished: told the index of a request and vLLM's output, in any order.
+
+        Raises:
+            CapacityError: a process of vLLM ended.
         """
         engine, base, adapter = self._llm.llm_engine, self._count, self._lora_request()
         self._count += len(prompts)
-        with quiet():
+        with quiet(), _living():
             names = []
             try:
                 for row, (ids, each) in enumerate(zip(prompts, params, strict=True)):
@@ -222,6 +225,9 @@ class VllmHost:
         """Return what the workers answer; end the wait where their process does.
 
         vLLM itself waits for ever for the answer of a process that has died.
+
+        Raises:
+            CapacityError: it did.
         """
         core = self._llm.llm_engine.engine_core
         if not hasattr(core, "ensure_alive"):  # it is this process
@@ -235,9 +241,10 @@ class VllmHost:
                 answer.set_exception(error)
 
         Thread(target=ask, daemon=True).start()
-        while not wait([answer], LOOK_S).done:
-            core.ensure_alive()
-        return answer.result()
+        with _living():
+            while not wait([answer], LOOK_S).done:
+                core.ensure_alive()
+            return answer.result()
 
     def close(self) -> None:
         """End it and leave the process as it was."""
@@ -247,6 +254,21 @@ class VllmHost:
         self._offspring.await_end()
         if not self._stays:
             self._found.restore()
+
+
+@contextmanager
+def _living() -> Iterator[None]:
+    """Say what to do where a process of vLLM ends while it is asked for something."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "EngineDeadError":  # to import it would import vLLM
+            raise
+        raise CapacityError(
+            "vLLM's engine process ended on its own; its last words, if any, are above. Memory is "
+            "the usual cause: lower batch_tokens or vllm.kv_cache_gb of the stage's section. The "
+            "same command goes on after what is committed"
+        ) from error
 
 
 @contextmanager

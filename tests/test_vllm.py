@@ -4,6 +4,8 @@ import json
 import math
 import os
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main as benchmark
+from pipeline import vllmhost
 from pipeline.addition import EOS
 from pipeline.engine import Ids, Sampling, Scores
 from pipeline.engines import engine_version, require_engine
@@ -646,6 +649,23 @@ def test_a_process_of_vllm_that_is_killed_ends_the_stage_and_the_same_command_go
     manifest = json.loads(storage.get(folder.replace("commits", "manifest.json")) or b"")
     assert manifest["teacher_tokens"] == again["teacher_tokens"] + first > first > 0
     assert manifest["teacher_tokens"] - rollout["tokens"] == prompt_tokens(storage)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stops a process")
+def test_the_answer_of_a_process_that_died_is_not_waited_for(
+    make: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OWN_PROCESS, "1")
+    monkeypatch.setattr(vllmhost, "LOOK_S", 0.2)
+    prompts, responses = rows(2)
+    with opened(make()) as engine:
+        (process,) = (p for p in psutil.Process().children() if p.name().startswith("VLLM"))
+        process.suspend()  # so that it does not answer before it is killed
+        killer = threading.Timer(1.0, process.kill)
+        killer.start()
+        with pytest.raises(CapacityError, match="ended on its own"):
+            engine.score(prompts, responses, signal=Signal(2), vocab_size=V)
+        killer.join()
 
 
 def prompt_tokens(storage: Storage) -> int:
