@@ -113,7 +113,8 @@ def _per_token(
     fits = np.array_equal(entries, lengths * signal.k)
     if signal.ragged:
         per_token = counts = np.asarray(columns["topk_count"].values, dtype=np.int64)
-        fits = len(counts) == lengths.sum() and np.array_equal(entries, row_sums(counts, lengths))
+        fits = len(counts) == lengths.sum() and counts.min(initial=1) > 0
+        fits = fits and np.array_equal(entries, row_sums(counts, lengths))
     if not fits:
         raise DataError(f"{where}: a row has more or fewer top-k ids than its tokens call for")
     return per_token

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import packedtopk
 from pipeline.codec import CODECS, check_ids, codec_named
 from pipeline.engine import Scores
 from pipeline.logprobgrid import COARSE, FINE, levels, values
@@ -250,6 +251,35 @@ def test_bytes_that_do_not_fit_together_are_refused(name: str, change: Change) -
             broken, signal=signal, vocab_size=1000, renumbering=None, where="store/x"
         )
         check_scores(table, signal=signal, where="store/x")
+
+
+def test_a_position_without_a_top_k_is_refused() -> None:
+    stored, signal = packed()
+    counts = np.frombuffer(stored.column("topk_count").to_pylist()[1], np.uint8).copy()
+    counts[-2:] = [counts[-2:].sum(), 0]  # the row still has as many ids as its counts say
+    values = [stored.column("topk_count").to_pylist()[0], counts.tobytes()]
+    index, field = stored.column_names.index("topk_count"), stored.schema.field("topk_count")
+    broken = stored.set_column(index, field, pa.array(values, field.type))
+    with pytest.raises(DataError, match="store/x.*top-k ids"):
+        CODECS["packed-v1"].decode(
+            broken, signal=signal, vocab_size=1000, renumbering=None, where="store/x"
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(signals(), st.lists(st.integers(1, 9), max_size=9), st.integers(0, 2**32))
+def test_what_is_packed_in_pieces_is_what_is_packed_at_once(
+    drawn: tuple[Signal, int], lengths: list[int], seed: int
+) -> None:
+    signal, vocab = drawn
+    exact = make_scores(np.random.default_rng(seed), sum(lengths), signal, vocab)
+    digests = [str(row) for row in range(len(lengths))]
+    table = table_of(digests, exact, np.array(lengths, np.int64), signal)
+    whole = through("packed-v1", table, signal, vocab)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packedtopk, "PIECE_ENTRIES", 12)
+        found = through("packed-v1", table, signal, vocab)
+    assert found.combine_chunks().equals(whole.combine_chunks())
 
 
 @each_codec
