@@ -176,15 +176,15 @@ def _case(codec: str, test: Data, renumbering: Renumbering, *, repeats: int, qui
     scorer = _scorer(codec, test.vocab)
     by = renumbering if CODECS[codec].renumbers else None
     table = test.table()
-    data = write_scores(table, scorer, renumbering=by)
+    data = write_scores(table, scorer.identity, renumbering=by)
     stored = scores_of(decode_scores(data, renumbering=by, where="the benchmark"))
     kl = divergence(test.scores, stored)
     large = _timed_table(test, quick=quick)
     tokens = int(list_lengths(large, "token_logprob").sum())
-    encoded = write_scores(large, scorer, renumbering=by)
+    encoded = write_scores(large, scorer.identity, renumbering=by)
 
     def encode() -> int:
-        write_scores(large, scorer, renumbering=by)
+        write_scores(large, scorer.identity, renumbering=by)
         return tokens
 
     def decode() -> int:

@@ -106,7 +106,7 @@ class _Score:
     ) -> None:
         self._engine, self._sequences, self._calls = engine, sequences, 0
         self._scorer = make_scorer(vocab=size.vocab, k=K)
-        self._cache = ScoreCache(storage, self._scorer, lambda text: None)
+        self._cache = ScoreCache(storage, self._scorer.identity, lambda text: None)
         self._table = rollout_rows(sequences)
         self.shares: list[float] = []
         """CPU seconds from the engine's output to the committed shard, over those of the engine."""

@@ -140,7 +140,7 @@ def make_scorer(*, vocab: int, k: int) -> Scorer:
         codec="typed-v1",
         signal={"k": k},
     )
-    return Scorer(TEACHER, ModelSource("nowhere", None, False), identity)
+    return Scorer(TEACHER, identity, None)
 
 
 def store_rollout(storage: Storage, tables: Sequence[pa.Table]) -> RolloutManifest:

@@ -189,7 +189,7 @@ def _scored_round(folder: Path, size: Size, rows: int, *, seed: int) -> RoundDat
     engine = HfEngine(teacher, dtype="float32", settings=section)
     scorer = make_scorer(vocab=size.vocab, k=K)
     scores, _ = score_table(table, LazyEngine(lambda: engine), scorer.identity)
-    data = write_scores(scores, scorer)
+    data = write_scores(scores, scorer.identity)
     shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
     units = [UnitShard(unit="u00000", shard=shard)]
     manifests = {TEACHER: _score_manifest(rollout, units, scorer.key)}

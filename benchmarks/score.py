@@ -176,7 +176,7 @@ def _convert_shares(
     def share(repeat: int) -> float:
         clock = Clocked(engine)
         scores, tokens = score_table(table, LazyEngine(lambda: clock), scorer.identity)
-        data = write_scores(scores, scorer)
+        data = write_scores(scores, scorer.identity)
         shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
         unit = fingerprint([repeat, *scores.column("sequence_digest").to_pylist()])
         commit = CacheCommit(

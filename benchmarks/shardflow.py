@@ -77,7 +77,7 @@ def publish_many(
     root: Path, scorer: Scorer, table: pa.Table, *, shards: int, first: int
 ) -> tuple[int, int]:
     """Publish shards of new sequences; return the peak of memory after the first ones, and all."""
-    cache = ScoreCache(Storage(str(root)), scorer, print)
+    cache = ScoreCache(Storage(str(root)), scorer.identity, print)
     return _peaks((partial(_publish, cache, table, number) for number in range(shards)), first)
 
 
@@ -101,7 +101,7 @@ def from_s3(scorer: Scorer, table: pa.Table, *, repeats: int) -> Case:
         return {"s3": "not measured: AWS_ENDPOINT_URL names no server"}
     tokens = int(list_lengths(table, "token_logprob").sum())
     with open_root() as (_, storage):
-        commit = _publish(ScoreCache(storage, scorer, print), table, 0)
+        commit = _publish(ScoreCache(storage, scorer.identity, print), table, 0)
 
         def read() -> int:
             scores_of(read_scores(storage, commit.shard, scorer=scorer.key))

@@ -15,11 +15,11 @@ import pyarrow as pa
 from pipeline.commit import commit_key, content_shard, create_record, find_record
 from pipeline.compaction import compact
 from pipeline.index import Index
-from pipeline.scorer import Scorer
+from pipeline.inventory import scorer_folder
 from pipeline.scoretable import pinned_renumbering, read_scores, write_scores
 from pipeline.storage import Storage
 from schemas.errors import DataError, IdentityError
-from schemas.manifest import CacheCommit, Shard
+from schemas.manifest import CacheCommit, ScorerIdentity, Shard
 from schemas.tables import SCORES, list_lengths
 
 
@@ -40,21 +40,24 @@ class Origin:
 class ScoreCache:
     """The scores of one scorer in a root."""
 
-    def __init__(self, storage: Storage, scorer: Scorer, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, storage: Storage, identity: ScorerIdentity, note: Callable[[str], None]
+    ) -> None:
         """Name the cache; nothing is read yet.
 
         Args:
             storage: the store.
-            scorer: whose scores they are.
+            identity: whose scores they are.
             note: told of shards that cannot be used.
         """
-        self._storage, self._scorer, self._note = storage, scorer, note
-        self._index = Index(storage, scorer.folder)
+        self._storage, self._identity, self._note = storage, identity, note
+        self._folder = scorer_folder(identity.key)
+        self._index = Index(storage, self._folder)
 
     @property
     def scorer(self) -> str:
         """Key of the scorer."""
-        return self._scorer.key
+        return self._identity.key
 
     def unit(self, digest: str) -> CacheCommit | None:
         """Return the commit of a unit with exactly these sequences, if it was scored before.
@@ -64,7 +67,7 @@ class ScoreCache:
         Args:
             digest: digest of the unit's sequence digests, in order.
         """
-        key = commit_key(self._scorer.folder, digest)
+        key = commit_key(self._folder, digest)
         commit = find_record(self._storage, key, CacheCommit)
         if commit is not None:
             return commit
@@ -97,15 +100,15 @@ class ScoreCache:
             table: its scores.
             origin: where they come from.
         """
-        storage, folder = self._storage, self._scorer.folder
-        renumbering = pinned_renumbering(storage, self._scorer, table)
-        data = write_scores(table, self._scorer, renumbering=renumbering)
+        storage, folder = self._storage, self._folder
+        renumbering = pinned_renumbering(storage, self._identity, table)
+        data = write_scores(table, self._identity, renumbering=renumbering)
         tokens = int(list_lengths(table, "token_logprob").sum())
         shard = content_shard(f"{folder}/data", data, rows=table.num_rows, tokens=tokens)
         commit = CacheCommit(
             unit=digest,
             shard=shard,
-            fingerprint=self._scorer.key,
+            fingerprint=self.scorer,
             attempt=uuid.uuid4().hex,
             paid_by=origin.paid_by,
             teacher_tokens=origin.teacher_tokens,
@@ -118,7 +121,7 @@ class ScoreCache:
 
     def _rows(self, shard: Shard, rows: np.ndarray) -> pa.Table | None:
         try:
-            table = read_scores(self._storage, shard, scorer=self._scorer.key)
+            table = read_scores(self._storage, shard, scorer=self.scorer)
         except (DataError, IdentityError) as error:
             self._note(f"its rows are scored again: {error}")
             return None

@@ -6,12 +6,12 @@ part of a policy version. Shapes: T response tokens, rows joined.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.engine import Floats, Ids
-from pipeline.rounddata import Batch
 from schemas.manifest import CheckpointManifest, Versioned
 
 PREFIX, SUFFIX = "opd-probe-", ".json"
@@ -42,19 +42,19 @@ class Probe(Versioned):
         return np.concatenate([np.array(row, np.float32) for row in self.logprobs])
 
 
-def make_probe(batch: Batch, logprobs_T: Floats) -> Probe:
+def make_probe(rows: Sequence[Ids], prompt_tokens: Sequence[int], logprobs_T: Floats) -> Probe:
     """Return the probe of some sequences.
 
     Args:
-        batch: the sequences.
+        rows: prompt and response ids of each.
+        prompt_tokens: tokens of each prompt.
         logprobs_T: what the checkpoint gives for their response tokens.
     """
-    pairs = zip(batch.rows, batch.prompt_tokens.tolist(), strict=True)
-    parts = [(row[:prompt].tolist(), row[prompt:].tolist()) for row, prompt in pairs]
-    ends = np.cumsum(batch.response_tokens)[:-1]
+    parts = [(row[:end], row[end:]) for row, end in zip(rows, prompt_tokens, strict=True)]
+    ends = np.cumsum([len(response) for _, response in parts])[:-1]
     return Probe(
-        prompt_ids=tuple(tuple(prompt) for prompt, _ in parts),
-        response_ids=tuple(tuple(response) for _, response in parts),
+        prompt_ids=tuple(tuple(prompt.tolist()) for prompt, _ in parts),
+        response_ids=tuple(tuple(response.tolist()) for _, response in parts),
         logprobs=tuple(tuple(part.tolist()) for part in np.split(logprobs_T, ends)),
     )
 

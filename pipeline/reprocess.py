@@ -17,9 +17,8 @@ from pipeline.commit import commit_key, committed_units, create_record, read_rec
 from pipeline.derive import check_derivable, derive
 from pipeline.inventory import scorer_folder
 from pipeline.mixture import check_mixable, mix
-from pipeline.models import ModelSource
 from pipeline.scorearrays import scores_of, table_of
-from pipeline.scorer import Scorer, find_named, name_key, stored_scorer
+from pipeline.scorer import find_named, name_key, stored_scorer
 from pipeline.scoretable import read_scores
 from pipeline.stage import Progress, Worker, run_units
 from pipeline.storage import Storage
@@ -94,13 +93,13 @@ def reprocess(
     }
     if len(found) > 1:
         changes["model"] = _mixture(found, weights)
-    new = Scorer(name, ModelSource(name, None, False), old.model_copy(update=changes))
-    if len(found) == 1 and (new.identity.codec, after) == (old.codec, before):
+    new = old.model_copy(update=changes)
+    if len(found) == 1 and (new.codec, after) == (old.codec, before):
         raise ConfigError(f"nothing would change: {found[0][0]} has this codec and signal already")
     with writer(storage):
-        _pin(storage, new)
+        _pin(storage, name, new)
         work = _Work(storage, [key for key, _ in found], list(weights), before, after)
-        return _run(work, new, worker=worker, progress=progress)
+        return _run(work, name, new, worker=worker, progress=progress)
 
 
 def _mixture(
@@ -117,14 +116,14 @@ def _mixture(
     return {"mixture": [[m, w] for m, w in zip(models, weights, strict=True)]}
 
 
-def _pin(storage: Storage, scorer: Scorer) -> None:
-    record = ScorerName(scorer=scorer.key)
-    held = create_record(storage, name_key(scorer.name), record)
+def _pin(storage: Storage, name: str, identity: ScorerIdentity) -> None:
+    record = ScorerName(scorer=identity.key)
+    held = create_record(storage, name_key(name), record)
     if held != record:
         raise ConflictError(
-            f"the name {scorer.name!r} is taken by scorer {held.scorer}: choose another one"
+            f"the name {name!r} is taken by scorer {held.scorer}: choose another one"
         )
-    create_record(storage, f"{scorer.folder}/scorer.json", scorer.identity)
+    create_record(storage, f"{scorer_folder(identity.key)}/scorer.json", identity)
 
 
 @dataclass(frozen=True)
@@ -165,10 +164,12 @@ def _same_rows(cache: ScoreCache, table: pa.Table, unit: str) -> pa.Table:
     return known.take(order)
 
 
-def _run(work: _Work, scorer: Scorer, *, worker: Worker, progress: Progress) -> Reprocessed:
+def _run(
+    work: _Work, name: str, identity: ScorerIdentity, *, worker: Worker, progress: Progress
+) -> Reprocessed:
     storage, source = work.storage, work.sources[0]
     names = sorted(committed_units(storage, scorer_folder(source)))
-    cache = ScoreCache(storage, scorer, progress.note)
+    cache = ScoreCache(storage, identity, progress.note)
     others = [
         ScoreCache(storage, stored_scorer(storage, key), progress.note) for key in work.sources[1:]
     ]
@@ -183,7 +184,7 @@ def _run(work: _Work, scorer: Scorer, *, worker: Worker, progress: Progress) -> 
 
     done = run_units(
         storage,
-        scorer.folder,
+        scorer_folder(identity.key),
         names,
         label=f"reprocess {source[:8]}",
         worker=worker,
@@ -191,8 +192,8 @@ def _run(work: _Work, scorer: Scorer, *, worker: Worker, progress: Progress) -> 
         progress=progress,
     )
     return Reprocessed(
-        scorer=scorer.key,
-        name=scorer.name,
+        scorer=identity.key,
+        name=name,
         sources=tuple(work.sources),
         units=len(made),
         rows=sum(commit.shard.rows for commit in made),

@@ -121,8 +121,8 @@ def _score(
         run=run,
         rollout=rollout,
         scorer=scorer,
-        cache=ScoreCache(run.storage, scorer, progress.note),
-        siblings=find_siblings(run.storage, scorer, progress.note),
+        cache=ScoreCache(run.storage, scorer.identity, progress.note),
+        siblings=find_siblings(run.storage, scorer.identity, progress.note),
         note=progress.note,
         test=SelfTest(
             Signal.of(scorer.identity.signal),

@@ -1,7 +1,7 @@
 """One teacher with one signal: who it is, whether it may score this student, where its cache is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint import opened_model
@@ -32,10 +32,9 @@ class Scorer:
     """A teacher that has been found fit to score a run's student, not loaded yet."""
 
     name: str
-    source: ModelSource
     identity: ScorerIdentity
-    stored: bool = False
-    """Whether only what is stored may be used, for the teacher is not there to score more."""
+    source: ModelSource | None
+    """The model; None where only stored scores are used."""
 
     @property
     def key(self) -> str:
@@ -58,7 +57,7 @@ class Scorer:
             ConfigError: the scorer is one of stored scores, or the model cannot be loaded.
             IdentityError: servers run another version than when the scorer was found.
         """
-        if self.stored:
+        if self.source is None:
             raise ConfigError(
                 f"teachers.{self.name}.scores names scorer {self.key}, which lacks some of this "
                 "round's sequences. Run `opd cache reprocess` again if its source has them, or "
@@ -121,13 +120,12 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         signal=signal_of(config).words(),
         reuse=config.score.reuse,
     )
-    return Scorer(teacher, source, identity)
+    return Scorer(teacher, identity, source)
 
 
 def _fitting_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scorer:
     """Return a scorer of the root, checked against the student without the teacher's model."""
-    found = stored_scorer(run.storage, name)
-    identity = found.identity
+    identity = stored_scorer(run.storage, name)
     section = run.config.teachers[teacher]
     with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
         student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
@@ -139,11 +137,11 @@ def _fitting_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scor
             f"but the student's is {digest}: its ids may mean other text"
         )
     _shared_vocab(teacher, identity.vocab_size, vocab_size, identity.vocab_size)
-    return replace(found, name=teacher)
+    return Scorer(teacher, identity, None)
 
 
-def stored_scorer(storage: Storage, name: str) -> Scorer:
-    """Return a scorer of a root of which only the stored scores are used.
+def stored_scorer(storage: Storage, name: str) -> ScorerIdentity:
+    """Return the identity of a scorer of a root, checked against its key.
 
     Args:
         storage: the root's store.
@@ -154,13 +152,12 @@ def stored_scorer(storage: Storage, name: str) -> Scorer:
         IdentityError: its description was changed.
     """
     key, identity = find_named(storage, name)
-    found = Scorer(name, ModelSource(name, None, False), identity, stored=True)
-    if found.key != key:
+    if identity.key != key:
         raise IdentityError(
-            f"{storage.url(found.folder)} should hold scorer {key}, but its scorer.json describes "
-            f"{found.key}: it was changed"
+            f"{storage.url(scorer_folder(key))} should hold scorer {key}, but its scorer.json "
+            f"describes {identity.key}: it was changed"
         )
-    return found
+    return identity
 
 
 def name_key(name: str) -> str:
@@ -207,7 +204,7 @@ def pin_scorer(run: Run, scorer: Scorer) -> None:
     mine = TeacherRecord(model=scorer.identity.model, tokenizer=scorer.identity.tokenizer)
     if create_record(run.storage, key, mine) != mine:
         raise IdentityError(
-            f"teachers.{scorer.name} ({scorer.source.location}) is not the model that this run "
+            f"teachers.{scorer.name} is not the model that this run "
             f"began with: {run.storage.url(key)} holds another identity. Restore the model, or "
             "start a new run under another run.name"
         )

@@ -20,7 +20,6 @@ from pipeline.parquet import read_table, write_table
 from pipeline.ragged import token_index
 from pipeline.renumbering import Renumbering
 from pipeline.scorearrays import table_of
-from pipeline.scorer import Scorer
 from pipeline.storage import Storage
 from schemas.errors import DataError, IdentityError
 from schemas.manifest import RenumberingRecord, ScorerIdentity, Shard
@@ -65,23 +64,23 @@ def score_table(
 
 
 def write_scores(
-    table: pa.Table, scorer: Scorer, *, renumbering: Renumbering | None = None
+    table: pa.Table, identity: ScorerIdentity, *, renumbering: Renumbering | None = None
 ) -> bytes:
     """Return a score table as the bytes of a shard that says whose scores they are.
 
     Args:
         table: the scores, checked here.
-        scorer: whose scores they are; its identity names the codec.
+        identity: whose scores they are; it names the codec.
         renumbering: the scorer's table of `pinned_renumbering`, where its codec has one.
     """
-    identity, where = scorer.identity, "scores to be written"
+    where = "scores to be written"
     signal, codec = Signal.of(identity.signal), codec_named(identity.codec, where=where)
     _check(table, signal, identity.vocab_size, where)
     stored = codec.encode(
         table, signal=signal, vocab_size=identity.vocab_size, renumbering=renumbering
     )
     metadata = {
-        "scorer": scorer.key,
+        "scorer": identity.key,
         "identity": identity.model_dump(mode="json"),
         "codec": identity.codec,
         "renumbering": None if renumbering is None else renumbering.digest,
@@ -121,25 +120,26 @@ def decode_scores(data: bytes, *, renumbering: Renumbering | None, where: str) -
     return _decoded(*read_table(data, where=where), renumbering, where)
 
 
-def pinned_renumbering(storage: Storage, scorer: Scorer, table: pa.Table) -> Renumbering | None:
+def pinned_renumbering(
+    storage: Storage, identity: ScorerIdentity, table: pa.Table
+) -> Renumbering | None:
     """Return the renumbering that all shards of a scorer share; its first scores decide it.
 
     Args:
         storage: the store.
-        scorer: whose scores they are.
+        identity: whose scores they are.
         table: scores to learn from, where there is no renumbering yet.
     """
-    if not codec_named(scorer.identity.codec, where="the scorer").renumbers:
+    if not codec_named(identity.codec, where="the scorer").renumbers:
         return None
-    key = f"{scorer.folder}/renumbering.json"
+    scorer = identity.key
+    key = f"{scorer_folder(scorer)}/renumbering.json"
     record = find_record(storage, key, RenumberingRecord)
     if record is None:
-        learnt = Renumbering.learn(
-            flat_values(table, "topk_ids"), vocab_size=scorer.identity.vocab_size
-        )
-        storage.put(_renumbering_key(scorer.key, learnt.digest), learnt.to_bytes())
+        learnt = Renumbering.learn(flat_values(table, "topk_ids"), vocab_size=identity.vocab_size)
+        storage.put(_renumbering_key(scorer, learnt.digest), learnt.to_bytes())
         record = create_record(storage, key, RenumberingRecord(sha256=learnt.digest))
-    return _renumbering(storage, scorer.key, record.sha256)
+    return _renumbering(storage, scorer, record.sha256)
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from pipeline.cache import ScoreCache
 from pipeline.inventory import read_records, scorer_folder
-from pipeline.scorer import Scorer
 from pipeline.storage import Storage
 from schemas.errors import DataError
 from schemas.manifest import ScorerIdentity
@@ -21,19 +20,18 @@ MAY_DIFFER = ("engine", "engine_version", "dtype", "codec", "reuse")
 
 
 def find_siblings(
-    storage: Storage, scorer: Scorer, note: Callable[[str], None]
+    storage: Storage, mine: ScorerIdentity, note: Callable[[str], None]
 ) -> list[ScoreCache]:
     """Return the caches whose rows may stand for a scorer's own, the most alike first.
 
     Args:
         storage: the root's store.
-        scorer: whose siblings they are; without any unless its identity says `same-weights`.
+        mine: whose siblings they are; without any unless its identity says `same-weights`.
         note: told of scorers that cannot be read.
     """
-    mine = scorer.identity
     if mine.reuse != "same-weights":
         return []
-    keys = sorted(storage.folders("cache") - {scorer.key})
+    keys = sorted(storage.folders("cache") - {mine.key})
     places = [f"{scorer_folder(key)}/scorer.json" for key in keys]
     found = []
     for place, identity in read_records(storage, places, ScorerIdentity):
@@ -42,7 +40,7 @@ def find_siblings(
         elif place == f"{scorer_folder(identity.key)}/scorer.json" and are_siblings(mine, identity):
             found.append(identity)
     found.sort(key=lambda one: (len(_differences(mine, one)), one.key))
-    return [ScoreCache(storage, Scorer(scorer.name, scorer.source, one), note) for one in found]
+    return [ScoreCache(storage, one, note) for one in found]
 
 
 def are_siblings(mine: ScorerIdentity, other: ScorerIdentity) -> bool:

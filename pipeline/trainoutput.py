@@ -59,7 +59,9 @@ def publish_student(
             _export(run, learner, weights, source, Path(name))
             made = replace(source, location=name)
             found_T = _check_export(run, made, probe, expected.cpu())
-            write_probe(Path(name), make_probe(probe, found_T.numpy()))
+            write_probe(
+                Path(name), make_probe(probe.rows, probe.prompt_tokens.tolist(), found_T.numpy())
+            )
             publish_checkpoint(
                 run,
                 index,

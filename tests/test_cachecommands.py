@@ -73,7 +73,7 @@ def store_unit(
         scores: score table; default a random one.
     """
     table = score_rows(rows) if scores is None else scores
-    data = write_scores(table, whose or scorer)
+    data = write_scores(table, (whose or scorer).identity)
     digests = rows.column("sequence_digest").to_pylist()
     tokens = int(list_lengths(rows, "response_ids").sum())
     shard = content_shard(f"{scorer.folder}/data", data, rows=rows.num_rows, tokens=tokens)

@@ -8,7 +8,6 @@ import pytest
 from pipeline.checkpoint import opened, publish_checkpoint
 from pipeline.checkpointprobe import Probe, find_probe, make_probe, write_probe
 from pipeline.decidingfile import INDEX
-from pipeline.rounddata import Batch
 from pipeline.run import Run, open_run
 from schemas.configfile import load_config
 from schemas.errors import DataError
@@ -26,9 +25,10 @@ def run(tmp_path: Path) -> Run:
 def probe(shift: float = 0.0) -> Probe:
     """Return a probe of two sequences."""
     rows = [np.array(row, np.int32) for row in ([3, 4, 5, 6, 7], [8, 9, 3])]
-    prompts, responses = np.array([2, 1]), np.array([3, 2])
-    batch = Batch(rows, prompts, responses, tokens={})
-    return make_probe(batch, np.array([-0.1, -2.5, -3.3, -7.0, -1e-9], np.float32) + shift)
+    prompts = np.array([2, 1])
+    return make_probe(
+        rows, prompts.tolist(), np.array([-0.1, -2.5, -3.3, -7.0, -1e-9], np.float32) + shift
+    )
 
 
 def folder_with(probe: Probe, folder: Path, seed: int = 0) -> Path:

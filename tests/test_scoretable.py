@@ -93,7 +93,7 @@ def scored(rows: pa.Table, engine: CountingEngine) -> tuple[pa.Table, int]:
 
 
 def stored(storage: Storage, table: pa.Table) -> Shard:
-    data = write_scores(table, SCORER)
+    data = write_scores(table, SCORER.identity)
     shard = content_shard("data", data, rows=table.num_rows, tokens=0)
     storage.put(shard.key, data)
     return shard
@@ -157,7 +157,7 @@ def test_no_rows_need_no_teacher() -> None:
     with LazyEngine(refuse) as lazy:
         table, tokens = score_table(rollout_table(3).slice(0, 0), lazy, SCORER.identity)
     assert (table.num_rows, tokens) == (0, 0)
-    assert len(write_scores(table, SCORER)) > 0
+    assert len(write_scores(table, SCORER.identity)) > 0
 
 
 def spoiled(name: str, value: float) -> Change:
@@ -189,7 +189,7 @@ def test_impossible_numbers_are_never_stored(
     engine.change = spoiled(name, value)
     with pytest.raises(DataError, match=message):
         table, _ = scored(rollout_table(3, vocab=V), engine)
-        write_scores(table, SCORER)
+        write_scores(table, SCORER.identity)
 
 
 def test_a_table_comes_back_from_its_bytes(engine: CountingEngine, memory: Storage) -> None:
@@ -244,7 +244,7 @@ def test_a_missing_or_corrupt_shard_is_named(memory: Storage) -> None:
 
 def test_a_table_with_another_k_than_its_scorer_is_never_written() -> None:
     with pytest.raises(DataError, match="'topk_ids'"):
-        write_scores(score_rows(rollout_table(2), k=K - 1), SCORER)
+        write_scores(score_rows(rollout_table(2), k=K - 1), SCORER.identity)
 
 
 # --- packed-v1 ---
@@ -256,8 +256,8 @@ def packed_scorer(name: str = "main") -> Scorer:
 
 
 def store_packed(storage: Storage, table: pa.Table, scorer: Scorer) -> Shard:
-    renumbering = pinned_renumbering(storage, scorer, table)
-    data = write_scores(table, scorer, renumbering=renumbering)
+    renumbering = pinned_renumbering(storage, scorer.identity, table)
+    data = write_scores(table, scorer.identity, renumbering=renumbering)
     shard = content_shard("data", data, rows=table.num_rows, tokens=0)
     storage.put(shard.key, data)
     return shard
@@ -287,7 +287,7 @@ def test_a_missing_or_corrupt_renumbering_is_named(memory: Storage) -> None:
 
 
 def test_open_scores_have_no_renumbering(memory: Storage) -> None:
-    assert pinned_renumbering(memory, SCORER, score_rows(rollout_table(2), k=K)) is None
+    assert pinned_renumbering(memory, SCORER.identity, score_rows(rollout_table(2), k=K)) is None
 
 
 def test_a_shard_of_a_newer_codec_is_named(memory: Storage) -> None:
@@ -315,7 +315,7 @@ def test_every_signal_reaches_the_table(engine: CountingEngine, memory: Storage)
         table, _ = score_table(with_own, lazy, identity)
         with pytest.raises(DataError, match="does not hold 2 candidates"):
             score_table(rows, lazy, identity)
-    shard = content_shard("data", data := write_scores(table, scorer), rows=6, tokens=0)
+    shard = content_shard("data", data := write_scores(table, scorer.identity), rows=6, tokens=0)
     memory.put(shard.key, data)
     scores = scores_of(read_scores(memory, shard, scorer=scorer.key))
     assert scores.tail.shape == (sum(lengths), 3)

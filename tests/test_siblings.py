@@ -160,7 +160,7 @@ OWN = like(make_scorer(), reuse="same-weights")
 def stored(storage: Storage, scorer: Scorer, *, units: int = 1, seed: int = 0) -> Scorer:
     """Describe a scorer in a root and give its cache units of random scores."""
     storage.put(f"{scorer.folder}/scorer.json", scorer.identity.to_bytes())
-    cache = ScoreCache(storage, scorer, print)
+    cache = ScoreCache(storage, scorer.identity, print)
     for unit in range(units):
         rows = rollout_table(4, seed=seed + unit)
         digest = fingerprint(rows.column("sequence_digest").to_pylist())
@@ -210,7 +210,7 @@ def test_every_field_of_an_identity_is_compared_or_known_to_be_free() -> None:
 
 def test_an_exact_scorer_has_no_siblings(local_storage: Storage) -> None:
     stored(local_storage, OWN)
-    assert find_siblings(local_storage, make_scorer(), print) == []
+    assert find_siblings(local_storage, make_scorer().identity, print) == []
 
 
 def test_the_most_alike_come_first(local_storage: Storage) -> None:
@@ -218,7 +218,7 @@ def test_the_most_alike_come_first(local_storage: Storage) -> None:
     twin = stored(local_storage, make_scorer())
     for scorer in (far, near, make_scorer("other"), OWN):
         stored(local_storage, scorer)
-    found = [cache.scorer for cache in find_siblings(local_storage, OWN, print)]
+    found = [cache.scorer for cache in find_siblings(local_storage, OWN.identity, print)]
     assert found == [*sorted([near.key, twin.key]), far.key]
 
 
@@ -227,7 +227,7 @@ def test_a_scorer_that_cannot_be_trusted_is_named_or_left_out(local_storage: Sto
     local_storage.put("cache/torn/scorer.json", b"{")
     local_storage.put("cache/undescribed/data/x", b"")
     local_storage.put("cache/changed/scorer.json", make_scorer().identity.to_bytes())
-    assert find_siblings(local_storage, OWN, notes.append) == []
+    assert find_siblings(local_storage, OWN.identity, notes.append) == []
     assert len(notes) == 1
     assert "cache/torn/scorer.json" in notes[0]
 
@@ -238,7 +238,7 @@ def test_a_sibling_with_a_damaged_index_costs_its_reuse_only(local_storage: Stor
     (name,) = local_storage.names(f"{first.folder}/index/new")
     local_storage.put(f"{first.folder}/index/new/{name}", b"{")
     notes: list[str] = []
-    siblings = find_siblings(local_storage, OWN, notes.append)
+    siblings = find_siblings(local_storage, OWN.identity, notes.append)
     digests = rollout_table(4, seed=1).column("sequence_digest").to_pylist()
     found = borrow(siblings, digests, notes.append)
     assert {key: table.num_rows for key, table in found.items()} == {second.key: 4}
@@ -273,11 +273,11 @@ def test_finding_siblings_reads_one_object_of_each_whatever_they_hold(tmp_path: 
     storage = Counting(str(tmp_path))
     stored(storage, make_scorer())
     storage.calls = 0
-    assert (len(find_siblings(storage, OWN, print)), storage.calls) == (1, 2)
+    assert (len(find_siblings(storage, OWN.identity, print)), storage.calls) == (1, 2)
     stored(storage, make_scorer(), units=30, seed=5)
     storage.calls = 0
-    assert (len(find_siblings(storage, OWN, print)), storage.calls) == (1, 2)
-    (sibling,) = find_siblings(storage, OWN, print)
+    assert (len(find_siblings(storage, OWN.identity, print)), storage.calls) == (1, 2)
+    (sibling,) = find_siblings(storage, OWN.identity, print)
     storage.calls = 0
     digests = rollout_table(4, seed=20).column("sequence_digest").to_pylist()
     assert borrow([sibling], digests, print)[sibling.scorer].num_rows == 4

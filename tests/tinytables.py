@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.commit import content_shard
-from pipeline.models import ModelSource
 from pipeline.parquet import write_table
 from pipeline.scorer import Scorer
 from pipeline.scoretable import write_scores
@@ -93,7 +92,7 @@ def make_scorer(name: str = "main", *, k: int = K, vocab: int = VOCAB) -> Scorer
         codec="typed-v1",
         signal={"k": k},
     )
-    return Scorer(name, ModelSource("nowhere", None, False), identity)
+    return Scorer(name, identity, None)
 
 
 def store_rollout(
@@ -122,7 +121,7 @@ def store_scores(storage: Storage, tables: Sequence[pa.Table], scorer: Scorer) -
     """Store one shard per score table and return the manifest that names them."""
     units = []
     for index, table in enumerate(tables):
-        data = write_scores(table, scorer)
+        data = write_scores(table, scorer.identity)
         tokens = int(list_lengths(table, "token_logprob").sum())
         shard = content_shard(f"{scorer.folder}/data", data, rows=table.num_rows, tokens=tokens)
         storage.put(shard.key, data)
