@@ -11,8 +11,8 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
 
 from opd_command import Call, Outcome
+from opd_outcome import arguments_of, end_of
 from opd_settings import Kind, Kubernetes, Settings
-from opd_stage import arguments_of, end_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

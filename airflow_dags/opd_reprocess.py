@@ -12,7 +12,7 @@ from opd_command import Call
 from opd_params import NAME, OF_DAG, OF_RUN, OVERRIDES, WORKERS, config_param
 from opd_round import round_tasks
 from opd_settings import load_settings
-from opd_stage import opd_task
+from opd_task import opd_task
 
 SETTINGS = load_settings()
 

@@ -7,8 +7,9 @@ from typing import Any
 from airflow.sdk import task
 
 from opd_command import Call
+from opd_outcome import CHECKPOINTS
 from opd_settings import Settings
-from opd_stage import CHECKPOINTS, opd_task
+from opd_task import opd_task
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))  # the modules beside this file, how
 from opd_command import Call
 from opd_params import OF_DAG, config_param
 from opd_settings import load_settings
-from opd_stage import opd_task
+from opd_task import opd_task
 
 SETTINGS = load_settings()
 

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine, versions
-from benchmarks.measure import Result, Spread
+from benchmarks.kit.machine import machine, versions
+from benchmarks.kit.measure import Result, Spread
 
 NAMES = {
     "cache": "each codec of scores: bytes per token, error and speed",

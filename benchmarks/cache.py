@@ -16,17 +16,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.inputs import make_scorer
-from benchmarks.measure import Action, Case, Result, Spread, alternate, headline, units_per_cpu_s
-from benchmarks.shardflow import flow_case
-from pipeline.codec import CODECS
-from pipeline.engine import Scores
-from pipeline.renumbering import Renumbering
-from pipeline.scorearrays import scores_of, table_of
-from pipeline.scorer import Scorer
-from pipeline.scoretable import decode_scores, write_scores
+from benchmarks.kit.inputs import make_scorer
+from benchmarks.kit.measure import (
+    Action,
+    Case,
+    Result,
+    Spread,
+    alternate,
+    headline,
+    units_per_cpu_s,
+)
+from benchmarks.kit.shardflow import flow_case
+from pipeline.scores.columns import scores_of, table_of
+from pipeline.scores.scores import Scores
+from pipeline.shards.codec import CODECS
+from pipeline.shards.packed.renumbering import Renumbering
+from pipeline.shards.scores import decode_scores, write_scores
+from pipeline.teachers.teacher import Scorer
+from schemas.columns import flat_values, list_lengths
 from schemas.scoresignal import Signal
-from schemas.tables import flat_values, list_lengths
 
 K = 64
 VOCABULARY = 151_936

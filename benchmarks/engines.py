@@ -14,8 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.inputs import Sequences, Size, make_model, make_scorer, make_sequences, rollout_rows
-from benchmarks.measure import (
+from benchmarks.kit.inputs import (
+    Sequences,
+    Size,
+    make_model,
+    make_scorer,
+    make_sequences,
+    rollout_rows,
+)
+from benchmarks.kit.measure import (
     Action,
     Case,
     Result,
@@ -27,19 +34,19 @@ from benchmarks.measure import (
     units_per_cpu_s,
 )
 from benchmarks.score import Clocked
-from pipeline.cache import Origin, ScoreCache
-from pipeline.commit import content_shard, publish
-from pipeline.engine import Sampling
-from pipeline.lazyengine import LazyEngine
-from pipeline.parquet import write_table
-from pipeline.plan import cut_units
-from pipeline.samples import SampleJob, sample_unit
-from pipeline.scoretable import score_table
-from pipeline.storage import Storage
-from pipeline.vllmengine import VllmEngine
-from schemas.enginesections import EngineSection
+from pipeline.cache.scorecache import Origin, ScoreCache
+from pipeline.engines.engine import Sampling
+from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.vllm.engine import VllmEngine
+from pipeline.runs.plan import cut_units
+from pipeline.shards.parquet import write_table
+from pipeline.stages.samples import SampleJob, sample_unit
+from pipeline.store.commit import content_shard, publish
+from pipeline.store.storage import Storage
+from pipeline.teachers.reading import score_table
+from schemas.columns import list_lengths
+from schemas.config.engines import EngineSection
 from schemas.fingerprint import fingerprint
-from schemas.tables import list_lengths
 
 TINY = Size("tiny", hidden=64, layers=2, vocab=512, head=32)
 LARGE = Size("100M", hidden=640, layers=15, vocab=32_000, head=128)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Case, Result, Spread, Timing, in_child, peak_bytes, spread, timed
-from pipeline.index import Index, state_key
-from pipeline.indexentries import ENTRY, SHARD, unique_entries
-from pipeline.indexrun import write_run
-from pipeline.storage import Storage
-from schemas.manifest import IndexRun, IndexState
+from benchmarks.kit.measure import Case, Result, Spread, Timing, in_child, peak_bytes, spread, timed
+from pipeline.cache.index.entries import ENTRY, SHARD, unique_entries
+from pipeline.cache.index.index import Index, state_key
+from pipeline.cache.index.segments import write_run
+from pipeline.store.storage import Storage
+from schemas.records.index import IndexRun, IndexState
 
 ASKED = 4096
 SEQUENCES, QUICK_SEQUENCES = 10_000_000, 300_000

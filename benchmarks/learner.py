@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import (
+from benchmarks.kit.inputs import (
     MEDIUM,
     TEACHER,
     TINY,
@@ -27,8 +27,7 @@ from benchmarks.inputs import (
     store_rollout,
     store_shard,
 )
-from benchmarks.losses import naive_loss
-from benchmarks.measure import (
+from benchmarks.kit.measure import (
     Action,
     Case,
     Result,
@@ -38,18 +37,25 @@ from benchmarks.measure import (
     units_per_cpu_s,
     wall_seconds,
 )
-from pipeline.batches import StepPlan, plan_steps
-from pipeline.distributed import join_ranks
-from pipeline.hf import HfEngine
-from pipeline.lazyengine import LazyEngine
-from pipeline.learner import Learner, LearnerSettings, batch_inputs
-from pipeline.models import ModelSource, load_model
-from pipeline.rounddata import Batch, RoundData
-from pipeline.scoretable import score_table, write_scores
-from pipeline.storage import Storage
-from pipeline.targets import Targets, build_targets
-from schemas.config import LossConfig, TrainSection
-from schemas.manifest import RolloutManifest, ScoreManifest, UnitShard
+from benchmarks.losses import naive_loss
+from pipeline.engines.hf.engine import HfEngine
+from pipeline.engines.lazy import LazyEngine
+from pipeline.learner.batches import StepPlan, plan_steps
+from pipeline.learner.data import Batch, RoundData
+from pipeline.learner.learner import Learner, batch_inputs
+from pipeline.learner.ranks import join_ranks
+from pipeline.learner.settings import LearnerSettings
+from pipeline.models.loading import load_model
+from pipeline.models.source import ModelSource
+from pipeline.objectives.targets import Targets, build_targets
+from pipeline.shards.scores import write_scores
+from pipeline.store.storage import Storage
+from pipeline.teachers.reading import score_table
+from schemas.config.loss import LossConfig
+from schemas.config.train import TrainSection
+from schemas.records.runs import RolloutManifest
+from schemas.records.scores import ScoreManifest
+from schemas.records.shards import UnitShard
 
 K = 16
 MICRO_TOKENS = 1024

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import (
+from benchmarks.kit.measure import (
     Case,
     Result,
     alternate,
@@ -24,9 +24,10 @@ from benchmarks.measure import (
     peak_bytes,
     wall_seconds,
 )
-from pipeline.head import Head, head_loss
-from pipeline.targets import Targets, build_targets
-from schemas.config import LossConfig
+from pipeline.models.head import Head
+from pipeline.objectives.headloss import head_loss
+from pipeline.objectives.targets import Targets, build_targets
+from schemas.config.loss import LossConfig
 
 LOSS = LossConfig(kind="forward_kl")
 K = 64

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.inputs import MEDIUM, TINY, Size, engine_section, make_model, make_sequences
-from benchmarks.measure import (
+from benchmarks.kit.inputs import MEDIUM, TINY, Size, engine_section, make_model, make_sequences
+from benchmarks.kit.measure import (
     Action,
     Case,
     Result,
@@ -23,9 +23,11 @@ from benchmarks.measure import (
     units_per_cpu_s,
     wall_seconds,
 )
-from pipeline.engine import Ids, Sampling
-from pipeline.hf import HfEngine
-from pipeline.models import ModelSource, load_model
+from pipeline.engines.engine import Sampling
+from pipeline.engines.hf.engine import HfEngine
+from pipeline.models.loading import load_model
+from pipeline.models.source import ModelSource
+from schemas.columns import Ids
 
 BATCH_TOKENS = 1 << 20
 """All prompts are one batch, on both sides."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.inputs import (
+from benchmarks.kit.inputs import (
     MEDIUM,
     TINY,
     Sequences,
@@ -26,7 +26,7 @@ from benchmarks.inputs import (
     rollout_rows,
     store_shard,
 )
-from benchmarks.measure import (
+from benchmarks.kit.measure import (
     MIN_CPU_S,
     Action,
     Case,
@@ -39,16 +39,20 @@ from benchmarks.measure import (
     units_per_cpu_s,
     wall_seconds,
 )
-from pipeline.commit import commit_key, create_record
-from pipeline.engine import Engine, Ids, Sample, Sampling, Scores
-from pipeline.hf import HfEngine
-from pipeline.lazyengine import LazyEngine
-from pipeline.models import load_model
-from pipeline.padding import length_batches
-from pipeline.scoretable import score_table, write_scores
-from pipeline.storage import Storage
+from pipeline.engines.engine import Engine, Sample, Sampling
+from pipeline.engines.hf.engine import HfEngine
+from pipeline.engines.lazy import LazyEngine
+from pipeline.models.loading import load_model
+from pipeline.models.padding import length_batches
+from pipeline.scores.scores import Scores
+from pipeline.shards.scores import write_scores
+from pipeline.store.records import create_record
+from pipeline.store.storage import Storage
+from pipeline.teachers.reading import score_table
+from schemas.columns import Ids
 from schemas.fingerprint import fingerprint
-from schemas.manifest import CacheCommit
+from schemas.keys import commit_key
+from schemas.records.scores import CacheCommit
 from schemas.scoresignal import Signal
 
 BATCH_TOKENS = 2048

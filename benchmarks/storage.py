@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from benchmarks.measure import (
+from benchmarks.kit.measure import (
     Case,
     Result,
     Spread,
@@ -26,8 +26,9 @@ from benchmarks.measure import (
     units_per_wall_s,
     wall_seconds,
 )
-from pipeline.commit import commit_key, content_shard, publish, read_commit
-from pipeline.storage import Storage
+from pipeline.store.commit import content_shard, publish, read_commit
+from pipeline.store.storage import Storage
+from schemas.keys import commit_key
 
 BUCKET = "opd-benchmarks"
 SHARD_BYTES = 1 << 20

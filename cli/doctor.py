@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.cachetables import print_table
 from cli.options import ConfigOption, JsonOption, SetOption, load_run
-from cli.output import make_progress, print_json
-from pipeline.run import Run
-from pipeline.stage import Progress
+from cli.output import make_progress, print_json, print_table
+from pipeline.runs.reporting import Progress
+from pipeline.runs.run import Run
 
 if TYPE_CHECKING:
-    from pipeline.doctor import Finding
-    from schemas.manifest import DriftRecord
+    from pipeline.doctor.examine import Finding
+    from schemas.records.scores import DriftRecord
 
 MARKS = {"ok": "ok", "warning": "look", "failed": "FAILED"}
 
@@ -44,13 +43,13 @@ def doctor(
 
     Ends with the exit code of the first thing that failed; what deserves a look ends with 0.
     """
-    from pipeline.doctor import examine
+    from pipeline.doctor.examine import examine
 
     run, progress = load_run(config, overrides), make_progress(as_json=as_json)
     found = list(examine(run))
     broken = any(one.state == "failed" for one in found)
     if engines and not broken:
-        from pipeline.trial import try_engines
+        from pipeline.doctor.trial import try_engines
 
         found += list(try_engines(run, progress.note))
         broken = any(one.state == "failed" for one in found)
@@ -73,7 +72,7 @@ def doctor(
 
 
 def _drift(run: Run, round_index: int, rows: int, progress: Progress) -> "list[DriftRecord]":
-    from pipeline.enginedrift import measure_drift
+    from pipeline.doctor.drift import measure_drift
 
     return list(measure_drift(run, round_index, rows, note=progress.note))
 

@@ -8,14 +8,15 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from cli import cache, doctor, inspect_config, quickstart, schedule, stages
-from cli.options import ConfigOption, JsonOption, SetOption, load_run
-from cli.output import is_main_process, print_json, print_status
-from pipeline.parentage import end_with_parent
+from cli import config as inspect_config
+from cli import doctor, quickstart, runs, stages
+from cli.cache import commands as cache
+from cli.output import is_main_process, print_json
+from pipeline.engines.processes import end_with_parent
 from schemas.errors import INTERRUPTED_EXIT_CODE, CapacityError, OpdError, StorageError
 
 END_WITH_PARENT = "OPD_END_WITH_PARENT"
@@ -34,34 +35,12 @@ app.command("train")(stages.train)
 app.command("eval")(stages.evaluate)
 app.command("run")(stages.run_all)
 app.command("quickstart")(quickstart.quickstart)
-app.command("plan")(schedule.plan)
-app.command("gate")(schedule.gate)
+app.command("status")(runs.status)
+app.command("plan")(runs.plan)
+app.command("gate")(runs.gate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 app.add_typer(inspect_config.app, name="config")
-
-
-@app.command("status")
-def status(
-    config: ConfigOption,
-    round_index: Annotated[
-        int | None, typer.Option("--round", "-r", min=0, help="Show this round alone.")
-    ] = None,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show where every round stands, and what it cost."""
-    from dataclasses import asdict
-
-    from pipeline.status import run_status
-
-    found = run_status(load_run(config, overrides), round_index)
-    if as_json:
-        # the figures of one round stand in the object itself, for programs that take no lists
-        figures = asdict(found.rounds[0]) if round_index is not None and found.rounds else {}
-        print_json({**asdict(found), **figures})
-    else:
-        print_status(found)
 
 
 class Interrupted(BaseException):

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.configsource import read_config
-from pipeline.run import Run, open_run
-from pipeline.stage import Worker
-from pipeline.storage import Storage
+from pipeline.runs.configsource import read_config
+from pipeline.runs.run import Run, open_run
+from pipeline.runs.units import Worker
+from pipeline.store.storage import Storage
 from schemas.errors import ConfigError
 
 ConfigOption = Annotated[

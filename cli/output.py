@@ -3,16 +3,20 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cli.progress import BarProgress, EventProgress, QuietProgress
-from pipeline.stage import Progress, StageResult
-from pipeline.status import RoundStatus, RunStatus
+from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.status import RoundStatus, RunStatus
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
 
 JSON_FILE = "OPD_JSON_FILE"
 """Variable that names a file for the JSON object, such as the one that Kubernetes hands on."""
@@ -127,3 +131,25 @@ def _stage_cell(row: RoundStatus, name: str) -> str:
     if stage.state == "partial" and stage.units:
         return f"[yellow]{stage.units_done}/{stage.units}[/]"
     return MARKS[stage.state]
+
+
+def print_table(
+    title: str, titles: Sequence[str], cells: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
+) -> None:
+    """Print rows of text under titles, some columns on the left."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(titles):
+        table.add_column(name, justify="left" if index in left else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def in_bytes(count: float) -> str:
+    """Return a number of bytes with a fitting unit."""
+    for unit in UNITS[:-1]:
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} {UNITS[-1]}"

@@ -10,7 +10,7 @@ import typer
 from cli.options import JsonOption, load_run
 from cli.output import make_progress, print_status
 from cli.stages import drive
-from schemas.configfile import parse_config
+from schemas.config.file import parse_config
 from schemas.errors import ConfigError
 
 
@@ -32,8 +32,8 @@ def quickstart(
     them, and leaves an ordinary run.toml behind. Run again, it goes on from where it stopped.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
-    from pipeline.engines import require_engine
-    from pipeline.quickstart import config_text, make_quickstart
+    from pipeline.engines.installed import require_engine
+    from pipeline.quickstart.folder import config_text, make_quickstart
 
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder to make, such as opd-quickstart")
@@ -58,7 +58,7 @@ def quickstart(
 
 
 def _epilogue(path: Path) -> None:
-    from pipeline.status import run_status
+    from pipeline.runs.status import run_status
 
     print()
     print_status(run_status(load_run(str(path), None)))

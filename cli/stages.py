@@ -1,12 +1,12 @@
 """The stage commands: rollout, score, train, eval and run."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 
-from cli.launch import launch_learner, needs_launch
 from cli.options import (
     ConfigOption,
     JsonOption,
@@ -17,8 +17,9 @@ from cli.options import (
     parse_worker,
 )
 from cli.output import is_main_process, make_progress, print_json, print_result, result_json
-from pipeline.run import Run
-from pipeline.stage import Progress, StageResult
+from pipeline.learner.launch import launch_learner, needs_launch
+from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.run import Run
 from schemas.errors import DataError
 
 
@@ -30,7 +31,7 @@ def rollout(
     as_json: JsonOption = False,
 ) -> None:
     """Let the student sample responses to a round's prompts."""
-    from pipeline.rollout import run_rollout
+    from pipeline.stages.rollout import run_rollout
 
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
@@ -56,7 +57,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Let the teachers score exactly the tokens that the student sampled."""
-    from pipeline.score import run_score
+    from pipeline.stages.score import run_score
 
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
@@ -87,9 +88,9 @@ def train(
     """
     run = load_run(config, overrides)
     if needs_launch(run):
-        launch_learner(run, config, round_index, overrides or [], as_json=as_json)
+        _launch(run, config, round_index, overrides or [], as_json=as_json)
         return
-    from pipeline.train import run_train
+    from pipeline.stages.train import run_train
 
     progress = make_progress(as_json=as_json)
     _report(run, as_json, lambda: [run_train(run, round_index, progress=progress)])
@@ -109,7 +110,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Sample on held-out prompts and grade the responses."""
-    from pipeline.evaluate import baseline_subjects, round_subject, run_eval
+    from pipeline.stages.evaluate import baseline_subjects, round_subject, run_eval
 
     if (round_index is None) != baseline:
         raise typer.BadParameter("give either --round N or --baseline")
@@ -138,7 +139,7 @@ def run_all(
 
 def drive(run: Run, config: str, rounds: int, overrides: list[str], *, as_json: bool) -> None:
     """Run rounds up to a number and report each stage as it ends."""
-    from pipeline.rounds import run_rounds
+    from pipeline.stages.rounds import run_rounds
 
     progress = make_progress(as_json=as_json)
 
@@ -152,16 +153,38 @@ def drive(run: Run, config: str, rounds: int, overrides: list[str], *, as_json: 
 def _train_round(
     run: Run, config: str, index: int, overrides: list[str], *, progress: Progress, as_json: bool
 ) -> StageResult:
-    from pipeline.train import finished_result, run_train
+    from pipeline.stages.train import finished_result, run_train
 
     if not needs_launch(run):
         return run_train(run, index, progress=progress)
     if run.train(index) is None:
-        launch_learner(run, config, index, overrides, as_json=as_json, quiet=True)
+        _launch(run, config, index, overrides, as_json=as_json, quiet=True)
     manifest = run.train(index)
     if manifest is None:
         raise DataError(f"the learner of round {index} ended without a manifest: see its output")
     return finished_result(run, manifest)
+
+
+def _launch(
+    run: Run, config: str, index: int, overrides: list[str], *, as_json: bool, quiet: bool = False
+) -> None:
+    """Train a round in several processes, and end as the main one of them does.
+
+    Args:
+        run: the run.
+        config: its TOML file.
+        index: round to train.
+        overrides: `--set` items to pass on.
+        as_json: pass `--json` on.
+        quiet: drop what the processes print to stdout, unless it is the main one's error.
+    """
+    settings = [word for item in overrides for word in ("--set", item)]
+    arguments = ["-m", "cli.main", "train", "-c", config, "--round", str(index), *settings]
+    done = launch_learner(run, index, [*arguments, "--json"] if as_json else arguments)
+    if done.exit_code or not quiet:
+        print(done.printed, end="", flush=True)
+    if done.exit_code:
+        sys.exit(done.exit_code)
 
 
 def _report(
@@ -172,7 +195,7 @@ def _report(
     whole_run: bool = False,
 ) -> None:
     """Do the work, store how long each part took, and print results as they come."""
-    from pipeline.metrics import record_time
+    from pipeline.runs.reporting import record_time
 
     lines, begin, total = [], time.monotonic(), 0.0
     for result in work():

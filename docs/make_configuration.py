@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from schemas.config import RunConfig
+from schemas.config.run import RunConfig
 
 TARGET = Path(__file__).with_name("configuration.md")
 
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by docs/make_configuration.py from schemas/config.py and the tables it names. -->
+<!-- Written by docs/make_configuration.py from schemas/config/run.py and the tables it names. -->
 
 One TOML file describes a run. `opd config validate -c run.toml` checks it, `opd config show` prints
 it with all defaults, `opd config schema` prints what follows as a JSON schema.

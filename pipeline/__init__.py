@@ -1,1 +1,1 @@
-"""Work of opd: storage, stages, engines and the learner."""
+"""The work of opd, in rooms; README.md has the map, pyproject.toml the directions of imports."""

@@ -44,8 +44,3 @@ def sequence_digest(prompt_ids: ArrayLike, response_ids: ArrayLike) -> str:
     response = np.asarray(response_ids, dtype="<i4")
     head = np.asarray([len(prompt), len(response)], dtype="<i8")
     return sha256(head.tobytes() + prompt.tobytes() + response.tobytes())[:DIGEST_CHARS]
-
-
-def derived_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed that depends on every part and on their order."""
-    return int(sha256(canonical_json(list(parts)).encode())[:16], 16) >> 1

@@ -1,8 +1,10 @@
 """What a teacher's pass keeps of each position: the part of a scorer's identity that shapes it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
+
+from schemas.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,20 @@ class Signal:
         """Return the signal as an identity names it: `k`, and whatever is not off."""
         default = asdict(Signal(self.k))
         return {name: v for name, v in asdict(self).items() if name == "k" or v != default[name]}
+
+
+def signal_for(engine: str, signal: Signal) -> Signal:
+    """Return what an engine can give of a signal, as its identity names it.
+
+    Raises:
+        ConfigError: it lacks something that cannot be left out.
+    """
+    if engine != "server":
+        return signal
+    for name in ("tail_buckets", "candidates", "draws"):
+        if getattr(signal, name) != getattr(Signal(1), name):
+            raise ConfigError(
+                f"{name} needs full logits, which no server gives: set score.engine to 'vllm' or "
+                "'hf'"
+            )
+    return replace(signal, tail="derived", entropy=False)

@@ -23,17 +23,17 @@ import pytest
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
-from pipeline.storage import Storage
-from schemas.config import StorageSection
-from tests.airflowhost import AirflowHome, AirflowRuns
-from tests.faults import FaultProxy
-from tests.runs import Cli, Quickstart, finish, start
-from tests.servers import BUCKET, REGION, S3Account, SeaweedServer, free_port, weed_binary
-from tests.warm import WarmGate
+from pipeline.store.storage import Storage
+from schemas.config.storage import StorageSection
+from tests.support.airflowhost import AirflowHome, AirflowRuns
+from tests.support.faults import FaultProxy
+from tests.support.runs import Cli, Quickstart, finish, start
+from tests.support.servers import BUCKET, REGION, S3Account, SeaweedServer, free_port, weed_binary
+from tests.support.warm import WarmGate
 
 if TYPE_CHECKING:
-    from pipeline.models import ModelSource
-    from tests.servergolden import FakeMaker
+    from pipeline.models.source import ModelSource
+    from tests.support.servergolden import FakeMaker
 
 HYGIENE = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -200,8 +200,8 @@ def _flask_context() -> AbstractContextManager[object]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> "ModelSource":
     """Return a tiny model on disk."""
-    from pipeline.models import ModelSource
-    from tests.tiny import make_model  # imports torch, after HYGIENE has set its threads
+    from pipeline.models.source import ModelSource
+    from tests.support.tiny import make_model  # imports torch, after HYGIENE has set its threads
 
     return ModelSource(str(make_model(tmp_path_factory.mktemp("model"))), None, False)
 
@@ -209,8 +209,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> "ModelSource":
 @pytest.fixture
 def fake() -> "Iterator[FakeMaker]":
     """Return a maker of stand-ins for vLLM's server, with the vocabulary of a tiny model."""
-    from pipeline.addition import VOCABULARY
-    from tests.fakeserver import FakeVllm
+    from pipeline.quickstart.addition import VOCABULARY
+    from tests.support.fakeserver import FakeVllm
 
     made: list[FakeVllm] = []
 
@@ -226,7 +226,7 @@ def fake() -> "Iterator[FakeMaker]":
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tiny run of two rounds that went undisturbed; copy it to change it."""
-    from tests.tiny import write_run  # imports torch, after HYGIENE has set its threads
+    from tests.support.tiny import write_run  # imports torch, after HYGIENE has set its threads
 
     folder = tmp_path_factory.mktemp("finished")
     config = write_run(folder, changes={"train.save_steps": 1})
@@ -238,7 +238,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """Return a copy of the finished run's folder, to be damaged; its root is the copy's own."""
-    from tests.tiny import write_run
+    from tests.support.tiny import write_run
 
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)

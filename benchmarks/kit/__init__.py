@@ -1,0 +1,1 @@
+"""What the benchmarks share: measuring, machines, inputs."""

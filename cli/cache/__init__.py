@@ -1,0 +1,1 @@
+"""`opd cache`: upkeep of teacher caches."""

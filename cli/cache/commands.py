@@ -1,0 +1,298 @@
+"""The cache commands: what the teacher caches of a root hold, and their upkeep."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.cache import reprocess, tables
+from cli.cache.rescore import verify_rescored
+from cli.options import JsonOption, SetOption, open_root, open_store
+from cli.output import make_progress, print_json
+from schemas.errors import ConfigError, DataError, IdentityError
+
+if TYPE_CHECKING:
+    from pipeline.upkeep.garbage import Collection, Garbage
+    from pipeline.upkeep.verify import Verification
+
+app = typer.Typer(
+    help="Look into the teacher caches of a root, check them and clean up.", no_args_is_help=True
+)
+SomeConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", help="TOML file of a run of the root; a path or URL."),
+]
+ScorerArgument = Annotated[
+    str | None,
+    typer.Argument(help="First characters of a scorer's key; default all scorers of the root."),
+]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--root", metavar="URL", help="The root itself, without a configuration."),
+]
+
+
+@app.command("ls")
+def list_(
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the scorers: teacher, codec, size, and the rounds that use them."""
+    from pipeline.upkeep.inventory import list_caches
+
+    storage = open_store(config, root, overrides)
+    entries = list(list_caches(storage))
+    if as_json:
+        print_json({"root": storage.root, "scorers": [asdict(entry) for entry in entries]})
+    else:
+        tables.print_caches(storage.root, entries)
+
+
+@app.command()
+def verify(
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read only so many shards of each, at random.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Fixes which ones --sample and --rescore take.")] = 0,
+    rescore: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Let the teacher score so many stored rows again, and say how far they are."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="NATS", help="With --rescore: most drift of a token."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read committed scores again and name every shard that is damaged, missing or foreign.
+
+    Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer. With
+    --rescore, stored rows are held against the teacher of the configuration instead.
+    """
+    if rescore is not None and root is None and sample is None:
+        verify_rescored(
+            config,
+            overrides,
+            scorer,
+            rows=rescore,
+            seed=seed,
+            tolerance=tolerance,
+            as_json=as_json,
+        )
+    if rescore is not None or tolerance is not None:
+        raise ConfigError("--rescore goes with --config, --seed and --tolerance, without --sample")
+    from pipeline.cache.scorers import find_scorers
+    from pipeline.upkeep.verify import verify_scorer
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    found = [
+        verify_scorer(storage, name, sample=sample, seed=seed, progress=progress)
+        for name in find_scorers(storage, scorer)
+    ]
+    code = _code_of(found)
+    if as_json:
+        scorers = [asdict(one) for one in found]
+        print_json({"root": storage.root, "scorers": scorers, "exit_code": code})
+    else:
+        tables.print_verifications(storage.root, found)
+    raise typer.Exit(code)
+
+
+@app.command()
+def stats(
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show bytes per token, mass, tail and entropy by position, odd values, and stop tokens."""
+    from pipeline.cache.scorers import find_scorers
+    from pipeline.upkeep.stats import cache_figures
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    found = [
+        cache_figures(storage, name, progress=progress) for name in find_scorers(storage, scorer)
+    ]
+    code = DataError.exit_code if any(one.refused for one in found) else 0
+    if as_json:
+        scorers = [asdict(one) for one in found]
+        print_json({"root": storage.root, "scorers": scorers, "exit_code": code})
+    else:
+        for one in found:
+            tables.print_figures(one)
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    to: Annotated[
+        Path,
+        typer.Option(help="A new file, or a new folder, which gets one file for each shard."),
+    ],
+    kind: Annotated[str, typer.Option("--format", help="parquet or jsonl.")],
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a scorer's scores to files that need no opd to be read."""
+    from pipeline.cache.scorers import find_scorer_key
+    from pipeline.upkeep.export import FORMATS, export_scores
+
+    if kind not in FORMATS:
+        raise ConfigError(f"--format is {kind!r}; it can be {' or '.join(FORMATS)}")
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    key = find_scorer_key(storage, scorer)
+    done = export_scores(storage, key, to, kind=kind, progress=progress)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print(f"{done.rows:,} rows, {done.tokens:,} tokens in {done.files} files at {done.path}")
+
+
+@app.command()
+def gc(
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete; without it, only say what would go.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0.0, metavar="HOURS", help="Leave alone what is younger.")
+    ] = 24.0,
+    unused_scorers: Annotated[
+        bool,
+        typer.Option("--unused-scorers", help="Also whole scorers that no run of the root names."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find what no run, commit or index of the root names, and delete it where asked to."""
+    from pipeline.store.writer import writer
+    from pipeline.upkeep.garbage import delete_garbage, find_garbage
+
+    storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
+    limit_s = older_than * 3600
+    found = find_garbage(storage, limit_s=limit_s, progress=progress)
+    todo = found.todo(scorers=unused_scorers)
+    if delete:
+        with writer(storage):
+            todo = delete_garbage(storage, found, todo, limit_s=limit_s, progress=progress)
+    if as_json:
+        print_json({"root": storage.root, "deleted": delete, **collection_json(found, todo)})
+    else:
+        tables.print_collection(storage.root, found, todo, deleted=delete)
+
+
+@app.command()
+def pin(
+    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Protect a scorer's whole cache from gc."""
+    from pipeline.cache.scorers import find_scorer_key
+    from pipeline.upkeep.garbage import pin_scorer_cache
+
+    storage = open_store(config, root, overrides)
+    key = find_scorer_key(storage, scorer)
+    _report_pin(key, pinned=True, changed=pin_scorer_cache(storage, key, note), as_json=as_json)
+
+
+@app.command()
+def unpin(
+    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give up the protection of a scorer's cache."""
+    from pipeline.cache.scorers import find_scorer_key
+    from pipeline.upkeep.garbage import unpin_scorer_cache
+
+    storage = open_store(config, root, overrides)
+    key = find_scorer_key(storage, scorer)
+    _report_pin(key, pinned=False, changed=unpin_scorer_cache(storage, key), as_json=as_json)
+
+
+@app.command()
+def merge(
+    source: Annotated[
+        str, typer.Option("--from-root", metavar="URL", help="Root to copy from; it is only read.")
+    ],
+    scorer: ScorerArgument = None,
+    config: SomeConfigOption = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the scores of another root into this one, without what is there already."""
+    from pipeline.cache.scorers import find_scorers
+    from pipeline.upkeep.merge import merge_scorer
+
+    storage, other = open_store(config, root, overrides, may_be_new=True), open_root(source)
+    progress = make_progress(as_json=as_json)
+    done = [merge_scorer(other, storage, key, progress) for key in find_scorers(other, scorer)]
+    if as_json:
+        print_json({"root": storage.root, "scorers": [asdict(one) for one in done]})
+        return
+    for one in done:
+        print(f"{one.scorer}: {one.units} units, {one.rows:,} rows, {one.tokens:,} tokens copied")
+
+
+app.command("reprocess")(reprocess.reprocess)
+
+
+def _code_of(found: "Sequence[Verification]") -> int:
+    if any(one.damaged or one.missing for one in found):
+        return DataError.exit_code
+    return IdentityError.exit_code if any(one.foreign for one in found) else 0
+
+
+def collection_json(found: "Collection", objects: "Sequence[Garbage]") -> dict[str, Any]:
+    """Return the JSON object of a clean-up.
+
+    Args:
+        found: what was found.
+        objects: what went, or would go.
+    """
+    return {
+        "objects": len(objects),
+        "bytes": sum(one.num_bytes for one in objects),
+        "keys": [one.key for one in objects],
+        "leftovers": [one.name for one in found.leftovers],
+        "young": found.young,
+        "unused_scorers": [
+            {
+                "scorer": one.scorer,
+                "bytes": sum(part.num_bytes for part in one.objects),
+                "young": one.is_young,
+            }
+            for one in found.unused
+        ],
+        "pinned": found.pinned,
+    }
+
+
+def _report_pin(scorer: str, *, pinned: bool, changed: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"scorer": scorer, "pinned": pinned, "changed": changed})
+    else:
+        before = "" if changed else ", as it was"
+        print(f"{scorer} is {'pinned' if pinned else 'not pinned'}{before}")

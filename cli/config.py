@@ -1,0 +1,48 @@
+"""The config commands: show, schema and validate."""
+
+import json
+from typing import Any
+
+import typer
+
+from cli.options import ConfigOption, SetOption
+from cli.output import print_json
+from pipeline.runs.configsource import read_config
+from schemas.config.file import config_fingerprint
+from schemas.config.run import RunConfig
+
+app = typer.Typer(help="Show, describe and check the configuration of a run.", no_args_is_help=True)
+
+
+@app.command()
+def show(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Print the resolved configuration, defaults included, as JSON."""
+    resolved = read_config(config, overrides or ())
+    print(json.dumps(resolved.model_dump(mode="json"), indent=2))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema: every key, its type, unit, default and meaning."""
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def validate(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Check the configuration, and that the models and prompt files it names are there."""
+    from pipeline.engines.installed import require_engine
+    from pipeline.models.source import find_model
+    from pipeline.prompts.files import require_prompt_file
+
+    resolved = read_config(config, overrides or ())
+    for section in (resolved.rollout, resolved.score, resolved.eval):
+        if section is not None:
+            require_engine(section.engine, section.server.urls)
+    models: dict[str, Any] = {"student": resolved.student}
+    models |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
+    found = {key: find_model(resolved, section, key).location for key, section in models.items()}
+    for key in ("train", "eval"):
+        location = getattr(resolved.prompts, key)
+        if location is not None:
+            require_prompt_file(resolved, location, key=f"prompts.{key}")
+    print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": found})

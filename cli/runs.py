@@ -1,0 +1,132 @@
+"""Views of a run: where it stands, what is left of it, and whether to go on."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import ConfigOption, JsonOption, RoundOption, SetOption, load_run
+from cli.output import print_json, print_status, print_table
+
+if TYPE_CHECKING:
+    from pipeline.runs.forecast import Forecast
+
+
+def status(
+    config: ConfigOption,
+    round_index: Annotated[
+        int | None, typer.Option("--round", "-r", min=0, help="Show this round alone.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where every round stands, and what it cost."""
+    from pipeline.runs.status import run_status
+
+    found = run_status(load_run(config, overrides), round_index)
+    if as_json:
+        # the figures of one round stand in the object itself, for programs that take no lists
+        figures = asdict(found.rounds[0]) if round_index is not None and found.rounds else {}
+        print_json({**asdict(found), **figures})
+    else:
+        print_status(found)
+
+
+def plan(
+    config: ConfigOption,
+    round_index: Annotated[
+        int | None,
+        typer.Option("--round", "-r", min=0, help="Plan this round; default all that are left."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds to reach; default run.rounds.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="With --round: calls that share rollout and score.")
+    ] = 1,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="With --round: score with this teacher only; may be repeated."),
+    ] = None,
+    from_round: Annotated[
+        int, typer.Option(min=0, help="With --round: first round that is due.")
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --round: list no calls.")
+    ] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is left to do before it is spent: rows, teacher tokens, bytes, hours.
+
+    With --round the JSON also lists the calls that a scheduler makes for that round.
+    """
+    from pipeline.runs.forecast import forecast
+    from pipeline.runs.status import next_round
+    from pipeline.runs.tasks import round_tasks
+
+    run = load_run(config, overrides)
+    target = rounds or run.config.run.rounds
+    if round_index is None:
+        ahead, tasks = forecast(run, first=next_round(run, target), rounds=target), None
+    else:
+        last = min(round_index + 1, target)
+        ahead = forecast(run, first=round_index, rounds=last)
+        tasks = round_tasks(
+            run,
+            round_index,
+            rounds=range(from_round, target),
+            workers=0 if dry_run else workers,
+            teachers=teacher or (),
+        )
+    if as_json:
+        head = {"stage": "plan", "run": run.name, "round": round_index, "target": target}
+        print_json({**head, **asdict(ahead), **(asdict(tasks) if tasks else {})})
+        return
+    print(f"run {run.name} at {run.storage.root}: {_span(ahead.rounds, target, round_index)}")
+    if tasks is not None and tasks.state != "due":
+        print(f"round {round_index} is {tasks.state}: {tasks.reason}")
+    elif ahead.rounds:
+        _print(ahead)
+
+
+def gate(
+    config: ConfigOption,
+    round_index: RoundOption,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether to go on after a round: go, stop at the target of [gate], or fail (exit 8)."""
+    from pipeline.runs.gate import judge
+
+    run = load_run(config, overrides)
+    verdict = judge(run, round_index)
+    if as_json:
+        head = {"stage": "gate", "run": run.name, "round": round_index}
+        print_json({**head, **asdict(verdict)})
+    else:
+        print(f"{verdict.decision}: {verdict.reason}")
+
+
+def _span(left: int, target: int, round_index: int | None) -> str:
+    if round_index is not None:
+        return f"round {round_index} of {target}"
+    return f"{left} of {target} rounds are left" if left else f"all {target} rounds are done"
+
+
+def _print(ahead: "Forecast") -> None:
+    most = "at most " if ahead.basis == "limits" else ""
+    rows = [
+        ("units of rollout", f"{ahead.units:,}"),
+        ("sequences", f"{ahead.rows:,}"),
+        ("response tokens", f"{most}{ahead.response_tokens:,}"),
+        ("teacher tokens, nothing cached", f"{most}{ahead.teacher_tokens:,}"),
+        ("score shards", f"{most}{ahead.cache_bytes / 2**30:,.3f} GiB"),
+        ("objects of rollout and score", f"about {ahead.objects:,}"),
+    ]
+    rows += [(f"{stage}, hours", f"{s / 3600:,.2f}") for stage, s in ahead.seconds.items()]
+    print_table("", ("what is left", ""), [list(row) for row in rows])
+    if ahead.basis == "limits":
+        print("by prompts.max_tokens and rollout.max_new_tokens; measured once a round is scored")
+    else:
+        print(f"by the rates of {ahead.basis}; hours are summed over its workers")

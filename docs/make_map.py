@@ -1,0 +1,63 @@
+"""Write the map of modules in docs/architecture.md from their first lines.
+
+Usage: python docs/make_map.py [--check]
+
+With --check nothing is written, and the exit status is 1 where the map is out of date.
+"""
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "docs" / "architecture.md"
+PACKAGES = ("schemas", "pipeline", "cli", "airflow_dags", "benchmarks")
+BEGIN = "<!-- Written by docs/make_map.py from the first line of each module. -->\n"
+END = "<!-- The map ends here. -->\n"
+
+
+def render() -> str:
+    """Return the whole page with the map as it should be."""
+    text = TARGET.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + "\n".join(_map()) + "\n" + END + rest.split(END)[1]
+
+
+def _map() -> Iterator[str]:
+    """Yield the lines of the map: a heading and a table for each folder that has modules."""
+    for package in PACKAGES:
+        for folder in sorted({path.parent for path in (ROOT / package).rglob("*.py")}):
+            modules = sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
+            if modules:
+                yield from (f"### `{folder.relative_to(ROOT)}`", "")
+                about = folder / "__init__.py"
+                if about.exists():
+                    yield from (_first_line(about), "")
+                yield from ("| module | |", "|-|-|")
+                yield from (f"| `{path.stem}` | {_first_line(path)} |" for path in modules)
+                yield ""
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    if docstring is None:
+        sys.exit(f"{path.relative_to(ROOT)} has no docstring")
+    return docstring.splitlines()[0]
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
+    text, check = render(), parser.parse_args().check
+    if not check:
+        TARGET.write_text(text, encoding="utf-8")
+    elif TARGET.read_text(encoding="utf-8") != text:
+        sys.exit(f"{TARGET} is out of date: run python docs/make_map.py")
+
+
+if __name__ == "__main__":
+    main()

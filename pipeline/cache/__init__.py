@@ -1,0 +1,1 @@
+"""Scores found by token sequence: one cache per scorer, and its index."""

@@ -1,0 +1,1 @@
+"""Which shard and row hold the scores of a sequence."""

@@ -1,0 +1,106 @@
+"""Compaction of the sequence index: new units become a run, short runs become longer ones.
+
+Promises: any process may do it at any time and die in it; whoever is first makes the next state,
+and nobody deletes what a state that counts may name. Cost: an entry is written again about
+sixteen times per level, and there is one level per factor of sixteen.
+"""
+
+from pipeline.cache.index.entries import shard_table
+from pipeline.cache.index.index import Index, joined_units, newest_state, state_key
+from pipeline.cache.index.segments import CompactedError, keys_of_run, merge_runs, write_run
+from pipeline.store.records import create_record
+from pipeline.store.storage import Storage
+from schemas.keys import commit_key
+from schemas.records.index import IndexRun, IndexState
+
+NEW_UNITS = 16
+"""New units that are merged together."""
+
+
+FIRST_LEVEL_ROWS = 1 << 20
+"""Entries of the first level's run at most."""
+
+
+GROWTH = 16
+"""How many times more the next level's run may hold."""
+
+
+def compact(
+    storage: Storage,
+    index: Index,
+    *,
+    new_units: int = NEW_UNITS,
+    first_level_rows: int = FIRST_LEVEL_ROWS,
+) -> bool:
+    """Merge the new units of an index where there are enough; return whether they were merged.
+
+    Args:
+        storage: the store.
+        index: the index; refreshed by this.
+        new_units: units below which nothing is done.
+        first_level_rows: entries of the first level's run at most.
+    """
+    if len(index.units) < new_units:
+        return False
+    index.refresh()
+    if len(index.units) < new_units:
+        return False
+    for name, unit in index.units.items():  # an entry outlives its unit's chance to commit
+        create_record(storage, commit_key(index.scorer_folder, name), unit.commit)
+    before = index.state
+    written: set[str] = set()
+    try:
+        runs = _merged(storage, index, written, first_level_rows)
+    except CompactedError:
+        _delete(storage, written)
+        return False
+    state = IndexState(number=before.number + 1, runs=tuple(runs))
+    first = storage.create(state_key(index.folder, state.number), state.to_bytes())
+    if not first:
+        _delete(storage, written)
+        return False
+    if newest_state(storage, index.folder) != state.number:
+        return True  # others went on, maybe from here; what is left over, the next merge takes
+    _delete(storage, {f"{index.folder}/new/{name}" for name in index.units})
+    _delete(storage, (written | _keys(before.runs)) - _keys(state.runs))
+    _delete_states_below(storage, index.folder, state.number)
+    index.refresh()
+    return True
+
+
+def _merged(
+    storage: Storage, index: Index, written: set[str], first_level_rows: int
+) -> list[IndexRun | None]:
+    """Return the runs of all levels with the new units among them; note what was written."""
+    entries, shards = joined_units(list(index.units.values()))
+    carried = write_run(storage, index.folder, entries, shard_table(shards))
+    written |= keys_of_run(carried)
+    runs = list(index.state.runs)
+    level = 0
+    while True:
+        if level == len(runs):
+            runs.append(None)
+        older = runs[level]
+        if older is not None:
+            carried = merge_runs(storage, index.folder, older, carried)
+            written |= keys_of_run(carried) - keys_of_run(older)
+        if carried.rows <= first_level_rows * GROWTH**level:
+            runs[level] = carried
+            return runs
+        runs[level] = None
+        level += 1
+
+
+def _keys(runs: tuple[IndexRun | None, ...]) -> set[str]:
+    return {key for run in runs if run is not None for key in keys_of_run(run)}
+
+
+def _delete(storage: Storage, keys: set[str]) -> None:
+    for key in sorted(keys):
+        storage.delete(key)
+
+
+def _delete_states_below(storage: Storage, folder: str, number: int) -> None:
+    for name in storage.names(f"{folder}/states"):
+        if int(name.removesuffix(".json")) < number:
+            storage.delete(f"{folder}/states/{name}")

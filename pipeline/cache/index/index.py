@@ -1,0 +1,215 @@
+"""The sequence index of a scorer: which shard and row hold the scores of a token sequence.
+
+Layout below `cache/<scorer>/index/`: `new/<unit>`, one object per scored unit, written before the
+unit's commit and holding it; `parts/` and `tables/`, the pieces of merged runs;
+`states/<number>.json`, create-only, of which the highest counts. Promises: a look-up reads a
+bounded number of objects, whatever the history; a kill at any moment and any number of writers
+lose no entry. The index is a hint: what it names is verified before it is used.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.cache.index.entries import (
+    ENTRY,
+    Entries,
+    Positions,
+    find,
+    keys_of,
+    sorted_entries,
+    unique_entries,
+)
+from pipeline.cache.index.segments import NOWHERE, CompactedError, find_in_run, read_table
+from pipeline.store.records import find_record
+from pipeline.store.storage import Storage
+from schemas.errors import DataError, StorageError
+from schemas.records.index import IndexRun, IndexState
+from schemas.records.scores import CacheCommit
+from schemas.records.shards import Shard
+
+T = TypeVar("T")
+
+
+PATIENCE = 20
+"""Times that a reading starts anew because the index was compacted meanwhile."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Where the scores of some sequences are.
+
+    Attributes:
+        shards: the shards that hold any.
+        shard: int64 [n], number of the shard of each sequence, -1 where it is not known.
+        row: int64 [n], its row there.
+    """
+
+    shards: list[Shard]
+    shard: Positions
+    row: Positions
+
+
+@dataclass(frozen=True)
+class NewUnit:
+    """A scored unit that is not merged into a run yet; its entries all name its own shard."""
+
+    commit: CacheCommit
+    entries: Entries
+
+
+class Index:
+    """The index of one scorer, as it was at the last refresh."""
+
+    def __init__(self, storage: Storage, scorer_folder: str) -> None:
+        """Name the scorer's cache folder; the first look-up reads."""
+        self._storage, self.scorer_folder = storage, scorer_folder
+        self.folder = f"{scorer_folder}/index"
+        self.units: dict[str, NewUnit] = {}
+        """Units that are not merged yet, by name."""
+        self.state = IndexState(number=0, runs=())
+        """The merged runs."""
+        self._is_read = False
+        self._tables: dict[str, Entries] = {}
+
+    def add(self, commit: CacheCommit, digests: Sequence[str]) -> CacheCommit:
+        """Write down a unit that is about to be committed; return the commit of whoever was first.
+
+        Args:
+            commit: the unit's commit; its shard is stored.
+            digests: sequence digest of each row of the shard.
+        """
+        entries = sorted_entries(keys_of(digests), 0, np.arange(len(digests)))
+        data = commit.to_bytes() + entries.tobytes()
+        unit: NewUnit | None = NewUnit(commit, entries)
+        if not self._storage.create(f"{self.folder}/new/{commit.unit}", data):
+            unit = self._read_unit(commit.unit)
+        if unit is None:  # another process made it, and a third one merged and committed it
+            return commit
+        self.units[commit.unit] = unit
+        return unit.commit
+
+    def refresh(self) -> None:
+        """Learn what other processes did since the last time.
+
+        Raises:
+            DataError: an object of the index is damaged.
+        """
+        self._repeat(lambda: None)
+
+    def lookup(self, digests: Sequence[str]) -> Hits:
+        """Return where the scores of some sequences are, as of the last refresh.
+
+        Raises:
+            DataError: an object of the index is damaged.
+        """
+        return self._repeat(lambda: self._lookup(digests), refresh=not self._is_read)
+
+    def _repeat(self, action: Callable[[], T], *, refresh: bool = True) -> T:
+        for _ in range(PATIENCE):
+            try:
+                if refresh:
+                    self._refresh()
+                return action()
+            except CompactedError:
+                refresh = True
+        raise StorageError(
+            f"{self._storage.url(self.folder)} changed {PATIENCE} times while it was read: other "
+            "processes merge it without end. Run the same command again"
+        )
+
+    def _refresh(self) -> None:
+        # names before the state: what is merged in between is then found twice, not missed
+        names = self._storage.names(f"{self.folder}/new")
+        number = newest_state(self._storage, self.folder)
+        if number != self.state.number:
+            key = state_key(self.folder, number)
+            state = find_record(self._storage, key, IndexState)
+            if state is None:
+                raise CompactedError
+            self.state, self._tables = state, {}
+        units = {name: self.units.get(name) or self._read_unit(name) for name in sorted(names)}
+        self.units = {name: unit for name, unit in units.items() if unit is not None}
+        if len(self.units) < len(units):
+            raise CompactedError
+        self._is_read = True
+
+    def _read_unit(self, name: str) -> NewUnit | None:
+        key = f"{self.folder}/new/{name}"
+        data = self._storage.get(key)
+        return None if data is None else _parse_unit(data, self._storage.url(key))
+
+    def _lookup(self, digests: Sequence[str]) -> Hits:
+        keys = keys_of(digests)
+        order = np.argsort(keys, kind="stable")
+        hits = Hits([], *(np.full(len(keys), -1, dtype=np.int64) for _ in range(2)))
+        new = list(self.units.values())
+        if new:
+            entries, shards = joined_units(new)
+            place = find(entries, keys[order])
+            known = place >= 0
+            hits.shards.extend(shards)
+            _note(hits, order[known], entries[place[known]], 0)
+        for run in self.state.runs:
+            left = order[hits.shard[order] < 0]
+            if run is None or not len(left):
+                continue
+            found = find_in_run(self._storage, run, keys[left])
+            known = found["row"] != NOWHERE
+            if known.any():
+                self._note_run(hits, left[known], found[known], run)
+        return hits
+
+    def _note_run(self, hits: Hits, asked: Positions, found: Entries, run: IndexRun) -> None:
+        if run.table not in self._tables:
+            self._tables[run.table] = read_table(self._storage, run)
+        numbers, found["shard"] = np.unique(found["shard"], return_inverse=True)
+        base = len(hits.shards)
+        hits.shards.extend(self._shard(row) for row in self._tables[run.table][numbers])
+        _note(hits, asked, found, base)
+
+    def _shard(self, row: np.void) -> Shard:
+        digest = row["sha256"].decode()
+        return Shard(
+            key=f"{self.scorer_folder}/data/{digest}.parquet",
+            sha256=digest,
+            bytes=int(row["bytes"]),
+            rows=int(row["rows"]),
+            tokens=int(row["tokens"]),
+        )
+
+
+def joined_units(units: Sequence[NewUnit]) -> tuple[Entries, list[Shard]]:
+    """Return the entries of some units as one sorted array, and the shards that they number."""
+    parts = [unit.entries.copy() for unit in units]
+    for number, part in enumerate(parts):
+        part["shard"] = number
+    return unique_entries(np.concatenate(parts)), [unit.commit.shard for unit in units]
+
+
+def state_key(folder: str, number: int) -> str:
+    """Return the key of a state of the index."""
+    return f"{folder}/states/{number:012d}.json"
+
+
+def newest_state(storage: Storage, folder: str) -> int:
+    """Return the number of the state that counts, 0 before the first."""
+    names = storage.names(f"{folder}/states")
+    return max((int(name.removesuffix(".json")) for name in names), default=0)
+
+
+def _note(hits: Hits, asked: Positions, found: Entries, base: int) -> None:
+    hits.shard[asked], hits.row[asked] = found["shard"].astype(np.int64) + base, found["row"]
+
+
+def _parse_unit(data: bytes, where: str) -> NewUnit:
+    head, _, body = data.partition(b"\n")
+    commit = CacheCommit.from_bytes(head, where=where)
+    if len(body) % ENTRY.itemsize:
+        raise DataError(
+            f"{where} is damaged: {len(body)} bytes of entries, expected a multiple of "
+            f"{ENTRY.itemsize}. Delete it: its unit is scored again"
+        )
+    return NewUnit(commit, np.frombuffer(body, dtype=ENTRY))

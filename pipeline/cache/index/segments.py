@@ -1,0 +1,187 @@
+"""Runs of the sequence index: sorted entries in immutable parts, and a table of their shards.
+
+Promises: memory is bounded by a few parts, whatever the length of a run; parts have names of their
+own, so that whoever writes one is the only one that may delete it.
+"""
+
+import uuid
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.cache.index.entries import (
+    ENTRY,
+    SHARD,
+    Entries,
+    Keys,
+    Windows,
+    find,
+    joined,
+    unique_entries,
+    windows,
+)
+from pipeline.store.storage import Storage
+from schemas.errors import DataError
+from schemas.records.index import IndexPart, IndexRun
+
+PART_ROWS = 1 << 17
+"""Entries of a part: 2 MB."""
+
+
+GAP = 4096
+"""Entries between two windows that are read along: 64 KB, cheaper than another request."""
+
+
+BATCH = 1 << 20
+"""Entries that a look-up holds at once, about: 16 MB."""
+
+
+NOWHERE = np.iinfo(np.uint32).max
+"""Row of an entry that was not found."""
+
+
+class CompactedError(Exception):
+    """An object of the index is gone: newer ones stand in its place."""
+
+
+def find_in_run(storage: Storage, run: IndexRun, keys: Keys) -> Entries:
+    """Return the entry of each sorted key in a run; its row is `NOWHERE` where there is none.
+
+    Raises:
+        CompactedError: the run was replaced.
+    """
+    found = np.zeros(len(keys), dtype=ENTRY)
+    found["row"] = NOWHERE
+    first = np.array([part.first for part in run.parts], dtype="<u8")
+    last = np.array([part.last for part in run.parts], dtype="<u8")
+    rows = np.array([part.rows for part in run.parts], dtype=np.int64)
+    looked = windows(keys, first, last, rows)
+    asked = np.flatnonzero(looked.stop > looked.start)
+    if not len(asked):
+        return found
+    reads, read_of_key = joined(looked.take(asked), GAP)
+    batch = np.cumsum(reads.stop - reads.start) // BATCH
+    for number in np.unique(batch):
+        entries = _read(storage, run, reads.take(np.flatnonzero(batch == number)))
+        mine = asked[batch[read_of_key] == number]
+        place = find(entries, keys[mine])
+        known = place >= 0
+        found[mine[known]] = entries[place[known]]
+    return found
+
+
+def read_table(storage: Storage, run: IndexRun) -> Entries:
+    """Return the shards that a run's entries name, as an array of `SHARD`.
+
+    Raises:
+        CompactedError: the run was replaced.
+    """
+    return _parse(storage, run.table, storage.get(run.table), SHARD)
+
+
+def write_run(storage: Storage, folder: str, entries: Entries, table: Entries) -> IndexRun:
+    """Write sorted entries as a run.
+
+    Args:
+        storage: the store.
+        folder: the index's folder.
+        entries: array of `ENTRY`, sorted, no key twice.
+        table: the shards that they number, an array of `SHARD`.
+    """
+    return IndexRun(
+        parts=tuple(_write_parts(storage, folder, entries)),
+        table=_write(storage, folder, "tables", table),
+    )
+
+
+def merge_runs(storage: Storage, folder: str, older: IndexRun, newer: IndexRun) -> IndexRun:
+    """Write a run that holds the entries of two; of equal keys the newer one's stay.
+
+    Parts of the older run into which no key falls are taken over as they are.
+
+    Raises:
+        CompactedError: one of the runs was replaced.
+    """
+    tables = read_table(storage, older), read_table(storage, newer)
+    parts: list[IndexPart] = []
+    starts = [0, *(part.first for part in older.parts[1:]), 1 << 64]
+    source = _Slices(storage, newer)
+    for part, start, stop in zip(older.parts, starts, starts[1:], strict=False):
+        entries = source.between(start, stop)
+        if not len(entries):
+            parts.append(part)
+            continue
+        entries["shard"] += len(tables[0])
+        both = np.concatenate([entries, _read_part(storage, part)])
+        parts.extend(_write_parts(storage, folder, unique_entries(both)))
+    table = _write(storage, folder, "tables", np.concatenate(tables))
+    return IndexRun(parts=tuple(parts), table=table)
+
+
+def keys_of_run(run: IndexRun) -> set[str]:
+    """Return the keys of the objects that a run consists of."""
+    return {run.table, *(part.key for part in run.parts)}
+
+
+class _Slices:
+    """Entries of a run by key, read part by part in rising order."""
+
+    def __init__(self, storage: Storage, run: IndexRun) -> None:
+        self._storage, self._left = storage, list(run.parts)
+        self._held = np.zeros(0, dtype=ENTRY)
+
+    def between(self, start: int, stop: int) -> Entries:
+        """Return a copy of the entries with start ≤ key < stop, each at most once."""
+        pieces = [self._held]
+        while self._left and self._left[0].first < stop:
+            pieces.append(_read_part(self._storage, self._left.pop(0)))
+        held = np.concatenate(pieces)
+        low, high = (
+            len(held) if bound >= 1 << 64 else np.searchsorted(held["key"], np.uint64(bound))
+            for bound in (start, stop)
+        )
+        self._held = held[high:]
+        return held[low:high].copy()
+
+
+def _write_parts(storage: Storage, folder: str, entries: Entries) -> Iterator[IndexPart]:
+    for piece in np.array_split(entries, -(-len(entries) // PART_ROWS)):
+        yield IndexPart(
+            key=_write(storage, folder, "parts", piece),
+            rows=len(piece),
+            first=int(piece["key"][0]),
+            last=int(piece["key"][-1]),
+        )
+
+
+def _write(storage: Storage, folder: str, kind: str, array: Entries) -> str:
+    key = f"{folder}/{kind}/{uuid.uuid4().hex}"
+    storage.put(key, array.tobytes())
+    return key
+
+
+def _read_part(storage: Storage, part: IndexPart) -> Entries:
+    return _parse(storage, part.key, storage.get(part.key), ENTRY)
+
+
+def _read(storage: Storage, run: IndexRun, reads: Windows) -> Entries:
+    size = ENTRY.itemsize
+    bounds: Sequence[list[int]] = np.stack([reads.start * size, reads.stop * size]).T.tolist()
+    ranges = [
+        (run.parts[part].key, start, stop)
+        for part, (start, stop) in zip(reads.part.tolist(), bounds, strict=True)
+    ]
+    blocks = storage.read_ranges(ranges)
+    return _parse(storage, run.table, None if blocks is None else b"".join(blocks), ENTRY)
+
+
+def _parse(storage: Storage, key: str, data: bytes | None, kind: np.dtype) -> Entries:
+    if data is None:
+        raise CompactedError
+    if len(data) % kind.itemsize:
+        raise DataError(
+            f"{storage.url(key)} is damaged: {len(data)} bytes, expected a multiple of "
+            f"{kind.itemsize}. Delete the scorer's folder `index`: units that are scored already "
+            "stay so, only single rows of other units are not found any more"
+        )
+    return np.frombuffer(data, dtype=kind)

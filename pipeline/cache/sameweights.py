@@ -1,0 +1,94 @@
+"""Siblings of a scorer: the same weights under another engine, version, dtype or codec.
+
+Promises: only a scorer whose own identity says `same-weights` has siblings; finding them reads one
+small object per scorer of the root, whatever they hold; their caches are read, never written.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.cache.scorecache import ScoreCache
+from pipeline.store.records import read_records
+from pipeline.store.storage import Storage
+from schemas.errors import DataError
+from schemas.keys import scorer_folder
+from schemas.records.scores import ScorerIdentity
+
+MAY_DIFFER = ("engine", "engine_version", "dtype", "codec", "reuse")
+"""Fields of an identity that do not change which weights answered which question."""
+
+
+def find_siblings(
+    storage: Storage, mine: ScorerIdentity, note: Callable[[str], None]
+) -> list[ScoreCache]:
+    """Return the caches whose rows may stand for a scorer's own, the most alike first.
+
+    Args:
+        storage: the root's store.
+        mine: whose siblings they are; without any unless its identity says `same-weights`.
+        note: told of scorers that cannot be read.
+    """
+    if mine.reuse != "same-weights":
+        return []
+    keys = sorted(storage.folders("cache") - {mine.key})
+    places = [f"{scorer_folder(key)}/scorer.json" for key in keys]
+    found = []
+    for place, identity in read_records(storage, places, ScorerIdentity):
+        if isinstance(identity, DataError):
+            note(f"its scores are not looked at: {identity}")
+        elif place == f"{scorer_folder(identity.key)}/scorer.json" and are_siblings(mine, identity):
+            found.append(identity)
+    found.sort(key=lambda one: (len(_differences(mine, one)), one.key))
+    return [ScoreCache(storage, one, note) for one in found]
+
+
+def are_siblings(mine: ScorerIdentity, other: ScorerIdentity) -> bool:
+    """Return whether two scorers are the same weights asked the same question."""
+    return _differences(mine, other).issubset(MAY_DIFFER)
+
+
+def borrow(
+    siblings: Sequence[ScoreCache], digests: Sequence[str], note: Callable[[str], None]
+) -> dict[str, pa.Table]:
+    """Return the rows that siblings have of some distinct sequences, by the sibling's key.
+
+    Args:
+        siblings: the caches, in the order in which they are asked.
+        digests: sequence digests, none of them twice.
+        note: told of caches that cannot be used.
+    """
+    found, left = dict[str, pa.Table](), list(digests)
+    for sibling in siblings:
+        if not left:
+            break
+        try:
+            table = sibling.known(left)
+        except DataError as error:
+            note(f"its scores are not used: {error}")
+            continue
+        if table.num_rows:
+            found[sibling.scorer] = table
+            left = unknown(left, table)
+    return found
+
+
+def unknown(digests: Sequence[str], table: pa.Table) -> list[str]:
+    """Return the digests that a score table does not have, in order."""
+    known = set(table.column("sequence_digest").to_pylist())
+    return [digest for digest in digests if digest not in known]
+
+
+def rows_of_each(rows: pa.Table, found: dict[str, pa.Table]) -> dict[str, int]:
+    """Return how many rows of a unit each sibling's scores stand for."""
+    digests = rows.column("sequence_digest")
+    return {
+        scorer: int(pc.sum(pc.is_in(digests, value_set=table.column("sequence_digest"))).as_py())
+        for scorer, table in found.items()
+    }
+
+
+def _differences(mine: ScorerIdentity, other: ScorerIdentity) -> set[str]:
+    names = ScorerIdentity.model_fields
+    return {name for name in names if getattr(mine, name) != getattr(other, name)}

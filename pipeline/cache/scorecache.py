@@ -1,0 +1,150 @@
+"""The teacher cache of one scorer: scores found by token sequence, and new ones made visible.
+
+Promises: what is returned was verified, whole digest included; a damaged shard costs only its
+reuse; a unit is written down in the index before it is committed, so that a kill in between loses
+neither. Must not: load a teacher.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.cache.index.compaction import compact
+from pipeline.cache.index.index import Index
+from pipeline.shards.scores import pinned_renumbering, read_scores, write_scores
+from pipeline.store.commit import content_shard
+from pipeline.store.records import create_record, find_record
+from pipeline.store.storage import Storage
+from schemas.columns import list_lengths
+from schemas.errors import DataError, IdentityError
+from schemas.keys import commit_key, scorer_folder
+from schemas.records.scores import CacheCommit, ScorerIdentity
+from schemas.records.shards import Shard
+from schemas.tables import SCORES
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the scores of a new unit come from."""
+
+    paid_by: str
+    """Run and round whose teacher pass this was."""
+    teacher_tokens: int
+    """Tokens that the teacher read for it."""
+    reused_rows: int
+    """Rows that were in the root before."""
+    sibling_rows: Mapping[str, int] = field(default_factory=dict)
+    """Those of them that other scorers of the same weights had, by scorer."""
+
+
+class ScoreCache:
+    """The scores of one scorer in a root."""
+
+    def __init__(
+        self, storage: Storage, identity: ScorerIdentity, note: Callable[[str], None]
+    ) -> None:
+        """Name the cache; nothing is read yet.
+
+        Args:
+            storage: the store.
+            identity: whose scores they are.
+            note: told of shards that cannot be used.
+        """
+        self._storage, self._identity, self._note = storage, identity, note
+        self._folder = scorer_folder(identity.key)
+        self._index = Index(storage, self._folder)
+
+    @property
+    def scorer(self) -> str:
+        """Key of the scorer."""
+        return self._identity.key
+
+    def unit(self, digest: str) -> CacheCommit | None:
+        """Return the commit of a unit with exactly these sequences, if it was scored before.
+
+        A unit that was killed between its index entry and its commit is committed here.
+
+        Args:
+            digest: digest of the unit's sequence digests, in order.
+        """
+        key = commit_key(self._folder, digest)
+        commit = find_record(self._storage, key, CacheCommit)
+        if commit is not None:
+            return commit
+        self._index.refresh()
+        unit = self._index.units.get(digest)
+        return None if unit is None else create_record(self._storage, key, unit.commit)
+
+    def known(self, digests: Sequence[str]) -> pa.Table:
+        """Return the stored scores of some distinct sequences, in any order, without the unknown.
+
+        Args:
+            digests: sequence digests, none of them twice.
+        """
+        hits = self._index.lookup(digests)
+        asked = np.array(digests, dtype=object)
+        tables = [SCORES.empty_table()]
+        for number in np.unique(hits.shard[hits.shard >= 0]).tolist():
+            mine = np.flatnonzero(hits.shard == number)
+            found = self._rows(hits.shards[number], hits.row[mine])
+            if found is not None:
+                same = np.array(found.column("sequence_digest").to_pylist(), object) == asked[mine]
+                tables.append(found.filter(pa.array(same)))
+        return pa.concat_tables(tables)
+
+    def publish(self, digest: str, table: pa.Table, origin: Origin) -> CacheCommit:
+        """Store a unit's scores, index them and commit them; return the commit that stands.
+
+        Args:
+            digest: digest of the unit's sequence digests, in order.
+            table: its scores.
+            origin: where they come from.
+        """
+        storage, folder = self._storage, self._folder
+        renumbering = pinned_renumbering(storage, self._identity, table)
+        data = write_scores(table, self._identity, renumbering=renumbering)
+        tokens = int(list_lengths(table, "token_logprob").sum())
+        shard = content_shard(f"{folder}/data", data, rows=table.num_rows, tokens=tokens)
+        commit = CacheCommit(
+            unit=digest,
+            shard=shard,
+            fingerprint=self.scorer,
+            attempt=uuid.uuid4().hex,
+            paid_by=origin.paid_by,
+            teacher_tokens=origin.teacher_tokens,
+            reused_rows=origin.reused_rows,
+            sibling_rows=dict(origin.sibling_rows),
+        )
+        return adopt_unit(
+            storage, self._index, commit, data, table.column("sequence_digest").to_pylist()
+        )
+
+    def _rows(self, shard: Shard, rows: np.ndarray) -> pa.Table | None:
+        try:
+            table = read_scores(self._storage, shard, scorer=self.scorer)
+        except (DataError, IdentityError) as error:
+            self._note(f"its rows are scored again: {error}")
+            return None
+        return table.take(pa.array(np.minimum(rows, table.num_rows - 1)))
+
+
+def adopt_unit(
+    storage: Storage, index: Index, commit: CacheCommit, data: bytes, digests: Sequence[str]
+) -> CacheCommit:
+    """Store a unit's shard, write it down in the scorer's index, commit it; return what stands.
+
+    Args:
+        storage: the store.
+        index: the scorer's index.
+        commit: the unit's commit.
+        data: bytes of its shard.
+        digests: sequence digest of each row.
+    """
+    storage.put(commit.shard.key, data)
+    commit = index.add(commit, digests)
+    commit = create_record(storage, commit_key(index.scorer_folder, commit.unit), commit)
+    compact(storage, index)
+    return commit

@@ -1,0 +1,91 @@
+"""Scorers of a root: found by name or key, and put into words."""
+
+from pipeline.store.records import find_record, read_record
+from pipeline.store.storage import Storage
+from schemas.errors import ConfigError, IdentityError
+from schemas.keys import name_key, scorer_folder
+from schemas.records.scores import ScorerIdentity, ScorerName
+
+SHORT = 8
+"""Characters of a scorer's key that people are shown."""
+
+
+def find_scorers(storage: Storage, start: str | None) -> list[str]:
+    """Return the scorers of a root whose key begins with some characters; all without any.
+
+    Raises:
+        ConfigError: the root has no scorer, or none or several keys begin so.
+    """
+    known = sorted(storage.folders("cache"))
+    found = [name for name in known if name.startswith(start or "")]
+    if not found or (start is not None and len(found) > 1):
+        listed = ", ".join(known) or "none"
+        raise ConfigError(
+            f"{storage.url('cache')}: {len(found)} scorers have a key that begins with "
+            f"{start or ''!r}, expected one; scorers there: {listed}"
+        )
+    return found
+
+
+def find_scorer_key(storage: Storage, start: str) -> str:
+    """Return the one scorer of a root whose key begins with some characters.
+
+    Raises:
+        ConfigError: none or several keys begin so.
+    """
+    return find_scorers(storage, start)[0]
+
+
+def find_identity(storage: Storage, scorer: str) -> ScorerIdentity | None:
+    """Return the identity that a scorer's cache describes, or None where it has none."""
+    return find_record(storage, f"{scorer_folder(scorer)}/scorer.json", ScorerIdentity)
+
+
+def teacher_words(identity: ScorerIdentity) -> str:
+    """Return a scorer's teacher in words: its place on the hub, or the digest of its weights."""
+    model = identity.model
+    if "hub" in model:
+        name = f"{model['hub']}@{str(model.get('revision'))[:SHORT]}"
+    elif "mixture" in model:
+        name = f"mixture of {len(model['mixture'])}"
+    else:
+        name = f"weights {str(model.get('weights'))[:SHORT]}"
+    origin = ", ".join(key[:SHORT] for key in identity.lineage)
+    made = f"made from {origin}" if origin else f"{identity.engine} {identity.engine_version}"
+    reuse = "" if identity.reuse == "exact" else f", {identity.reuse}"
+    return f"{name}, {identity.dtype}, {made}{reuse}"
+
+
+def stored_scorer(storage: Storage, name: str) -> ScorerIdentity:
+    """Return the identity of a scorer of a root, checked against its key.
+
+    Args:
+        storage: the root's store.
+        name: its key or its name.
+
+    Raises:
+        ConfigError: there is no such scorer.
+        IdentityError: its description was changed.
+    """
+    key, identity = find_named(storage, name)
+    if identity.key != key:
+        raise IdentityError(
+            f"{storage.url(scorer_folder(key))} should hold scorer {key}, but its scorer.json "
+            f"describes {identity.key}: it was changed"
+        )
+    return identity
+
+
+def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
+    """Return key and identity of a scorer of a root.
+
+    Args:
+        storage: the root's store.
+        name: its name, or the first characters of its key.
+
+    Raises:
+        ConfigError: there is no such scorer.
+    """
+    named = find_record(storage, name_key(name), ScorerName)
+    key = find_scorer_key(storage, name) if named is None else named.scorer
+    return key, read_record(storage, f"{scorer_folder(key)}/scorer.json", ScorerIdentity)

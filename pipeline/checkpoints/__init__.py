@@ -1,0 +1,1 @@
+"""Students in the store: published whole, opened verified."""

@@ -1,0 +1,84 @@
+"""Publication of a checkpoint: two attempts never mix, and the manifest comes last."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.checkpoints.claim import deciding_file, manifest_within, with_manifest
+from pipeline.models.adapters import adapter_settings, settings_digest
+from pipeline.runs.run import Run
+from pipeline.store.records import create_record
+from pipeline.store.storage import file_sha256
+from schemas.fingerprint import fingerprint
+from schemas.records.shards import Shard
+from schemas.records.training import CheckpointManifest
+
+if TYPE_CHECKING:
+    pass
+
+
+def publish_checkpoint(
+    run: Run,
+    index: int | None,
+    folder: Path,
+    *,
+    origin: dict[str, Any],
+    state: str | None,
+    base: CheckpointManifest | None = None,
+) -> CheckpointManifest:
+    """Make a folder the checkpoint of a number, or return the one that stands.
+
+    Args:
+        run: the run.
+        index: number of the checkpoint; None for the base of the run's adapters.
+        folder: what `export_folder` or `lora.write_adapter` wrote.
+        origin: where the weights come from.
+        state: key of the learner's state, if any.
+        base: what the folder's adapter belongs to.
+    """
+    name, storage = deciding_file(folder), run.storage
+    key = f"{run.checkpoint_folder(index)}/{name}"
+    data = storage.get(key)
+    if data is None:  # where one stands its files are whole, and must not be written again
+        begun = CheckpointManifest(
+            index=index,
+            policy_version="",
+            origin=origin,
+            state=state,
+            files={},
+            base=None if base is None else base.policy_version,
+        )
+        data = _upload(run, begun, folder)
+    text = manifest_within(data)
+    manifest = CheckpointManifest.from_bytes(text.encode(), where=storage.url(key))
+    whole = {**manifest.files, name: _shard(key, data)}
+    manifest = manifest.model_copy(update={"files": whole})
+    return create_record(storage, f"{run.checkpoint_folder(index)}/manifest.json", manifest)
+
+
+def _upload(run: Run, begun: CheckpointManifest, folder: Path) -> bytes:
+    """Write a folder's files and last, create-only, the one that decides; return what stands."""
+    prefix, storage, last = run.checkpoint_folder(begun.index), run.storage, deciding_file(folder)
+    names = sorted(path.name for path in folder.iterdir() if path.name != last)
+    files = {name: storage.upload(f"{prefix}/{name}", folder / name) for name in names}
+    version = _policy_version(folder, files, begun.base)
+    manifest = begun.model_copy(update={"files": files, "policy_version": version})
+    data = with_manifest(folder / last, manifest.model_dump_json())
+    if storage.create(f"{prefix}/{last}", data):
+        return data
+    return storage.get(f"{prefix}/{last}") or b""
+
+
+def _policy_version(folder: Path, files: dict[str, Shard], base: str | None) -> str:
+    if base is not None:  # not where the base lies, nor who made the adapter
+        digest = file_sha256(folder / deciding_file(folder))
+        settings = settings_digest(adapter_settings(folder))
+        return fingerprint({"adapter": digest, "settings": settings, "base": base})
+    weights = sorted(s.sha256 for name, s in files.items() if name.endswith(".safetensors"))
+    return fingerprint({"weights": weights, "config": files["config.json"].sha256})
+
+
+def _shard(key: str, data: bytes) -> Shard:
+    import hashlib
+
+    digest = hashlib.sha256(data).hexdigest()
+    return Shard(key=key, sha256=digest, bytes=len(data), rows=0, tokens=0)

@@ -1,0 +1,90 @@
+"""The student as it came: imported once into the run as checkpoint 0.
+
+With `train.lora`, that is an adapter, and the model that it belongs to is kept once beside it.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.checkpoints.folder import export_folder
+from pipeline.checkpoints.publishing import publish_checkpoint
+from pipeline.models.adapters import adapter_settings
+from pipeline.models.loading import load_model
+from pipeline.models.lora import (
+    check_continued,
+    check_targets,
+    new_adapter,
+    read_adapter,
+    write_adapter,
+)
+from pipeline.models.source import ModelSource, find_model, model_identity
+from pipeline.models.tokenizer import model_tokenizer
+from pipeline.runs.run import Run
+from schemas.config.train import LoraSection
+from schemas.errors import ConfigError
+from schemas.randomness import derived_seed
+from schemas.records.training import CheckpointManifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def policy_of_round(run: Run, round_index: int) -> CheckpointManifest:
+    """Return the checkpoint that samples in a round; round 0 imports the student first.
+
+    Raises:
+        ConfigError: the round before has not been trained, or the student cannot be read.
+    """
+    found = run.checkpoint(round_index)
+    if found is not None:
+        return found
+    if round_index == 0:
+        return _import_student(run)
+    raise ConfigError(
+        f"round {round_index} needs checkpoint {round_index:04d}, which round {round_index - 1} "
+        f"has not trained yet: run `opd train --round {round_index - 1}` first, or `opd run` for "
+        "everything in order"
+    )
+
+
+def _import_student(run: Run) -> CheckpointManifest:
+    section, lora = run.config.student, run.config.train.lora
+    source = find_model(run.config, section, "student")
+    tokenizer = model_tokenizer(source)
+    whole = source if lora is None else source.whole
+    model, origin = load_model(whole, dtype=section.dtype, device="cpu"), model_identity(source)
+    if lora is None:
+        return _publish(run, 0, model, tokenizer, origin)
+    if source.base is None:
+        check_targets(model, lora)
+    else:
+        check_continued(Path(source.location), lora, model)
+    base = _publish(run, None, model, tokenizer, origin if source.base is None else origin["base"])
+    with tempfile.TemporaryDirectory(prefix="opd-student-") as name:
+        settings, weights = _first_adapter(run, lora, source, model)
+        write_adapter(Path(name), settings, weights, tokenizer)
+        return publish_checkpoint(run, 0, Path(name), origin=origin, state=None, base=base)
+
+
+def _publish(
+    run: Run, index: int | None, model: "PreTrainedModel", tokenizer: Any, origin: dict[str, Any]
+) -> CheckpointManifest:
+    with tempfile.TemporaryDirectory(prefix="opd-student-") as name:
+        export_folder(model, tokenizer, model.state_dict(), Path(name))
+        return publish_checkpoint(run, index, Path(name), origin=origin, state=None)
+
+
+def _first_adapter(
+    run: Run, lora: LoraSection, source: ModelSource, model: "PreTrainedModel"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return settings and weights of the adapter that training starts from."""
+    base = {
+        "base_model_name_or_path": source.whole.location,
+        "revision": source.whole.revision,
+    }
+    if source.base is None:
+        seed = derived_seed("lora", run.config.run.seed)
+        return new_adapter(model, lora, seed=seed, base=base)
+    folder = Path(source.location)
+    return adapter_settings(folder) | base, read_adapter(folder)

@@ -1,0 +1,1 @@
+"""What could waste GPU hours, looked for before they are spent."""

@@ -1,0 +1,178 @@
+"""What `opd doctor` looks at before GPU hours are spent: each thing alone, none ends the others.
+
+Promises: nothing of a run is written but the probe of its store, which is deleted, and a drift
+record where one is asked for.
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Literal
+
+from pipeline.engines.installed import require_engine
+from pipeline.engines.processes import find_orphans
+from pipeline.models.source import ModelSource, find_model, load_settings
+from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
+from pipeline.models.tokenizeridentity import check_same_tokenizer
+from pipeline.prompts.files import require_prompt_file
+from pipeline.runs.run import SOFTWARE, Run
+from pipeline.store.writer import honours_create
+from schemas.errors import ConfigError, IdentityError, OpdError
+
+State = Literal["ok", "warning", "failed"]
+
+
+GIB = 1 << 30
+
+
+FREE_SHARE = 0.8
+"""Share of a GPU's memory that should be free before anything starts."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look found."""
+
+    name: str
+    state: State
+    words: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+    """Exit code of the error that it is; 0 where it is none."""
+
+
+Look = Callable[[], Finding]
+
+
+def examine(run: Run) -> Iterator[Finding]:
+    """Yield what is found without loading a model's weights."""
+    yield looked("versions", _versions)
+    yield looked("store", lambda: _store(run))
+    yield looked("engines", lambda: _engines(run))
+    yield looked("orphans", _orphans)
+    yield looked("gpus", _gpus)
+    yield looked("prompts", lambda: _prompts(run))
+    yield looked("student", lambda: _student(run))
+    for name in run.config.teachers:
+        yield looked(f"teacher {name}", lambda name=name: _teacher(run, name))  # type: ignore[misc]
+
+
+def looked(name: str, look: Look) -> Finding:
+    """Return what a look finds; an error becomes a finding."""
+    try:
+        return look()
+    except OpdError as error:
+        return Finding(name, "failed", str(error), exit_code=error.exit_code)
+
+
+def student_source(run: Run) -> ModelSource:
+    """Return where the student of the configuration is."""
+    return find_model(run.config, run.config.student, "student")
+
+
+def _versions() -> Finding:
+    found = {"python": platform.python_version()}
+    for name in SOFTWARE:
+        for package in (name, f"{name}-cpu"):
+            try:
+                found[name] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue
+    return Finding("versions", "ok", ", ".join(f"{n} {v}" for n, v in found.items()), found)
+
+
+def _store(run: Run) -> Finding:
+    storage = run.storage
+    if honours_create(storage):
+        return Finding("store", "ok", f"{storage.root} honours create-only writes")
+    return Finding(
+        "store",
+        "warning",
+        f"{storage.root} ignores create-only writes (If-None-Match): it takes one writer at a time",
+    )
+
+
+def _engines(run: Run) -> Finding:
+    config = run.config
+    stages = {"rollout": config.rollout, "score": config.score, "eval": config.eval}
+    used = {stage: section for stage, section in stages.items() if section is not None}
+    for section in used.values():
+        require_engine(section.engine, section.server.urls)
+    named = {stage: section.engine for stage, section in used.items()}
+    words = ", ".join(f"{stage} {engine}" for stage, engine in named.items())
+    return Finding("engines", "ok", f"{words}: installed", named)
+
+
+def _orphans() -> Finding:
+    found = find_orphans()
+    if not found:
+        return Finding("orphans", "ok", "no engine has outlived its stage")
+    each = [f"{o.pid} ({o.command}, {o.memory_bytes / GIB:.1f} GiB, of {o.owner})" for o in found]
+    pids = [orphan.pid for orphan in found]
+    return Finding(
+        "orphans",
+        "warning",
+        f"engine processes whose stage is gone: {'; '.join(each)}. End them with: "
+        f"kill -9 {' '.join(map(str, pids))}",
+        {"pids": pids},
+    )
+
+
+def _gpus() -> Finding:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        return Finding("gpus", "ok", "none: models run on the CPU", {"count": 0})
+    memory = [torch.cuda.mem_get_info(index) for index in range(count)]
+    words = [
+        f"{index}: {free / GIB:.0f} of {total / GIB:.0f} GiB free"
+        for index, (free, total) in enumerate(memory)
+    ]
+    taken = any(free < FREE_SHARE * total for free, total in memory)
+    figures = {"count": count, "free_bytes": [free for free, _ in memory]}
+    return Finding("gpus", "warning" if taken else "ok", "; ".join(words), figures)
+
+
+def _prompts(run: Run) -> Finding:
+    found = []
+    for key in ("train", "eval"):
+        location = getattr(run.config.prompts, key)
+        if location is not None:
+            found.append(require_prompt_file(run.config, location, key=f"prompts.{key}").location)
+    return Finding("prompts", "ok", ", ".join(found))
+
+
+def _student(run: Run) -> Finding:
+    source = student_source(run)
+    return _fitting("student", source, load_settings(source), run, spare=0)
+
+
+def _teacher(run: Run, name: str) -> Finding:
+    section, label = run.config.teachers[name], f"teacher {name}"
+    if section.scores is not None:
+        return Finding(label, "ok", f"stored scores of {section.scores}; the model is not used")
+    source = find_model(run.config, section, f"teachers.{name}")
+    ours, theirs = (model_tokenizer(one) for one in (student_source(run), source))
+    check_same_tokenizer(ours, theirs, teacher_name=name, mode=section.tokenizer_check)
+    student = load_settings(student_source(run)).vocab_size
+    if vocabulary_size(theirs) > student:
+        raise IdentityError(
+            f"the tokenizer of teachers.{name} has {vocabulary_size(theirs)} ids, but the "
+            f"student's vocabulary has {student}: the student cannot learn the rest"
+        )
+    return _fitting(label, source, load_settings(source), run, spare=1)
+
+
+def _fitting(label: str, source: ModelSource, settings: Any, run: Run, *, spare: int) -> Finding:
+    """Return that the longest sequence fits a model, and a place more where it scores."""
+    needed = run.config.prompts.max_tokens + run.config.rollout.max_new_tokens + spare
+    held = getattr(settings, "max_position_embeddings", None)
+    if held is not None and held < needed:
+        raise ConfigError(
+            f"{label} holds {held} tokens, but prompts.max_tokens + rollout.max_new_tokens"
+            f"{' + 1' if spare else ''} = {needed}: lower one of them"
+        )
+    words = f"{source.location}: {settings.vocab_size} ids, {held} tokens, {needed} needed"
+    return Finding(label, "ok", words, {"context": held, "needed": needed})

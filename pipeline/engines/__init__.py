@@ -1,0 +1,1 @@
+"""What runs a model: one seam, three engines. Token ids in, token ids and numbers out."""

@@ -1,0 +1,1 @@
+"""The engine `hf`: transformers, the reference."""

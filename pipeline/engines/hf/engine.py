@@ -1,0 +1,278 @@
+"""The `hf` engine: transformers on CPU or GPU, the reference that other engines are held against.
+
+Promises: full-vocabulary logits exist for `logit_chunk_tokens` positions at most; rows are batched
+by length under a token budget. Shapes: B rows, T tokens, V vocabulary.
+"""
+
+import gc
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.engines.engine import Sample, Sampling
+from pipeline.engines.hf.sampling import draw, processed_logprobs
+from pipeline.engines.hf.textends import BatchReading
+from pipeline.engines.installed import engine_version
+from pipeline.engines.memory import capacity
+from pipeline.models.head import check_head, head_of
+from pipeline.models.loading import load_model
+from pipeline.models.padding import length_batches, padded, response_positions
+from pipeline.models.source import ModelSource
+from pipeline.models.stopstrings import stop_strings_of
+from pipeline.scores.scores import Scores
+from pipeline.scores.signals import score_signals
+from schemas.columns import Ids
+from schemas.config.engines import EngineSection
+from schemas.errors import ConfigError
+from schemas.fingerprint import sequence_digest
+from schemas.randomness import derived_seed, uniforms
+from schemas.scoresignal import Signal
+
+
+class HfEngine:
+    """A transformers model held in memory."""
+
+    name = "hf"
+
+    def __init__(self, source: ModelSource, *, dtype: str, settings: EngineSection) -> None:
+        """Load the model and make sure that its head is understood."""
+        self.version = engine_version(self.name)
+        self._model = load_model(source, dtype=dtype, device=settings.device)
+        self._head = head_of(self._model)
+        self._batch_tokens = settings.batch_tokens
+        self._chunk_tokens = settings.logit_chunk_tokens
+        self._stops_of = lru_cache(maxsize=1)(partial(stop_strings_of, source))
+        config = self._model.config.get_text_config()
+        self.vocab_size = int(self._head.weight_VH.shape[0])
+        self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
+        probe = torch.arange(min(4, self.vocab_size), device=self._model.device)[None]
+        check_head(self._model, self._head, probe)
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return one response per prompt, each drawn with its own seed."""
+        if sampling.candidates > (known := sampling.vocab_size or self.vocab_size):
+            raise ConfigError(
+                f"rollout.candidates = {sampling.candidates}, but the vocabulary has {known} ids"
+            )
+        lengths = np.array([len(p) for p in prompts])
+        samples: list[Sample | None] = [None] * len(prompts)
+        for rows in length_batches(lengths + sampling.max_new_tokens, self._batch_tokens):
+            random = uniforms(np.array([seeds[i] for i in rows]), sampling.max_new_tokens)
+            with capacity("sampling"):
+                batch = self._generate([prompts[i] for i in rows], random, sampling)
+            for row, sample in zip(rows, batch, strict=True):
+                samples[row] = sample
+        return [s for s in samples if s is not None]
+
+    def score(
+        self,
+        prompts: Sequence[Ids],
+        responses: Sequence[Ids],
+        *,
+        signal: Signal,
+        vocab_size: int,
+        candidates: Sequence[Ids] | None = None,
+    ) -> Scores:
+        """Return scores of every response token, rows joined in the given order."""
+        tokens = np.array([len(r) for r in responses])
+        starts = np.concatenate([[0], np.cumsum(tokens)])
+        total = np.array([len(p) for p in prompts]) + tokens
+        parts: list[dict[str, Tensor]] = []
+        order: list[NDArray[np.int64]] = []
+        for rows in length_batches(total, self._batch_tokens):
+            batch = [
+                _Row(prompts[i], responses[i], None if candidates is None else candidates[i])
+                for i in rows
+            ]
+            with capacity("scoring"):
+                parts.extend(self._score(batch, signal=signal, vocab_size=vocab_size))
+            order.extend(np.arange(starts[i], starts[i + 1]) for i in rows)
+        joined = {n: np.concatenate([p[n].numpy() for p in parts]) for n in parts[0]}
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return Scores(**joined).take(back)
+
+    def shrink(self) -> bool:
+        """Halve the tokens of a forward pass and of its logits; return whether that was left."""
+        if self._batch_tokens == self._chunk_tokens == 1:
+            return False
+        self._batch_tokens = max(1, self._batch_tokens // 2)
+        self._chunk_tokens = max(1, self._chunk_tokens // 2)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        del self._model, self._head
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _score(
+        self, batch: list["_Row"], *, signal: Signal, vocab_size: int
+    ) -> Iterator[dict[str, Tensor]]:
+        rows = [np.concatenate([row.prompt, row.response]) for row in batch]
+        ids_BT, mask_BT = padded(rows, self._model.device, left=False)
+        hidden = self._decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        prompt_tokens = np.array([len(row.prompt) for row in batch])
+        response_tokens = np.array([len(row.response) for row in batch])
+        before = response_positions(prompt_tokens, response_tokens).to(ids_BT.device)
+        states_TH = hidden.last_hidden_state[before[0], before[1]]
+        tokens_T = ids_BT[before[0], before[1] + 1]
+        candidates_TN = _candidates(batch, signal, states_TH.device)
+        uniforms_TD = _uniforms(batch, signal, states_TH.device)
+        for start in range(0, len(tokens_T), self._chunk_tokens):
+            chunk = slice(start, start + self._chunk_tokens)
+            signals = score_signals(
+                self._head.logits(states_TH[chunk]),
+                tokens_T[chunk],
+                signal=signal,
+                vocab_size=vocab_size,
+                candidates_TN=None if candidates_TN is None else candidates_TN[chunk],
+                uniforms_TD=None if uniforms_TD is None else uniforms_TD[chunk],
+            )
+            yield {name: value.cpu() for name, value in signals.items()}
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: list[Ids], random: NDArray[np.float64], sampling: Sampling
+    ) -> list[Sample]:
+        from transformers import DynamicCache
+
+        device = self._model.device
+        ids_BT, mask_BT = padded(prompts, device, left=True)
+        uniform_BN = torch.from_numpy(random).to(device)
+        stops = torch.tensor(sampling.stop_token_ids, device=device)
+        alive = torch.arange(len(prompts), device=device)
+        record = _Record(random.shape, sampling.candidates, device)
+        texts, cache, current = self._texts(prompts, sampling), DynamicCache(), ids_BT
+        for step in range(sampling.max_new_tokens):
+            logits_BV = self._next_logits(current, mask_BT, cache)
+            ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[alive, step], sampling)
+            record.put(step, alive, ids_B, logprobs_BV)
+            ended_B = torch.isin(ids_B, stops)
+            if texts is not None:
+                ended_B |= texts.ended(alive, record.so_far(step))
+            record.stop(alive[ended_B])
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
+            current = ids_B[:, None]
+            if bool(ended_B.any()):
+                keep = (~ended_B).nonzero()[:, 0]
+                if not len(keep):
+                    break
+                cache.batch_select_indices(keep)
+                alive, mask_BT, current = alive[keep], mask_BT[keep], current[keep]
+        return record.samples()
+
+    def _texts(self, prompts: list[Ids], sampling: Sampling) -> BatchReading | None:
+        """Return what reads the responses' texts, or None where they do not matter."""
+        strings = self._stops_of(sampling.stop_strings)
+        return None if strings is None else BatchReading(strings, prompts, self._model.device)
+
+    @property
+    def _decoder(self) -> Any:
+        return self._model.get_decoder()  # type: ignore[no-untyped-call] # transformers' gap
+
+    def _next_logits(self, current_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -current_BT.shape[1] :]
+        hidden = self._decoder(
+            input_ids=current_BT,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self._head.logits(hidden.last_hidden_state[:, -1])
+
+    def _choose(
+        self, logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        logprobs_BV = processed_logprobs(
+            logits_BV[:, : sampling.vocab_size],
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        greedy = sampling.temperature == 0.0
+        ids_B = logprobs_BV.argmax(-1) if greedy else draw(logprobs_BV, uniform_B)
+        return ids_B, logprobs_BV
+
+
+class _Record:
+    """What has been sampled of a batch so far."""
+
+    def __init__(self, shape: tuple[int, ...], candidates: int, device: torch.device) -> None:
+        """Make room for [rows, steps] tokens, and for the candidates of each."""
+        self._ids = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._lengths = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        self._stopped = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self._num = candidates
+        self._top_ids = self._ids.new_zeros(*shape, candidates)
+        self._top_logprobs = self._logprobs.new_zeros(*shape, candidates)
+
+    def put(self, step: int, rows: Tensor, ids_B: Tensor, logprobs_BV: Tensor) -> None:
+        """Write down one token of some rows."""
+        self._ids[rows, step] = ids_B
+        self._logprobs[rows, step] = logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
+        self._lengths[rows] += 1
+        if self._num:
+            top = logprobs_BV.topk(self._num, dim=-1)
+            self._top_ids[rows, step], self._top_logprobs[rows, step] = top.indices, top.values
+
+    def stop(self, rows: Tensor) -> None:
+        """Write down that some rows end by themselves."""
+        self._stopped[rows] = True
+
+    def so_far(self, step: int) -> Tensor:
+        """Return the ids [rows, tokens] up to a step; zeros where a row ended before it."""
+        return self._ids[:, : step + 1]
+
+    def samples(self) -> list[Sample]:
+        """Return the rows, each cut at its length."""
+        ids, logprobs = self._ids.to(torch.int32).cpu().numpy(), self._logprobs.cpu().numpy()
+        reasons = ["stop" if stop else "length" for stop in self._stopped.tolist()]
+        top = self._top_ids.to(torch.int32).cpu().numpy(), self._top_logprobs.cpu().numpy()
+        samples = []
+        for row, n in enumerate(self._lengths.tolist()):
+            tops = [part[row, :n].copy() for part in top] if self._num else []
+            samples.append(
+                Sample(ids[row, :n].copy(), logprobs[row, :n].copy(), reasons[row], *tops)
+            )
+        return samples
+
+
+class _Row(NamedTuple):
+    """A sequence to be scored."""
+
+    prompt: Ids
+    response: Ids
+    candidates: Ids | None
+
+
+def _candidates(batch: list[_Row], signal: Signal, device: torch.device) -> Tensor | None:
+    if not signal.candidates:
+        return None
+    parts = [row.candidates for row in batch if row.candidates is not None]
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+
+
+def _uniforms(batch: list[_Row], signal: Signal, device: torch.device) -> Tensor | None:
+    """Return the random numbers of a batch's draws: a function of sequence and position alone."""
+    if not signal.draws:
+        return None
+    parts = []
+    for row in batch:
+        seed = derived_seed("draws", sequence_digest(row.prompt, row.response))
+        numbers = uniforms(np.array([seed]), len(row.response) * signal.draws)
+        parts.append(numbers.reshape(len(row.response), signal.draws))
+    return torch.from_numpy(np.concatenate(parts)).to(device)

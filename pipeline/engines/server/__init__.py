@@ -1,0 +1,1 @@
+"""The engine `server`: vLLM over HTTP."""

@@ -1,0 +1,75 @@
+"""Requests to a vLLM server: path and body for either endpoint. Pure."""
+
+from typing import Any
+
+from pipeline.engines.engine import Sampling
+from pipeline.engines.vllm.requests import stop_parameters
+
+
+def scoring_parameters(k: int) -> dict[str, Any]:
+    """Return the parameters of a request for the k most likely ids of every position."""
+    return {"n": 1, "max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "prompt_logprobs": k}
+
+
+COMPACT, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
+
+
+FORBIDDING_BIAS = -100.0
+"""The lowest that vLLM adds to a logit on request. Its highest temperature is 2, where
+this leaves an id exp(-50) of what it had: nothing in float32."""
+
+
+MOST_BIASED = 4096
+"""Ids that are forbidden one by one; of more, the others are allowed one by one."""
+
+
+def request_of(
+    ids: list[int], parameters: dict[str, Any], *, model: str, compact: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return path and body of a request.
+
+    Args:
+        ids: what the model reads.
+        parameters: fields that both endpoints know.
+        model: name of the model.
+        compact: whether the endpoint of token ids is asked, or the older one of completions.
+    """
+    if compact:
+        held = {**parameters, "detokenize": "stop" in parameters}
+        return COMPACT, {"model": model, "token_ids": ids, "sampling_params": held}
+    given = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+    return COMPLETIONS, {"model": model, "prompt": ids, **given, **parameters}
+
+
+def sampling_parameters(
+    sampling: Sampling, seed: int, *, model_vocab: int, compact: bool
+) -> dict[str, Any]:
+    """Return the parameters of one sample: everything named."""
+    asked = sampling.candidates + int(compact and sampling.candidates > 0)
+    return {
+        "n": 1,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": seed,
+        "max_tokens": sampling.max_new_tokens,
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "ignore_eos": True,  # the stop ids above are all there are
+        "logprobs": min(asked, model_vocab),
+        **stop_parameters(sampling.stop_strings),
+        **_mask(sampling, model_vocab),
+    }
+
+
+def _mask(sampling: Sampling, model_vocab: int) -> dict[str, Any]:
+    """Return what keeps a server from sampling ids beyond the tokenizer's."""
+    limit = model_vocab if sampling.vocab_size is None else sampling.vocab_size
+    if limit >= model_vocab:
+        return {}
+    if model_vocab - limit <= MOST_BIASED:
+        return {"logit_bias": {str(i): FORBIDDING_BIAS for i in range(limit, model_vocab)}}
+    return {"allowed_token_ids": list(range(limit))}

@@ -1,0 +1,1 @@
+"""The engine `vllm`: in this process or beside it."""

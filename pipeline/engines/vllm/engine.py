@@ -1,0 +1,222 @@
+"""The `vllm` engine: vLLM's offline engine, for sampling and for teacher scores.
+
+Promises: every sampling parameter is explicit; scores are `pipeline.scores.signals` of full
+logits, taken inside vLLM's workers; a prefix cache is never read for scores; a request becomes
+arrays as it finishes. On a CPU the engine lives in this process; on GPUs vLLM gives it processes of
+its own, which return the devices' memory when they end. Shapes: T tokens, N candidates.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engines.engine import Sample, Sampling
+from pipeline.engines.installed import engine_version
+from pipeline.engines.memory import capacity
+from pipeline.engines.vllm.adapter import Held, start_with, unmerged
+from pipeline.engines.vllm.arguments import LEAST_BATCH_TOKENS
+from pipeline.engines.vllm.host import VllmHost
+from pipeline.engines.vllm.requests import (
+    check_temperature,
+    sampling_params,
+    score_params,
+)
+from pipeline.models.source import ModelSource
+from pipeline.models.tokenizer import tokenizer_place
+from pipeline.scores.scores import Scores
+from schemas.columns import Ids
+from schemas.config.engines import EngineSection
+from schemas.errors import DataError
+from schemas.fingerprint import sequence_digest
+from schemas.randomness import derived_seed
+from schemas.scoresignal import Signal
+
+HELD_TOKENS = 1 << 16
+"""Response tokens whose signals may wait in the workers."""
+
+
+class VllmEngine:
+    """A model held by vLLM."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        dtype: str,
+        settings: EngineSection,
+        max_tokens: int | None,
+        note: Callable[[str], None] = lambda text: None,
+        reads_text: bool = False,
+    ) -> None:
+        """Start vLLM with a model.
+
+        Args:
+            source: the model.
+            dtype: number format of weights and activations.
+            settings: the stage's section.
+            max_tokens: longest prompt and response together; None for all that the model holds.
+            note: told where an adapter is merged.
+            reads_text: whether responses may end at stop strings; it needs the tokenizer then.
+        """
+        self.version = engine_version(self.name)
+        self._settings, self._batch_tokens = settings, settings.batch_tokens
+        self._reads_text = reads_text
+        self._begin = partial(VllmHost, dtype=dtype, settings=settings, max_tokens=max_tokens)
+
+        def start(held: Held) -> VllmHost:
+            self._place(held, source)
+            return self._start(batch_tokens=self._batch_tokens)
+
+        self._host, self._model = start_with(source, start, dtype=dtype, note=note)
+        self.vocab_size = self._host.vocab_size
+        self.context_length = self._host.context_length
+        self._rows = 0
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return one response per prompt, each drawn with its own seed."""
+        check_temperature(sampling.temperature)
+        assert self._reads_text or not sampling.stop_strings, "vLLM would overlook the strings"
+        samples: dict[int, Sample] = {}
+
+        def finished(row: int, output: Any) -> None:
+            samples[row] = _sample(output.outputs[0], sampling.candidates)
+
+        with capacity("sampling"):
+            self._host.run(prompts, [sampling_params(sampling, seed) for seed in seeds], finished)
+        return [samples[row] for row in range(len(prompts))]
+
+    def score(
+        self,
+        prompts: Sequence[Ids],
+        responses: Sequence[Ids],
+        *,
+        signal: Signal,
+        vocab_size: int,
+        candidates: Sequence[Ids] | None = None,
+    ) -> Scores:
+        """Return scores of every response token, rows joined in the given order."""
+        self._host.collect(signal, vocab_size, self._chunk_tokens)
+        base = self._rows
+        self._rows += len(prompts)
+        params, whole = [], []
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            whole.append(np.concatenate([prompt, response]))
+            job: dict[str, Any] = {"row": base + row, "prompt": len(prompt)}
+            if signal.draws:
+                job["draw_seed"] = derived_seed("draws", sequence_digest(prompt, response))
+            if candidates is not None:
+                job["candidates"] = np.ascontiguousarray(candidates[row], np.int32).tobytes()
+            params.append(score_params(job))
+        taken = _Taken(self._host, [len(r) for r in responses], base)
+        with capacity("scoring"):
+            self._host.run(whole, params, lambda row, output: taken.add(row))
+        return taken.scores()
+
+    def shrink(self) -> bool:
+        """Start again with half the tokens in a forward pass; return whether that was left."""
+        if self._batch_tokens // 2 < LEAST_BATCH_TOKENS:
+            return False
+        self._batch_tokens //= 2
+        self._host.close()
+        self._host = self._start(batch_tokens=self._batch_tokens)
+        return True
+
+    def reload(self, source: ModelSource) -> None:
+        """Put the weights of another checkpoint of the same model in the place of those held.
+
+        They are in doubt until they were compared with the checkpoint: vLLM says nothing of parts
+        that it did not replace.
+
+        Raises:
+            ConfigError: vLLM holds an adapter that is merged, or one of another shape.
+        """
+        self._host.reload(unmerged(source))
+        self.relocate(source)
+
+    def relocate(self, source: ModelSource) -> None:
+        """Note where the weights that are held lie now, for a start with less memory."""
+        self._place(self._held if self._host.is_merged(source) else unmerged(source), source)
+
+    def _place(self, held: Held, source: ModelSource) -> None:
+        """Note what a start begins with."""
+        self._held, tokenizer = held, tokenizer_place(source) if self._reads_text else None
+        self._start = partial(self._begin, held, tokenizer=tokenizer)
+
+    def close(self) -> None:
+        """End vLLM and give its memory back."""
+        with self._model:
+            self._host.close()
+
+    @property
+    def _chunk_tokens(self) -> int:
+        return min(self._settings.logit_chunk_tokens, self._batch_tokens)
+
+
+class _Taken:
+    """Signals of finished rows, fetched from the workers before too many wait there."""
+
+    def __init__(self, host: VllmHost, lengths: Sequence[int], base: int) -> None:
+        self._host, self._lengths, self._base = host, lengths, base
+        self._waiting: list[int] = []
+        self._held = 0
+        self._rows: dict[int, dict[str, NDArray[Any]]] = {}
+
+    def add(self, row: int) -> None:
+        """Note that a row is finished."""
+        self._waiting.append(row)
+        self._held += self._lengths[row]
+        if self._held >= HELD_TOKENS:
+            self._fetch()
+
+    def scores(self) -> Scores:
+        """Return the scores of all rows.
+
+        Raises:
+            DataError: a row lacks positions.
+        """
+        self._fetch()
+        rows = [self._rows[row] for row in range(len(self._lengths))]
+        return Scores(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+
+    def _fetch(self) -> None:
+        packed = self._host.take([self._base + row for row in self._waiting])
+        for row, arrays in zip(self._waiting, packed, strict=True):
+            found = {name: _array(value) for name, value in arrays.items()}
+            if len(found["token_logprob"]) != self._lengths[row]:
+                raise DataError(
+                    f"vLLM scored {len(found['token_logprob'])} of {self._lengths[row]} tokens of "
+                    "a row; nothing was stored. Report it with vLLM's version"
+                )
+            self._rows[row] = found
+        self._waiting, self._held = [], 0
+
+
+def _sample(output: Any, candidates: int) -> Sample:
+    """Return a finished response; vLLM's first column is the token, the others are its top."""
+    ids = np.array(output.token_ids, dtype=np.int32)
+    logprobs = np.array(output.logprobs.logprobs, dtype=np.float32).reshape(len(ids), -1)
+    columns = np.array(output.logprobs.token_ids, dtype=np.int32).reshape(len(ids), -1)
+    if logprobs.shape[1] != 1 + candidates or (columns[:, 0] != ids).any():
+        raise DataError(
+            f"vLLM returned {logprobs.shape[1]} log-probabilities of each token where "
+            f"{1 + candidates} were asked for, or of other tokens; nothing was stored"
+        )
+    return Sample(
+        ids=ids,
+        logprobs=logprobs[:, 0].copy(),
+        finish_reason=str(output.finish_reason),
+        candidate_ids=columns[:, 1:].copy() if candidates else None,
+        candidate_logprobs=logprobs[:, 1:].copy() if candidates else None,
+    )
+
+
+def _array(packed: tuple[str, list[int], bytes]) -> NDArray[Any]:
+    kind, shape, data = packed
+    return np.frombuffer(data, dtype=kind).reshape(shape)

@@ -1,0 +1,85 @@
+"""Order of rows and cutting of steps into micro-batches, planned up front. Pure.
+
+Promises: the order is a function of (rows, seed, epoch) alone; every step has the same number of
+micro-batches on every process; each row is trained exactly once per epoch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.models.padding import length_batches
+from schemas.randomness import derived_seed
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step: `micro[m][rank]` are the rows of a micro-batch, maybe none."""
+
+    micro: tuple[tuple[Rows, ...], ...]
+    trained_tokens: int
+    """Tokens with a loss, over all processes: the loss is divided by it."""
+
+
+def epoch_order(unit_rows: Rows, *, seed: int, epoch: int, shuffle_shards: int) -> Rows:
+    """Return all rows in training order, int64 [rows].
+
+    Shards are shuffled, then rows within groups of `shuffle_shards`, so that a reader needs only a
+    group of shards in memory.
+
+    Args:
+        unit_rows: rows of each shard; rows are numbered through shards in this order.
+        seed: root of the randomness.
+        epoch: pass over the rows.
+        shuffle_shards: shards in a group.
+    """
+    random = np.random.default_rng(derived_seed("order", seed, epoch))
+    starts = np.cumsum(unit_rows) - unit_rows
+    shards = random.permutation(len(unit_rows))
+    groups = []
+    for first in range(0, len(shards), shuffle_shards):
+        group = shards[first : first + shuffle_shards]
+        rows = np.concatenate([np.arange(starts[s], starts[s] + unit_rows[s]) for s in group])
+        groups.append(random.permutation(rows))
+    return np.asarray(np.concatenate(groups), dtype=np.int64)
+
+
+def plan_steps(
+    orders: Sequence[Rows],
+    total_tokens: Rows,
+    trained_tokens: Rows,
+    *,
+    per_step: int,
+    micro_tokens: int,
+    processes: int,
+) -> list[StepPlan]:
+    """Return the optimizer steps over the rows of some epochs.
+
+    Args:
+        orders: rows in training order, of each epoch.
+        total_tokens: prompt and response tokens of each row.
+        trained_tokens: tokens with a loss of each row.
+        per_step: rows of a step; the last step of an epoch may have fewer.
+        micro_tokens: padded tokens that a micro-batch may have; a longer row stands alone.
+        processes: data-parallel processes.
+    """
+    packed = [
+        [rows[batch] for batch in length_batches(total_tokens[rows], micro_tokens)]
+        for order in orders
+        for rows in (order[i : i + per_step] for i in range(0, len(order), per_step))
+    ]
+    count = max(-(-len(batches) // processes) for batches in packed)
+    return [_step(batches, trained_tokens, count, processes) for batches in packed]
+
+
+def _step(batches: list[Rows], trained_tokens: Rows, count: int, processes: int) -> StepPlan:
+    """Deal batches of neighbouring lengths to the processes, with empty ones at the end."""
+    slots = batches + [np.empty(0, dtype=np.int64)] * (count * processes - len(batches))
+    return StepPlan(
+        micro=tuple(tuple(slots[m * processes : (m + 1) * processes]) for m in range(count)),
+        trained_tokens=int(trained_tokens[np.concatenate(batches)].sum()),
+    )

@@ -1,0 +1,110 @@
+"""The trained student: exported, reloaded, compared with the learner, then published."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.checkpoints.folder import export_folder
+from pipeline.checkpoints.probe import make_probe, write_probe
+from pipeline.checkpoints.publishing import publish_checkpoint
+from pipeline.learner.data import Batch
+from pipeline.learner.inputs import TrainInputs
+from pipeline.learner.learner import Learner, batch_inputs, token_logprobs
+from pipeline.learner.ranks import from_main
+from pipeline.models.adapters import adapter_settings
+from pipeline.models.loading import load_model
+from pipeline.models.lora import write_adapter
+from pipeline.models.source import ModelSource
+from pipeline.models.tokenizer import model_tokenizer
+from pipeline.runs.run import Run
+from schemas.errors import DataError
+from schemas.records.training import StateManifest
+
+LOW_PRECISION_NATS = 0.1
+"""Mean difference that a bfloat16 or float16 student may have to its learner."""
+
+
+def publish_student(
+    run: Run,
+    inputs: TrainInputs,
+    learner: Learner,
+    *,
+    source: ModelSource,
+    probe: Batch,
+    state: StateManifest,
+    state_key: str,
+) -> None:
+    """Commit the learner's student as the next checkpoint; every process must call.
+
+    Args:
+        run: the run.
+        inputs: what was trained on.
+        learner: holds the student.
+        source: the checkpoint that training started from, for its tokenizer and its base.
+        probe: sequences whose log-probabilities are compared.
+        state: the learner's final state.
+        state_key: key of that state's record.
+
+    Raises:
+        DataError: the reloaded checkpoint does not give the learner's log-probabilities.
+    """
+    index = inputs.round_index + 1
+    weights, expected = learner.full_state(), learner.probe(probe)
+
+    def publish() -> None:
+        if run.checkpoint(index) is not None or weights is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="opd-export-") as name:
+            _export(run, learner, weights, source, Path(name))
+            made = replace(source, location=name)
+            found_T = _check_export(run, made, probe, expected.cpu())
+            write_probe(
+                Path(name), make_probe(probe.rows, probe.prompt_tokens.tolist(), found_T.numpy())
+            )
+            publish_checkpoint(
+                run,
+                index,
+                Path(name),
+                origin={"run": run.name, "round": index - 1, "step": state.step},
+                state=state_key,
+                base=None if source.base is None else run.checkpoint(None),
+            )
+
+    from_main(publish)
+
+
+def _export(
+    run: Run, learner: Learner, weights: dict[str, Tensor], source: ModelSource, folder: Path
+) -> None:
+    """Write what was trained: a whole model in the student's number format, or its adapter."""
+    tokenizer = model_tokenizer(source)
+    if source.base is not None:
+        write_adapter(folder, adapter_settings(Path(source.location)), weights, tokenizer)
+        return
+    dtype = getattr(torch, run.config.student.dtype)
+    cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
+    export_folder(learner.student, tokenizer, cast, folder)
+
+
+def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tensor) -> Tensor:
+    """Return the checkpoint's own log-probabilities of a probe, once they are the learner's."""
+    dtype = run.config.student.dtype
+    model = load_model(source, dtype=dtype, device="cpu")
+    ids_BT, mask_BT, states_2T = batch_inputs(probe, "cpu")
+    with torch.inference_mode():
+        logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+        found_T = token_logprobs(logits, ids_BT, states_2T)
+    gap_T = (found_T - expected_T).abs()
+    exact = dtype == "float32" and run.config.train.dtype == "float32"
+    found = float(gap_T.max() if exact else gap_T.mean())
+    allowed = run.config.train.verify_tolerance if exact else LOW_PRECISION_NATS
+    if not found <= allowed:
+        raise DataError(
+            f"the exported checkpoint gives log-probabilities {found:.3g} nats away from the "
+            f"learner's, at most {allowed:.3g} is expected; nothing was committed. The "
+            "architecture is not saved faithfully by transformers: report it with its name"
+        )
+    return found_T

@@ -1,0 +1,106 @@
+"""What a round trains on: its rollout, the scores of every teacher, the policy, all agreeing."""
+
+from dataclasses import dataclass
+
+from pipeline.checkpoints.student import policy_of_round
+from pipeline.runs.run import Run, check_run
+from pipeline.store.records import check_fingerprint, read_record
+from schemas.config.run import signal_of
+from schemas.errors import ConfigError, IdentityError
+from schemas.fingerprint import fingerprint
+from schemas.keys import scorer_folder
+from schemas.records.runs import RolloutManifest, TeacherRecord
+from schemas.records.scores import ScoreManifest, ScorerIdentity
+from schemas.records.training import CheckpointManifest, TrainManifest
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """Manifests that a round's training starts from."""
+
+    round_index: int
+    rollout: RolloutManifest
+    scores: dict[str, ScoreManifest]
+    policy: CheckpointManifest
+    first_step: int
+    """Optimizer steps of the rounds before."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that is trained on."""
+        scorers = {name: manifest.scorer for name, manifest in self.scores.items()}
+        return fingerprint({"rollout": self.rollout.fingerprint, "scorers": scorers})
+
+    def shard_keys(self) -> tuple[str, ...]:
+        """Return the keys of all shards that are read."""
+        scored = [unit for manifest in self.scores.values() for unit in manifest.units]
+        return tuple(unit.shard.key for unit in (*self.rollout.units, *scored))
+
+
+def find_work(run: Run, round_index: int) -> TrainInputs | TrainManifest:
+    """Return what a round trains on, or its manifest where it is trained already.
+
+    Raises:
+        ConfigError: the round is not sampled or not scored, or the one before is not trained.
+        IdentityError: the scores are of another teacher, another rollout or another run.
+    """
+    check_run(run)
+    return run.train(round_index) or find_inputs(run, round_index)
+
+
+def find_inputs(run: Run, round_index: int) -> TrainInputs:
+    """Return what a round trains on.
+
+    Raises:
+        ConfigError: the round is not sampled or not scored, or the one before is not trained.
+        IdentityError: the scores are of another teacher, another rollout or another run.
+    """
+    rollout = run.rollout(round_index)
+    if rollout is None:
+        raise ConfigError(
+            f"round {round_index} has no finished rollout: run `opd rollout --round {round_index}` "
+            "and `opd score` first, or `opd run` for everything in order"
+        )
+    policy = policy_of_round(run, round_index)
+    key = run.manifest_key(round_index, "rollout")
+    check_fingerprint(run.storage, key, rollout.policy_version, policy.policy_version)
+    scores = {name: _scores(run, round_index, name, rollout) for name in run.config.teachers}
+    return TrainInputs(round_index, rollout, scores, policy, _first_step(run, round_index))
+
+
+def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) -> ScoreManifest:
+    manifest, key = (
+        run.score(round_index, teacher),
+        run.manifest_key(round_index, f"score/{teacher}"),
+    )
+    if manifest is None:
+        raise ConfigError(
+            f"round {round_index} is not scored by teacher {teacher!r}: run "
+            f"`opd score --round {round_index}` first"
+        )
+    check_fingerprint(run.storage, key, manifest.rollout_fingerprint, rollout.fingerprint)
+    described = f"{scorer_folder(manifest.scorer)}/scorer.json"
+    identity = read_record(run.storage, described, ScorerIdentity)
+    pinned = read_record(run.storage, f"{run.folder}/teachers/{teacher}.json", TeacherRecord)
+    if identity.model != pinned.model or identity.key != manifest.scorer:
+        raise IdentityError(
+            f"{run.storage.url(key)} names scores of another teacher: found model "
+            f"{identity.model}, but this run's {teacher!r} is {pinned.model}. Delete that manifest "
+            f"with the commits beside it and run `opd score --round {round_index}` again"
+        )
+    expected = signal_of(run.config).words()
+    if run.config.teachers[teacher].scores is None and identity.signal != expected:
+        raise IdentityError(
+            f"{run.storage.url(key)} names scores with signal {identity.signal}, the configuration "
+            f"asks for {expected}"
+        )
+    return manifest
+
+
+def _first_step(run: Run, round_index: int) -> int:
+    if round_index == 0:
+        return 0
+    before = run.train(round_index - 1)
+    if before is None:
+        raise ConfigError(f"round {round_index - 1} is not trained yet: run it first")
+    return before.first_step + before.steps

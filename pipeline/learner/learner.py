@@ -1,0 +1,225 @@
+"""The DeepSpeed learner: one engine, its optimizer steps, its resumable state.
+
+Promises: the loss of a step is the sum over its tokens divided by their number over all processes,
+whatever the micro-batches; [tokens, vocabulary] logits never exist at once.
+Shapes: B rows, T tokens, H hidden.
+"""
+
+import gc
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.learner.batches import Rows, StepPlan
+from pipeline.learner.data import Batch, RoundData
+from pipeline.learner.metrics import step_metrics
+from pipeline.learner.module import DistillationModule, load_student
+from pipeline.learner.ranks import Ranks, sum_over_ranks, together
+from pipeline.learner.settings import LearnerSettings, engine_config
+from pipeline.models.head import head_of
+from pipeline.models.lora import adapter_parameters
+from pipeline.models.padding import padded, response_positions
+from pipeline.models.source import ModelSource
+from pipeline.objectives.losses import DIAGNOSTICS
+from pipeline.objectives.targets import Targets, build_targets
+from schemas.errors import DataError
+
+_Inputs = tuple[Batch, Targets]
+
+
+class Learner:
+    """A DeepSpeed engine around a student."""
+
+    def __init__(self, source: ModelSource, settings: LearnerSettings, ranks: Ranks) -> None:
+        """Load the student and wrap it."""
+        import deepspeed
+
+        train = settings.train
+        student = together(lambda: load_student(source, train, ranks.device))
+        self.vocab_size = int(head_of(student).weight_VH.shape[0])
+        module = DistillationModule(student, settings.loss, train.logit_chunk_tokens)
+        optimizer = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad],
+            lr=train.learning_rate,
+            betas=train.betas,
+            eps=train.eps,
+            weight_decay=train.weight_decay,
+            fused=not train.offload_optimizer,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=engine_config(settings)
+            )
+        self._settings, self._ranks = settings, ranks
+        self._check_masters()
+
+    def step(
+        self, plan: StepPlan, data: RoundData, learning_rate: float
+    ) -> dict[str, float | None]:
+        """Train on the rows of one step; return its metrics.
+
+        Raises:
+            DataError: a target is impossible, or the loss is not a number.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        scale = self._settings.accumulation * self._ranks.count / max(plan.trained_tokens, 1)
+        sums = dict.fromkeys(("loss", "weight", *DIAGNOSTICS), 0.0)
+        spare, norm = _spare(plan), None
+        for micro in plan.micro:
+            batch, targets = together(partial(self._inputs, data, micro, spare))
+            loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
+            self._engine.backward(loss)
+            if self._engine.is_gradient_accumulation_boundary():
+                norm = self._grad_norm()
+            self._engine.step()
+            sums["loss"] += float(loss.detach()) / scale
+            sums["weight"] += float(targets.weight_T.sum())
+            for name, value in values.items():
+                sums[name] += float(value)
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        totals = sum_over_ranks(list(sums.values()), self._ranks.device)
+        found = dict(zip(sums, totals, strict=True))
+        return together(lambda: step_metrics(found, plan, norm, learning_rate))
+
+    def full_state(self) -> dict[str, Tensor] | None:
+        """Return what is trained on the CPU, on the main process; every one must call.
+
+        That is the student's whole state, or its adapter's weights by their names in a folder.
+        """
+        import deepspeed
+
+        partitioned = self._settings.train.zero_stage == 3
+        state: dict[str, Tensor] = {}
+        for name, tensor in self._trained().items():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=partitioned):
+                if self._ranks.is_main:
+                    state[name] = tensor.detach().to("cpu", copy=True)
+        return state if self._ranks.is_main else None
+
+    @torch.no_grad()
+    def probe(self, batch: Batch) -> Tensor:
+        """Return the student's log-probabilities of a batch's response tokens, float32 [T]."""
+        self._engine.eval()
+        ids_BT, mask_BT, states_2T = batch_inputs(batch, self._ranks.device)
+        logits_BTV = self._student(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+        self._engine.train()
+        return token_logprobs(logits_BTV, ids_BT, states_2T)
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write this process's part of the state below a folder; every process must call."""
+        self._engine.save_checkpoint(
+            str(folder),
+            tag="state",
+            client_state=client_state,
+            save_latest=False,
+            exclude_frozen_parameters=self._is_adapter,
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore what `save` wrote and return its client state; every process must call.
+
+        Raises:
+            DataError: the files are not a whole state.
+        """
+        path, client_state = self._engine.load_checkpoint(
+            str(folder), tag="state", load_module_strict=not self._is_adapter
+        )
+        if path is None:
+            raise DataError(f"{folder} holds no DeepSpeed state although its manifest names one")
+        return dict(client_state)
+
+    @property
+    def student(self) -> Any:
+        """Return the student's module."""
+        return self._student
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        from deepspeed.runtime.zero import parameter_offload
+
+        self._engine.destroy()
+        stack = getattr(parameter_offload, "FWD_MODULE_STACK", [])  # ZeRO-3 leaves the module here
+        stack[:] = [module for module in stack if module is not self._engine.module]
+        del self._engine, stack
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def _student(self) -> Any:
+        return self._engine.module.student
+
+    @property
+    def _is_adapter(self) -> bool:
+        return self._settings.train.lora is not None
+
+    def _trained(self) -> dict[str, Tensor]:
+        if self._is_adapter:
+            return adapter_parameters(self._student)
+        state: dict[str, Tensor] = self._student.state_dict(keep_vars=True)
+        return state
+
+    def _inputs(self, data: RoundData, micro: tuple[Rows, ...], spare: Rows) -> _Inputs:
+        batch = _own_batch(data, micro[self._ranks.rank], spare)
+        return batch, self._targets(batch)
+
+    def _targets(self, batch: Batch) -> Targets:
+        tokens = {name: torch.from_numpy(np.array(v)) for name, v in batch.tokens.items()}
+        targets = build_targets(
+            tokens["topk_ids"],
+            tokens["topk_logprobs"],
+            tail_T=tokens["tail"],
+            token_ids_T=tokens["token_ids"],
+            token_logprob_T=tokens["token_logprob"],
+            weight_T=tokens["weight"],
+            rollout_logprob_T=tokens["rollout_logprob"],
+            vocab_size=self.vocab_size,
+        )
+        return targets.to(self._ranks.device)
+
+    def _grad_norm(self) -> float | None:
+        """Return the gradient norm before clipping where DeepSpeed does not keep it (stage 0)."""
+        if self._settings.train.zero_stage > 0 or self._settings.train.dtype != "float32":
+            return None
+        grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def _check_masters(self) -> None:
+        dtype = next(self._engine.module.parameters()).dtype
+        if str(dtype) != f"torch.{self._settings.train.dtype}":
+            raise DataError(f"the engine trains in {dtype}, not {self._settings.train.dtype}")
+
+
+def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Tensor:
+    """Return float32 [T] log-probabilities of the tokens that follow the given states."""
+    logits_TV = logits_BTV[states_2T[0], states_2T[1]].float()
+    tokens_T1 = ids_BT[states_2T[0], states_2T[1] + 1][:, None]
+    return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
+
+
+def _spare(plan: StepPlan) -> Rows:
+    """Return the shortest row of a step, for processes that have none of a micro-batch."""
+    return [rows for micro in plan.micro for rows in micro if len(rows)][-1][-1:]
+
+
+def _own_batch(data: RoundData, rows: Rows, spare: Rows) -> Batch:
+    """Return a process's rows; where it has none, a spare one of which nothing is trained."""
+    if len(rows):
+        return data.batch(rows)
+    batch = data.batch(spare)
+    batch.tokens["weight"] = np.zeros_like(batch.tokens["weight"])
+    return batch
+
+
+def batch_inputs(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return padded ids and mask [B, T], and the states [2, T] that predict response tokens."""
+    ids_BT, mask_BT = padded(batch.rows, device, left=False)
+    states_2T = response_positions(batch.prompt_tokens, batch.response_tokens)
+    return ids_BT, mask_BT, states_2T.to(device)

@@ -1,0 +1,81 @@
+"""What DeepSpeed wraps: the student that learns, and the loss on its hidden states.
+
+Must not: hold [tokens, vocabulary] logits at once. Shapes: B rows, T tokens, H hidden, V
+vocabulary.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.head import check_head, head_of
+from pipeline.models.loading import load_model
+from pipeline.models.lora import attach_adapter
+from pipeline.models.source import ModelSource
+from pipeline.objectives.headloss import head_loss
+from pipeline.objectives.targets import Targets
+from schemas.config.loss import LossConfig
+from schemas.config.train import TrainSection
+
+
+class DistillationModule(nn.Module):
+    """The student and the loss on its hidden states: what DeepSpeed wraps."""
+
+    def __init__(self, student: Any, loss: LossConfig, chunk_tokens: int) -> None:
+        """Hold the student; it keeps its own parameters."""
+        import deepspeed
+
+        super().__init__()
+        self.student = student
+        self._loss, self._chunk_tokens = loss, chunk_tokens
+        self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call] # torch's gap
+        head = head_of(student)  # not this module's own: ZeRO-3 must gather it for our forward
+        for tensor in (head.weight_VH, head.bias_V):
+            if tensor is not None:
+                deepspeed.zero.register_external_parameter(self, tensor)
+
+    def forward(
+        self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scaled loss of a micro-batch and its summed diagnostics."""
+        hidden = self.student.get_decoder()(
+            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
+        )
+        hidden_TH = hidden.last_hidden_state[states_2T[0], states_2T[1]]
+        return head_loss(
+            hidden_TH,
+            head_of(self.student),
+            targets,
+            self._loss,
+            chunk_tokens=self._chunk_tokens,
+            scale=scale,
+        )
+
+
+def load_student(source: ModelSource, train: TrainSection, device: str) -> Any:
+    """Return the student in training mode: all its weights learn, or those of its adapter.
+
+    Raises:
+        ConfigError: it cannot be loaded, its head is not understood, or its adapter does not fit.
+    """
+    lora = train.lora
+    whole = source if lora is None else source.whole
+    # what is frozen has no float32 masters, so it is loaded as it will be computed with
+    dtype = "float32" if lora is None else train.dtype
+    student = load_model(whole, dtype=dtype, device=device)
+    check_head(student, head_of(student), torch.arange(4, device=device)[None])
+    if lora is not None:
+        attach_adapter(student, Path(source.location), dropout=lora.dropout)
+    student.train()
+    if train.activation_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    return student
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave out of a state what does not learn; DeepSpeed would keep a head that is tied."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(f"{prefix}{name}", None)

@@ -1,0 +1,62 @@
+"""Settings of the learner: DeepSpeed's configuration, learning rate, seed of dropout."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from schemas.config.loss import LossConfig
+from schemas.config.train import TrainSection
+from schemas.randomness import derived_seed
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """What an engine is built from."""
+
+    train: TrainSection
+    loss: LossConfig
+    accumulation: int
+    """Micro-batches of every step on this process."""
+
+
+def engine_config(settings: LearnerSettings) -> dict[str, Any]:
+    """Return DeepSpeed's configuration of a learner.
+
+    With bfloat16 the stage is at least 2: below it DeepSpeed sums micro-batches in bfloat16, and at
+    stage 0 it begins with a step on zero gradients, which spoils Adam's bias correction.
+    """
+    train = settings.train
+    low = train.dtype == "bfloat16"
+    zero: dict[str, Any] = {"stage": max(train.zero_stage, 2) if low else train.zero_stage}
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.device != "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": low},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 2**31,
+    }
+
+
+def learning_rate_at(step: int, train: TrainSection) -> float:
+    """Return the learning rate of an optimizer step of the run, counted from 0."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    if train.schedule == "constant" or train.decay_steps is None:
+        return train.learning_rate
+    span = max(1, train.decay_steps - train.warmup_steps)
+    done = min(1.0, (step - train.warmup_steps) / span)
+    shape = 1 - done if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return train.learning_rate * (train.decay_floor + (1 - train.decay_floor) * shape)
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make what a step leaves out at random depend on seed, step and process alone."""
+    torch.manual_seed(derived_seed("dropout", seed, step, rank))

@@ -1,0 +1,1 @@
+"""Hugging Face models, adapters and tokenizers: where, which, how they are loaded."""

@@ -1,0 +1,102 @@
+"""A model's head: what turns its last hidden state into logits. Shapes: T tokens, H hidden."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What turns the last hidden state into logits: matrix, bias, multiplier, soft cap."""
+
+    weight_VH: Tensor
+    """Matrix of the head, often shared with the input embedding."""
+    bias_V: Tensor | None = None
+    """Bias, or None."""
+    softcap: float | None = None
+    """Logits z become softcap·tanh(z/softcap); None leaves them."""
+    scale: float = 1.0
+    """Multiplier of the logits, before the soft cap."""
+
+    def to(self, dtype: torch.dtype) -> "Head":
+        """Return the same head with matrix and bias in `dtype`."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(dtype)
+        return replace(self, weight_VH=self.weight_VH.to(dtype), bias_V=bias_V)
+
+    def project(self, hidden_TH: Tensor) -> Tensor:
+        """Return the product with the matrix and the bias, in the type of the hidden states."""
+        return F.linear(hidden_TH, self.weight_VH, self.bias_V)
+
+    def finish(self, product_TV: Tensor) -> Tensor:
+        """Return float32 logits from a product: multiplier, then soft cap."""
+        logits_TV = product_TV.float()
+        if self.scale != 1.0:
+            logits_TV = logits_TV * self.scale
+        if self.softcap is not None:
+            logits_TV = self.softcap * torch.tanh(logits_TV / self.softcap)
+        return logits_TV
+
+    def logits(self, hidden_TH: Tensor) -> Tensor:
+        """Return the float32 logits of hidden states of any leading shape."""
+        return self.finish(self.project(hidden_TH))
+
+
+def head_of(model: "PreTrainedModel") -> Head:
+    """Return the head of a Hugging Face causal language model; the tensors are the model's own.
+
+    Raises:
+        ConfigError: the model has no plain linear head (such as one wrapped by an adapter).
+    """
+    linear = model.get_output_embeddings()  # type: ignore[no-untyped-call] # transformers' gap
+    if not isinstance(linear, torch.nn.Linear):
+        raise ConfigError(
+            f"{type(model).__name__}: the output embedding is {type(linear).__name__}, expected a "
+            "plain Linear; train adapters on other layers, or choose a causal language model"
+        )
+    config = model.config.get_text_config()
+    multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    return Head(
+        weight_VH=linear.weight,
+        bias_V=linear.bias,
+        softcap=getattr(config, "final_logit_softcapping", None),
+        scale=multiplier / divisor,
+    )
+
+
+@torch.no_grad()
+def check_head(model: "PreTrainedModel", head: Head, input_ids: Tensor) -> None:
+    """Raise unless `head` on the decoder's last hidden state gives the model's own logits.
+
+    Args:
+        model: a causal language model; its training mode is restored.
+        head: what `head_of` returned for it.
+        input_ids: int64 probe, sequences by tokens, a few tokens are enough.
+
+    Raises:
+        ConfigError: the logits differ, so the model does more after its head than is known here.
+    """
+    training = model.training
+    model.train(False)
+    try:
+        decoder = model.get_decoder()  # type: ignore[no-untyped-call] # transformers' gap
+        hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        expected = model(input_ids=input_ids, use_cache=False).logits.float()
+    finally:
+        model.train(training)
+    difference = float((head.logits(hidden) - expected).abs().max())
+    allowed = max(1e-4, 4 * torch.finfo(hidden.dtype).eps) * float(expected.abs().max())
+    if not difference <= allowed:
+        raise ConfigError(
+            f"{type(model).__name__}: logits differ by {difference:.3g} from those of the head, at "
+            f"most {allowed:.3g} is expected: the model changes its logits in a way that "
+            "`pipeline.models.head.head_of` does not know; teach it, or choose another student"
+        )

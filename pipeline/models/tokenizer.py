@@ -1,0 +1,143 @@
+"""Tokenizers: loading them, digests of what they mean, and whether two of them are the same.
+
+Promises: a digest depends on what ids mean, never on a folder's name, padding side, longest
+length or chat template. Transformers is imported inside functions only.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.models.source import ModelSource
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
+"""Patterns of files that hold a vocabulary; without one, transformers makes an empty tokenizer."""
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+SHOWN_CHARS = 80
+
+
+def load_tokenizer(
+    location: str, *, revision: str | None, trust_remote_code: bool
+) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a folder or a hub id.
+
+    Raises:
+        ConfigError: no such folder or hub id, or it holds no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(location).expanduser()
+    local = folder.exists() or (revision is None and not HUB_ID.fullmatch(location))
+    if local:
+        _check_folder(folder, needs_files=not trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder) if local else location,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:  # a damaged tokenizer.json makes `tokenizers` raise a bare Exception
+        raise _unreadable(location, revision, error, local=local) from error
+    if tokenizer.vocab_size < 2:
+        raise ConfigError(
+            f"{location} holds no tokenizer: its vocabulary is empty. Expected one of "
+            f"{', '.join(VOCABULARY_FILES)}; copy the tokenizer's files there"
+        )
+    return tokenizer
+
+
+def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
+    """Return a model's tokenizer; that of its base for an adapter that comes without one.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    place = tokenizer_place(source)
+    return load_tokenizer(
+        place.location, revision=place.revision, trust_remote_code=place.trust_remote_code
+    )
+
+
+def tokenizer_place(source: ModelSource) -> ModelSource:
+    """Return where a model's tokenizer is: beside it, or beside its base for an adapter."""
+    return source if _has_vocabulary(Path(source.location)) else source.whole
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return one more than the largest id that the tokenizer knows, gaps included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def end_token_ids(
+    tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None"
+) -> tuple[int, ...]:
+    """Return every id that ends a response, from the tokenizer and the generation configuration.
+
+    Raises:
+        ConfigError: neither names one.
+    """
+    found: set[int] = set()
+    for holder in (tokenizer, generation_config):
+        ids = getattr(holder, "eos_token_id", None)
+        found.update([] if ids is None else ids if isinstance(ids, list | tuple) else [ids])
+    if not found:
+        raise ConfigError(
+            "neither the tokenizer nor generation_config.json names an end-of-sequence token, so "
+            "no response would end: set rollout.stop_token_ids, or eos_token in the student's "
+            "tokenizer_config.json"
+        )
+    return tuple(sorted(int(i) for i in found))
+
+
+def _check_folder(folder: Path, *, needs_files: bool) -> None:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"no tokenizer at {folder}: there is no such folder. Expected a folder with a "
+            "tokenizer.json; correct the path"
+        )
+    if needs_files and not _has_vocabulary(folder):
+        raise ConfigError(
+            f"no tokenizer in {folder}: expected one of {', '.join(VOCABULARY_FILES)}. Copy the "
+            "tokenizer's files there, or save it with tokenizer.save_pretrained"
+        )
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in VOCABULARY_FILES)
+
+
+def _unreadable(
+    location: str, revision: str | None, error: Exception, *, local: bool
+) -> ConfigError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return ConfigError(
+            f"the tokenizer of {location} comes with Python code of its own: read that code, then "
+            "set trust_remote_code = true in its section"
+        )
+    if local:
+        first = next(iter(text.strip().splitlines()), type(error).__name__)
+        return ConfigError(
+            f"the tokenizer in {location} cannot be read: {shortened(first)}. Expected a "
+            "tokenizer.json that this version of transformers knows; copy the files again"
+        )
+    return ConfigError(
+        f"no tokenizer for the hub id {location!r} (revision {revision}): there is no folder of "
+        "that name, the hub has not been reached, and nothing is in the local cache. Correct the "
+        "id, connect to the hub (HF_HUB_OFFLINE unset, HF_TOKEN for private models), or download "
+        "the model and give its folder"
+    )
+
+
+def shortened(text: str) -> str:
+    """Return a text cut to what a message may hold."""
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

@@ -1,0 +1,1 @@
+"""Losses over the teacher's support and tail. Pure."""

@@ -1,0 +1,1 @@
+"""Prompt files become pinned token ids."""

@@ -1,0 +1,1 @@
+"""A task, two models and a run from nothing."""

@@ -1,0 +1,1 @@
+"""One run: what it is, its units of work, where it stands, whether it goes on."""

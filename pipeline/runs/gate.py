@@ -1,0 +1,117 @@
+"""After a round: go on, stop because the target is reached, or fail because the student got worse.
+
+A pure function of the manifests of the round and of the one before, and of `[gate]`: nothing is
+stored, and each caller finds the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.runs.run import Run
+from pipeline.store.records import find_record
+from schemas.config.gate import GateSection
+from schemas.errors import ConfigError, RegressionError
+from schemas.records.runs import EvalManifest
+from schemas.records.scores import ScoreManifest
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a run after a round."""
+
+    decision: Literal["go", "stop"]
+    reason: str
+    accuracy: float | None
+    """Of the student that the round trained; None where it was not graded."""
+    reverse_kl: float | None
+    """Of the student that sampled in the round, nats per token."""
+
+
+def judge(run: Run, round_index: int) -> Verdict:
+    """Return whether a run goes on after a round.
+
+    Raises:
+        ConfigError: the round is not trained yet.
+        RegressionError: the student got worse by more than `[gate]` allows.
+    """
+    if run.train(round_index) is None:
+        raise ConfigError(
+            f"round {round_index} is not trained, so there is nothing to judge: run "
+            f"`opd train --round {round_index}` first"
+        )
+    gate = run.config.gate or GateSection()
+    accuracy, gap = accuracy_of(run, round_index), reverse_kl_of(run, round_index)
+    told = f"round {round_index}:{_shown(accuracy, gap)}"
+    if gate.max_accuracy_drop is not None and accuracy is not None:
+        before = _accuracy_before(run, round_index)
+        if before is not None and accuracy < before - gate.max_accuracy_drop:
+            raise RegressionError(
+                f"{told}, down from {before:.1%}: more than gate.max_accuracy_drop = "
+                f"{gate.max_accuracy_drop:g}. {_way_out(run, round_index)}"
+            )
+    if gate.max_reverse_kl_rise is not None and gap is not None and round_index:
+        last = reverse_kl_of(run, round_index - 1)
+        if last is not None and gap > last + gate.max_reverse_kl_rise:
+            raise RegressionError(
+                f"{told}, up from {last:.4f} nats: more than gate.max_reverse_kl_rise = "
+                f"{gate.max_reverse_kl_rise:g}. {_way_out(run, round_index)}"
+            )
+    if reached := _reached(gate, accuracy, gap):
+        return Verdict("stop", f"{told}; {reached} is reached", accuracy, gap)
+    return Verdict("go", told, accuracy, gap)
+
+
+def accuracy_of(run: Run, round_index: int) -> float | None:
+    """Return the accuracy of the student that a round trained, or None where it is not graded."""
+    return _accuracy(run, run.manifest_key(round_index, "eval"))
+
+
+def reverse_kl_of(run: Run, round_index: int) -> float | None:
+    """Return the reverse KL of the student that sampled in a round, nats per token."""
+    return mean_reverse_kl([run.score(round_index, name) for name in run.config.teachers])
+
+
+def mean_reverse_kl(scores: Sequence[ScoreManifest | None]) -> float | None:
+    """Return the mean reverse KL over the teachers of a round, weighted by tokens."""
+    gaps = [(s.reverse_kl, s.tokens) for s in scores if s is not None and s.reverse_kl is not None]
+    tokens = sum(count for _, count in gaps)
+    return sum(gap * count for gap, count in gaps) / tokens if tokens else None
+
+
+def _reached(gate: GateSection, accuracy: float | None, gap: float | None) -> str | None:
+    target, limit = gate.target_accuracy, gate.target_reverse_kl
+    if target is not None and accuracy is not None and accuracy >= target:
+        return f"gate.target_accuracy = {target:g}"
+    if limit is not None and gap is not None and gap <= limit:
+        return f"gate.target_reverse_kl = {limit:g}"
+    return None
+
+
+def _accuracy_before(run: Run, round_index: int) -> float | None:
+    """Return the last accuracy before a round's, at most `eval.every_rounds` back."""
+    section = run.config.eval
+    reach = section.every_rounds if section is not None else 0
+    for index in range(round_index - 1, max(-1, round_index - 1 - reach), -1):
+        if (found := accuracy_of(run, index)) is not None:
+            return found
+    return _accuracy(run, f"{run.folder}/baseline/student/manifest.json")
+
+
+def _accuracy(run: Run, key: str) -> float | None:
+    found = find_record(run.storage, key, EvalManifest)
+    return None if found is None else found.accuracy
+
+
+def _shown(accuracy: float | None, gap: float | None) -> str:
+    known = [] if accuracy is None else [f" accuracy {accuracy:.1%}"]
+    known += [] if gap is None else [f" reverse KL {gap:.4f} nats"]
+    return ",".join(known) or " nothing measured"
+
+
+def _way_out(run: Run, round_index: int) -> str:
+    return (
+        f"Look at `opd status`. To go on all the same, raise the limit; to try again from the "
+        f"student before, give a run.name of its own and as student.model a copy of "
+        f"{run.storage.url(run.checkpoint_folder(round_index))}"
+    )

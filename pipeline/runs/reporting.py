@@ -1,0 +1,81 @@
+"""What a call of a stage reports: progress while it works, a result and its time at the end."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from pipeline.runs.run import Run
+from pipeline.shards.parquet import read_table, write_table
+
+
+def stage_seconds(run: Run, round_index: int) -> dict[str, float]:
+    """Return the seconds that each stage of a round took, summed over all calls."""
+    totals: dict[str, float] = {}
+    folder = _times(run, round_index)
+    for name in sorted(run.storage.names(folder)):
+        data = run.storage.get(f"{folder}/{name}")
+        if data is None:
+            continue
+        table, _ = read_table(data, where=run.storage.url(f"{folder}/{name}"))
+        row = table.to_pylist()[0]
+        totals[row["stage"]] = totals.get(row["stage"], 0.0) + row["seconds"]
+    return totals
+
+
+def _times(run: Run, round_index: int) -> str:
+    return f"{run.folder}/metrics/times/{round_index:04d}"
+
+
+class Progress(Protocol):
+    """Receiver of progress, such as a bar."""
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """Begin a stage of `total` units of which `done` are done."""
+
+    def advance(self, units: int = 1, *, tokens: int = 0) -> None:
+        """Count finished units and tokens."""
+
+    def note(self, text: str) -> None:
+        """Show a line of text."""
+
+    def stop(self) -> None:
+        """End the stage."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one call of a stage did; the fields of the CLI's JSON line."""
+
+    stage: str
+    run: str
+    round: int | None
+    units: int
+    """Units that this call computed."""
+    rows: int
+    """Rows of the whole stage, where it is complete; else those of this call."""
+    tokens: int
+    manifest: str | None
+    """Where the manifest is; None while other workers' units are missing."""
+    reused_rows: int = 0
+    teacher_tokens: int = 0
+    """Response and prompt tokens that a teacher read in this call."""
+    engine_start_s: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def record_time(run: Run, result: StageResult, seconds: float) -> None:
+    """Store how long a call of a stage took; a call that had nothing to do leaves no trace."""
+    if result.units == 0 or result.round is None:
+        return
+    row = {
+        "stage": result.stage,
+        "units": result.units,
+        "tokens": result.tokens,
+        "teacher_tokens": result.teacher_tokens,
+        "seconds": seconds,
+        "engine_start_s": result.engine_start_s,
+    }
+    data = write_table(pa.Table.from_pylist([row]), {"run": run.name, "round": result.round})
+    run.storage.put(f"{_times(run, result.round)}/{result.stage}-{uuid.uuid4().hex}.parquet", data)

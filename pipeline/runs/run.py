@@ -1,0 +1,130 @@
+"""One run: its configuration, its store, its keys, and the record that pins its identity."""
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+from pipeline.store.records import create_record, find_record
+from pipeline.store.storage import Storage
+from schemas.config.file import config_fingerprint, identity_of
+from schemas.config.run import RunConfig
+from schemas.errors import IdentityError
+from schemas.records.runs import RolloutManifest, RunRecord
+from schemas.records.scores import ScoreManifest
+from schemas.records.training import CheckpointManifest, TrainManifest
+
+SOFTWARE = ("opd", "torch", "transformers", "deepspeed", "vllm", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration and the store that holds its objects."""
+
+    config: RunConfig
+    storage: Storage
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.run.name
+
+    @property
+    def folder(self) -> str:
+        """Key prefix of everything that belongs to the run alone."""
+        return f"runs/{self.name}"
+
+    def stage_folder(self, round_index: int, stage: str) -> str:
+        """Return the key prefix of a stage of a round."""
+        return f"{self.folder}/rounds/{round_index:04d}/{stage}"
+
+    def manifest_key(self, round_index: int, stage: str) -> str:
+        """Return the key of a stage's manifest; `score/<teacher>` is a stage too."""
+        return f"{self.stage_folder(round_index, stage)}/manifest.json"
+
+    def checkpoint_folder(self, index: int | None) -> str:
+        """Return the key prefix of a checkpoint; 0 is the imported student, r + 1 ends round r.
+
+        None is the base that the others are adapters of, where an adapter is trained.
+        """
+        return f"{self.folder}/checkpoints/{'base' if index is None else f'{index:04d}'}"
+
+    def rollout(self, round_index: int) -> RolloutManifest | None:
+        """Return the rollout manifest of a round, or None before it is there."""
+        key = self.manifest_key(round_index, "rollout")
+        return find_record(self.storage, key, RolloutManifest)
+
+    def score(self, round_index: int, teacher: str) -> ScoreManifest | None:
+        """Return a teacher's score manifest of a round, or None before it is there."""
+        key = self.manifest_key(round_index, f"score/{teacher}")
+        return find_record(self.storage, key, ScoreManifest)
+
+    def train(self, round_index: int) -> TrainManifest | None:
+        """Return the train manifest of a round, or None before it is there."""
+        return find_record(self.storage, self.manifest_key(round_index, "train"), TrainManifest)
+
+    def checkpoint(self, index: int | None) -> CheckpointManifest | None:
+        """Return the manifest of a checkpoint, or None before it is there."""
+        key = f"{self.checkpoint_folder(index)}/manifest.json"
+        return find_record(self.storage, key, CheckpointManifest)
+
+
+def open_run(config: RunConfig) -> Run:
+    """Return a run to read from.
+
+    Raises:
+        ConfigError: the root cannot be a store.
+    """
+    return Run(config, Storage(config.resolve(config.run.root), config.storage))
+
+
+def pin_run(run: Run) -> None:
+    """Record what the run is at its first stage.
+
+    Raises:
+        IdentityError: another process began the run with other settings.
+    """
+    key = f"{run.folder}/run.json"
+    if run.storage.exists(key):
+        return
+    record = RunRecord(
+        name=run.name,
+        fingerprint=config_fingerprint(run.config),
+        identity=identity_of(run.config),
+        software=_software(),
+    )
+    create_record(run.storage, key, record)
+    check_run(run)
+
+
+def check_run(run: Run) -> None:
+    """Make sure that a run that has begun still has the settings it began with.
+
+    Raises:
+        IdentityError: a key that defines results was changed after the run began.
+    """
+    key = f"{run.folder}/run.json"
+    stands = find_record(run.storage, key, RunRecord)
+    if stands is None or stands.fingerprint == config_fingerprint(run.config):
+        return
+    identity = identity_of(run.config)
+    changes = [
+        f"  {name}: the run began with {stands.identity.get(name)!r}, now {identity.get(name)!r}"
+        for name in sorted({*stands.identity, *identity})
+        if stands.identity.get(name) != identity.get(name)
+    ]
+    raise IdentityError(
+        f"{run.storage.url(key)} belongs to another configuration:\n"
+        + "\n".join(changes)
+        + "\nUndo the change, or give the new settings a run.name of their own: cached scores are "
+        "shared between the runs of a root"
+    )
+
+
+def _software() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in SOFTWARE:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,74 @@
+"""What a scheduler starts for a round: the calls of each stage, and whether the round is due."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.runs.gate import judge
+from pipeline.runs.run import Run, check_run
+from pipeline.runs.status import wants_eval
+from schemas.errors import ConfigError
+
+Call = dict[str, str | int]
+"""One call of a stage: `worker` numbers it, `teacher` is an option of `opd score`."""
+
+
+@dataclass(frozen=True)
+class RoundTasks:
+    """The calls of one round; all lists are empty where it is not due."""
+
+    state: Literal["due", "stopped", "waiting", "outside"]
+    reason: str
+    baseline: list[Call] = field(default_factory=list)
+    rollout: list[Call] = field(default_factory=list)
+    score: list[Call] = field(default_factory=list)
+    train: list[Call] = field(default_factory=list)
+    eval: list[Call] = field(default_factory=list)
+
+
+def round_tasks(
+    run: Run, round_index: int, *, rounds: range, workers: int, teachers: Sequence[str] = ()
+) -> RoundTasks:
+    """Return what to start for a round, from what is committed by now.
+
+    A round that is finished is due as well: its stages return at once.
+
+    Args:
+        run: the run.
+        round_index: the round.
+        rounds: rounds that are asked for.
+        workers: calls of rollout, and of score for each teacher, that share the units; 0 for none.
+        teachers: score with these only; the round is trained when they are all.
+
+    Raises:
+        ConfigError: there is no such teacher.
+        IdentityError: the run began with other settings.
+        RegressionError: the round before made the student worse than `[gate]` allows.
+    """
+    check_run(run)
+    names = list(run.config.teachers)
+    unknown = [name for name in teachers if name not in names]
+    if unknown:
+        raise ConfigError(f"there is no teacher {unknown[0]!r}; known: {', '.join(names)}")
+    if round_index not in rounds:
+        asked = f"rounds {rounds.start} to {rounds.stop - 1} are" if rounds else "none is"
+        return RoundTasks("outside", f"{asked} asked for")
+    if round_index and run.train(round_index - 1) is None:
+        return RoundTasks("waiting", f"round {round_index - 1} is not trained")
+    if round_index and run.config.gate is not None:
+        verdict = judge(run, round_index - 1)
+        if verdict.decision == "stop":
+            return RoundTasks("stopped", verdict.reason)
+    mine = [name for name in names if name in teachers] or names
+    shares: list[Call] = [{"worker": index} for index in range(workers)]
+    one: list[Call] = [{"worker": 0}] if workers else []
+    whole = set(mine) == set(names)
+    return RoundTasks(
+        state="due",
+        reason="",
+        baseline=one if round_index == 0 and run.config.eval is not None else [],
+        rollout=shares,
+        score=[{"teacher": name, **share} for name in mine for share in shares],
+        train=one if whole else [],
+        eval=one if whole and wants_eval(run, round_index, rounds.stop) else [],
+    )

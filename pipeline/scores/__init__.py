@@ -1,0 +1,1 @@
+"""What a teacher says of tokens, as arrays: taken from logits, cut, mixed, compared. Pure."""

@@ -1,0 +1,1 @@
+"""Tables as the bytes of Parquet shards, and back verified."""

@@ -1,0 +1,1 @@
+"""The codec `packed-v1`: the fewest bytes. Pure."""

@@ -1,0 +1,176 @@
+"""The top-k columns of `packed-v1`: numbers of ids in two parts, levels as steps. Pure.
+
+The lowest four bits of an id's number stand apart, and of levels only the steps from rank to rank
+are kept, both two to a byte. Rows are done in pieces that stay in a processor's cache.
+Shapes: T tokens, N entries: top-k ids of all tokens, rows joined; R rows.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.shards.packed import varints
+from pipeline.shards.packed.nibbles import joined, split
+from pipeline.shards.packed.quantization import FINE, levels, values
+from pipeline.shards.packed.varints import Bytes, Coded, Counts
+from schemas.columns import binary_array, binary_values, list_lengths
+from schemas.errors import DataError
+from schemas.ragged import stretches
+
+ESCAPE = 15
+"""Step that says: the rest of it is among the long ones."""
+
+
+HALVES = ("topk_ids_low", "topk_steps")
+
+
+PIECE_ENTRIES = 1 << 20
+
+
+Numbers = NDArray[np.int32]
+
+
+def pieces(table: pa.Table, entries: Counts) -> Iterator[pa.Table]:
+    """Yield a table in parts of whole rows, with up to 2^20 entries each; at least one part.
+
+    Args:
+        table: rows.
+        entries: int64 [R] entries of each row.
+    """
+    ends = stretches(entries, PIECE_ENTRIES) or [0]
+    for start, end in pairwise([0, *ends]):
+        yield table.slice(start, end - start)
+
+
+def encode(
+    numbers: Numbers, logprobs: NDArray[Any], entries: Counts, *, per_token: int | Counts
+) -> dict[str, pa.Array]:
+    """Return the stored columns of a top-k.
+
+    Args:
+        numbers: int32 [N] numbers of the ids.
+        logprobs: float32 [N].
+        entries: int64 [R] entries of each row.
+        per_token: entries of each token, one number for all or int64 [T].
+
+    Raises:
+        DataError: log-probabilities are not in rank order.
+    """
+    steps = _steps(levels(logprobs, drop=FINE), per_token)
+    long = np.flatnonzero(steps >= ESCAPE)
+    long_counts = varints.rows_of(long, np.cumsum(entries))
+    return {
+        **put("topk_ids", numbers >> 4, entries),
+        "topk_ids_low": binary_array(*joined(numbers & 15, entries)),
+        "topk_steps": binary_array(*joined(np.minimum(steps, ESCAPE), entries)),
+        **put("topk_long_steps", steps[long] - ESCAPE, long_counts),
+    }
+
+
+def decode(
+    table: pa.Table,
+    to_ids: Callable[[Numbers], Any],
+    *,
+    per_token: int | Counts,
+    where: str,
+) -> tuple[Numbers, NDArray[np.float32]]:
+    """Return the ids and the log-probabilities [N] of a top-k.
+
+    Args:
+        table: stored columns, rows with as many entries as their tokens call for.
+        to_ids: gives the ids of numbers.
+        per_token: entries of each token, one number for all or int64 [T].
+        where: what messages call the table.
+
+    Raises:
+        DataError: the bytes of a column do not fit those of another one.
+    """
+    entries = num_entries(table)
+    ids, logprobs = np.empty(entries.sum(), np.int32), np.empty(entries.sum(), np.float32)
+    end = token = 0
+    for part in pieces(table, entries):
+        numbers = _numbers(part, where)
+        begin, end = end, end + len(numbers)
+        ids[begin:end] = to_ids(numbers)
+        counts = per_token
+        if not isinstance(counts, int):
+            first, token = token, token + int(list_lengths(part, "token_logprob").sum())
+            counts = counts[first:token]
+        logprobs[begin:end] = values(_levels(_step_numbers(part, where), counts), drop=FINE)
+    return ids, logprobs
+
+
+def num_entries(table: pa.Table) -> Counts:
+    """Return the entries of each row of stored columns, int64 [R]."""
+    return np.asarray(binary_values(table, "topk_ids")[1])
+
+
+def put(name: str, numbers: Numbers, counts: Counts) -> dict[str, pa.Array]:
+    """Return the two stored columns of some numbers, `counts` of them in each row."""
+    coded = varints.encode(numbers, counts)
+    more = binary_array(coded.more, coded.more_counts)
+    return {name: binary_array(coded.heads, counts), f"{name}_more": more}
+
+
+def get(table: pa.Table, name: str, where: str) -> tuple[Numbers, Counts]:
+    """Return the numbers of two stored columns, and how many each row has."""
+    heads, counts = binary_values(table, name)
+    coded = Coded(heads, *binary_values(table, f"{name}_more"))
+    return varints.decode(coded, counts, where=f"{where}, column {name!r}"), counts
+
+
+def _numbers(table: pa.Table, where: str) -> Numbers:
+    """Return the numbers of ids [N]."""
+    numbers, entries = get(table, "topk_ids", where)
+    numbers <<= 4
+    numbers |= _halves(table, "topk_ids_low", entries, where)
+    return numbers
+
+
+def _step_numbers(table: pa.Table, where: str) -> Numbers:
+    """Return the steps [N], short and long."""
+    short = _halves(table, "topk_steps", num_entries(table), where)
+    steps = short.astype(np.int32)
+    long, rest = np.flatnonzero(short == ESCAPE), get(table, "topk_long_steps", where)[0]
+    if len(long) != len(rest):
+        raise DataError(f"{where}: {len(rest)} long steps for {len(long)} escapes")
+    steps[long] += rest
+    return steps
+
+
+def _halves(table: pa.Table, name: str, counts: Counts, where: str) -> Bytes:
+    """Return a column of half bytes, uint8, rows joined."""
+    pairs, lengths = binary_values(table, name)
+    if not np.array_equal(lengths, (counts + 1) // 2):
+        raise DataError(f"{where}: {name!r} has not half a byte for each of the top-k ids")
+    return split(pairs, counts)
+
+
+def _steps(found: Numbers, per_token: int | Counts) -> Numbers:
+    """Return by how much each level exceeds the one before; the first of a token, itself."""
+    starts = (
+        np.arange(0, len(found), per_token)
+        if isinstance(per_token, int)
+        else np.cumsum(per_token) - per_token
+    )
+    steps = np.empty_like(found)
+    np.subtract(found[1:], found[:-1], out=steps[1:])
+    steps[starts] = found[starts]
+    if len(steps) and steps.min() < 0:
+        raise DataError("top-k log-probabilities to be packed are not in rank order")
+    return steps
+
+
+def _levels(steps: Numbers, per_token: int | Counts) -> Numbers:
+    """Return the running sum of the steps within each token; a sum that wraps is harmless."""
+    sums: Numbers = np.cumsum(steps, dtype=np.int32)
+    if isinstance(per_token, int):
+        rows = sums.reshape(-1, per_token)
+        rows[1:] -= rows[:-1, -1:].copy()
+        return sums
+    starts = np.cumsum(per_token) - per_token
+    return np.asarray(sums - np.repeat(sums[starts] - steps[starts], per_token))

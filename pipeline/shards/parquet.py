@@ -1,0 +1,104 @@
+"""Parquet shards in memory: tables to bytes and back, with the metadata of their stage.
+
+The layout is measured: no dictionaries, byte-stream split for numbers, zstd level 1, row groups
+bounded by tokens. A shard is built whole and re-opened before it may be published.
+"""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.columns import list_lengths
+from schemas.errors import DataError
+from schemas.ragged import stretches
+from schemas.tables import SCHEMA_VERSION
+
+ROW_GROUP_TOKENS = 32768
+"""Tokens per row group at most, one row at least."""
+
+
+METADATA_KEY = b"opd"
+
+
+def write_table(
+    table: pa.Table, metadata: dict[str, Any], *, token_column: str | None = None
+) -> bytes:
+    """Return a table as the bytes of a Parquet file, re-opened and counted.
+
+    Args:
+        table: the rows.
+        metadata: JSON values for the file's key-value metadata.
+        token_column: list column whose lengths bound the row groups; None for one group.
+    """
+    record = json.dumps({"schema_version": SCHEMA_VERSION, **metadata}, sort_keys=True)
+    table = table.replace_schema_metadata({METADATA_KEY: record.encode()})
+    sink, start = io.BytesIO(), 0
+    with pq.ParquetWriter(sink, table.schema, **_layout(table.schema)) as writer:
+        for stop in _ends(table, token_column):
+            writer.write_table(table.slice(start, stop - start))
+            start = stop
+    data = sink.getvalue()
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    if rows != table.num_rows:
+        raise DataError(f"a shard was written with {rows} rows, expected {table.num_rows}")
+    return data
+
+
+def read_table(
+    data: bytes, *, where: str, columns: list[str] | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the rows and the metadata of a shard.
+
+    Raises:
+        DataError: not a Parquet file of opd, or of a newer schema version.
+    """
+    try:
+        # threads would win nothing for a process that has one core, and their buffers stay theirs
+        table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{where} is not a readable Parquet file: {error}") from error
+    return table, _metadata(table, where)
+
+
+def _metadata(table: pa.Table, where: str) -> dict[str, Any]:
+    raw = (table.schema.metadata or {}).get(METADATA_KEY, b"null")
+    try:
+        metadata: dict[str, Any] = json.loads(raw)
+        version = int(metadata["schema_version"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{where} was not written by opd: its metadata has no key 'opd' with a schema version"
+        ) from error
+    if version > SCHEMA_VERSION:
+        raise DataError(
+            f"{where} has schema version {version}; this opd reads up to {SCHEMA_VERSION}: "
+            "install a newer opd"
+        )
+    return metadata
+
+
+def _layout(schema: pa.Schema) -> dict[str, Any]:
+    split = [f"{f.name}.list.element" for f in schema if _is_split(f.type)]
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": False,
+        "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
+
+
+def _is_split(kind: pa.DataType) -> bool:
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return listed and not pa.types.is_boolean(kind.value_type)
+
+
+def _ends(table: pa.Table, token_column: str | None) -> list[int]:
+    """Return the row number after each row group."""
+    if token_column is None:
+        return [table.num_rows]
+    return stretches(list_lengths(table, token_column), ROW_GROUP_TOKENS)

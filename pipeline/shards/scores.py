@@ -1,0 +1,140 @@
+"""Score shards: from an engine's numbers to the bytes of a codec, and back verified.
+
+Promises: rows stand in the order of the rollout rows they score; each distinct sequence is read by
+the teacher once; what is written and what is read has passed the same checks.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.shards.codec import check_ids, codec_named
+from pipeline.shards.packed.renumbering import Renumbering
+from pipeline.shards.parquet import read_table, write_table
+from pipeline.store.records import create_record, find_record
+from pipeline.store.storage import Storage
+from schemas.columns import flat_values
+from schemas.errors import DataError, IdentityError
+from schemas.keys import scorer_folder
+from schemas.records.scores import RenumberingRecord, ScorerIdentity
+from schemas.records.shards import Shard
+from schemas.scoresignal import Signal
+from schemas.tables import check_scores
+
+
+def write_scores(
+    table: pa.Table, identity: ScorerIdentity, *, renumbering: Renumbering | None = None
+) -> bytes:
+    """Return a score table as the bytes of a shard that says whose scores they are.
+
+    Args:
+        table: the scores, checked here.
+        identity: whose scores they are; it names the codec.
+        renumbering: the scorer's table of `pinned_renumbering`, where its codec has one.
+    """
+    where = "scores to be written"
+    signal, codec = Signal.of(identity.signal), codec_named(identity.codec, where=where)
+    _check(table, signal, identity.vocab_size, where)
+    stored = codec.encode(
+        table, signal=signal, vocab_size=identity.vocab_size, renumbering=renumbering
+    )
+    metadata = {
+        "scorer": identity.key,
+        "identity": identity.model_dump(mode="json"),
+        "codec": identity.codec,
+        "renumbering": None if renumbering is None else renumbering.digest,
+    }
+    return write_table(stored, metadata, token_column="token_logprob")
+
+
+def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
+    """Return the rows of a score shard, verified.
+
+    Raises:
+        DataError: the object is missing, corrupt, misshapen or of an unknown codec.
+        IdentityError: it holds the scores of another scorer.
+    """
+    where = storage.url(shard.key)
+    stored, metadata = read_table(storage.read_shard(shard), where=where)
+    if metadata.get("scorer") != scorer:
+        raise IdentityError(
+            f"{where} holds scores of scorer {metadata.get('scorer')}, expected {scorer}: they are "
+            "of another teacher, signal or engine version. `opd score --only-invalid` makes the "
+            "right ones"
+        )
+    digest = metadata.get("renumbering")
+    renumbering = None if digest is None else _renumbering(storage, scorer, digest)
+    table = _decoded(stored, metadata, renumbering, where)
+    if table.num_rows != shard.rows:
+        raise DataError(f"{where} has {table.num_rows} rows, its commit says {shard.rows}")
+    return table
+
+
+def decode_scores(data: bytes, *, renumbering: Renumbering | None, where: str) -> pa.Table:
+    """Return the rows of a shard's bytes, checked, whosever they are.
+
+    Raises:
+        DataError: they are misshapen or of an unknown codec.
+    """
+    return _decoded(*read_table(data, where=where), renumbering, where)
+
+
+def pinned_renumbering(
+    storage: Storage, identity: ScorerIdentity, table: pa.Table
+) -> Renumbering | None:
+    """Return the renumbering that all shards of a scorer share; its first scores decide it.
+
+    Args:
+        storage: the store.
+        identity: whose scores they are.
+        table: scores to learn from, where there is no renumbering yet.
+    """
+    if not codec_named(identity.codec, where="the scorer").renumbers:
+        return None
+    scorer = identity.key
+    key = f"{scorer_folder(scorer)}/renumbering.json"
+    record = find_record(storage, key, RenumberingRecord)
+    if record is None:
+        learnt = Renumbering.learn(flat_values(table, "topk_ids"), vocab_size=identity.vocab_size)
+        storage.put(_renumbering_key(scorer, learnt.digest), learnt.to_bytes())
+        record = create_record(storage, key, RenumberingRecord(sha256=learnt.digest))
+    return _renumbering(storage, scorer, record.sha256)
+
+
+@lru_cache(maxsize=4)
+def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
+    where = storage.url(key := _renumbering_key(scorer, digest))
+    data = storage.get(key)
+    if data is None:
+        raise DataError(f"{where} is missing: the scores that name it cannot be read without it")
+    found = Renumbering.from_bytes(data, where=where)
+    if found.digest != digest:
+        raise DataError(f"{where} is corrupt: its sha256 is {found.digest}")
+    return found
+
+
+def _renumbering_key(scorer: str, digest: str) -> str:
+    return f"{scorer_folder(scorer)}/renumbering/{digest}"
+
+
+def _decoded(
+    stored: pa.Table, metadata: dict[str, Any], renumbering: Renumbering | None, where: str
+) -> pa.Table:
+    codec = codec_named(metadata.get("codec"), where=where)
+    identity = ScorerIdentity.model_validate(metadata["identity"])
+    signal = Signal.of(identity.signal)
+    table = codec.decode(
+        stored,
+        signal=signal,
+        vocab_size=identity.vocab_size,
+        renumbering=renumbering,
+        where=where,
+    ).combine_chunks()
+    _check(table, signal, identity.vocab_size, where)
+    return table
+
+
+def _check(table: pa.Table, signal: Signal, vocab_size: int, where: str) -> None:
+    check_scores(table, signal=signal, where=where)
+    check_ids(table, vocab_size, where=where)

@@ -1,0 +1,276 @@
+"""The eval stage: samples on held-out prompts, graded by a reward.
+
+A round's evaluation is of the checkpoint that the round trained; the baseline is of the student as
+it came and of the teachers.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.checkpoints.opening import opened_model
+from pipeline.checkpoints.student import policy_of_round
+from pipeline.engines.engine import Sampling
+from pipeline.engines.installed import require_engine
+from pipeline.engines.vllm.kept import EngineKeeper, Weights
+from pipeline.models.source import ModelSource, find_model, model_identity
+from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
+from pipeline.prompts.pinning import prepare_prompts, read_prompts
+from pipeline.rewards.graders import find_reward
+from pipeline.runs.plan import cut_units
+from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.run import Run, check_run, pin_run
+from pipeline.runs.units import Worker
+from pipeline.shards.rollouts import read_rollout
+from pipeline.stages.sampler import (
+    lazy_engine,
+    response_limit,
+    stop_strings,
+    stop_tokens,
+    student_weights,
+)
+from pipeline.stages.samples import SampleJob, run_sampling
+from pipeline.store.records import create_record, find_record
+from pipeline.store.writer import writer
+from schemas.config.evaluation import EvalSection
+from schemas.errors import ConfigError
+from schemas.fingerprint import fingerprint
+from schemas.records.runs import EvalManifest
+from schemas.records.shards import UnitShard
+
+PROMPTS_PER_UNIT = 512
+
+
+STUDENT = "student"
+"""Label of the model that learns."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to grade."""
+
+    label: str
+    """`STUDENT`, or `teacher/<name>`."""
+    round_index: int | None
+    """Round that trained it; None for the baseline."""
+    folder: str
+    """Key prefix of the evaluation."""
+    dtype: str
+
+
+def round_subject(run: Run, round_index: int) -> Subject:
+    """Return the student that a round trained."""
+    folder = run.stage_folder(round_index, "eval")
+    return Subject(STUDENT, round_index, folder, run.config.student.dtype)
+
+
+def baseline_subjects(run: Run) -> list[Subject]:
+    """Return the student as it came and, where the configuration asks for them, the teachers."""
+    subjects = [Subject(STUDENT, None, baseline_folder(run, STUDENT), run.config.student.dtype)]
+    for name, section in run.config.teachers.items():
+        if run.config.eval is not None and run.config.eval.teachers:
+            label = f"teacher/{name}"
+            subjects.append(Subject(label, None, baseline_folder(run, label), section.dtype))
+    return subjects
+
+
+def baseline_folder(run: Run, label: str) -> str:
+    """Return the key prefix of a baseline evaluation."""
+    return f"{run.folder}/baseline/{label}"
+
+
+def find_eval(run: Run, folder: str) -> EvalManifest | None:
+    """Return an evaluation's manifest, or None before it is there."""
+    return find_record(run.storage, f"{folder}/manifest.json", EvalManifest)
+
+
+def run_eval(
+    run: Run,
+    subject: Subject,
+    *,
+    worker: Worker,
+    progress: Progress,
+    keeper: EngineKeeper | None = None,
+) -> StageResult:
+    """Sample and grade what an evaluation still lacks; write its manifest when nothing does.
+
+    Args:
+        run: the run.
+        subject: the model to grade.
+        worker: which units are ours.
+        progress: told of each unit.
+        keeper: where the student's engine is kept between stages, if it is.
+
+    Raises:
+        ConfigError: the configuration has no [eval], or its prompts or reward cannot be used.
+    """
+    check_run(run)
+    section = run.config.eval
+    if section is None:
+        raise ConfigError("the configuration has no [eval] section: add one with a reward")
+    manifest = find_eval(run, subject.folder)
+    if manifest is not None:
+        return _result(run, subject, manifest, computed=0, start_s=0.0)
+    require_engine(section.engine, section.server.urls)
+    with writer(run.storage):
+        pin_run(run)
+        own = keeper if subject.label == STUDENT else None
+        return _grade(run, subject, section, worker=worker, progress=progress, keeper=own)
+
+
+def _grade(
+    run: Run,
+    subject: Subject,
+    section: EvalSection,
+    *,
+    worker: Worker,
+    progress: Progress,
+    keeper: EngineKeeper | None,
+) -> StageResult:
+    with _weights(run, subject) as weights:
+        source, policy_version = weights.source, weights.version
+        tokenizer = model_tokenizer(source)
+        prompts = prepare_prompts(run.storage, run.config, "eval", tokenizer)
+        table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
+        job = SampleJob(
+            label=f"eval {subject.label}",
+            round_index=-1 if subject.round_index is None else subject.round_index,
+            policy_version=policy_version,
+            seed=run.config.run.seed,
+            default_teacher=run.config.default_teacher,
+            sampling=_sampling(run, section, tokenizer, source),
+            prompts=table,
+        )
+        rows = np.arange(table.num_rows)
+        units = cut_units(
+            rows,
+            np.zeros_like(rows),
+            samples_per_prompt=section.samples_per_prompt,
+            prompts_per_unit=PROMPTS_PER_UNIT,
+        )
+        digest = fingerprint(
+            {
+                "policy_version": policy_version,
+                "prompts": prompts.fingerprint,
+                "sampling": job.sampling.words(),
+                "reward": [section.reward, section.pattern, section.require_stop],
+            }
+        )
+        with lazy_engine(run, section, weights, keeper=keeper, progress=progress) as engine:
+            shards, computed = run_sampling(
+                run.storage,
+                subject.folder,
+                job,
+                units,
+                fingerprint=digest,
+                finish=_Grader(run, section, tokenizer),
+                engine=engine,
+                tokenizer=tokenizer,
+                worker=worker,
+                progress=progress,
+            )
+    manifest = None
+    if shards is not None:
+        manifest = _summary(run, subject, shards, digest, policy_version)
+        create_record(run.storage, f"{subject.folder}/manifest.json", manifest)
+    return _result(run, subject, manifest, computed=computed, start_s=engine.start_s)
+
+
+class _Grader:
+    """Fills the reward column of a sampled table."""
+
+    def __init__(self, run: Run, section: EvalSection, tokenizer: Any) -> None:
+        self._reward = find_reward(section, Path(run.config.resolve(".")))
+        self._section, self._tokenizer = section, tokenizer
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        responses = table.column("response_ids").to_pylist()
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        columns = ("reference", "metadata", "finish_reason")
+        rows = zip(texts, *(table.column(c).to_pylist() for c in columns), strict=True)
+        rewards = [self._one(*row) for row in rows]
+        index = table.schema.get_field_index("reward")
+        return table.set_column(index, "reward", pa.array(rewards, pa.float32()))
+
+    def _one(self, text: str, reference: str | None, metadata: str | None, reason: str) -> float:
+        if self._section.require_stop and reason != "stop":
+            return 0.0
+        return self._reward(text, reference, json.loads(metadata) if metadata else {})
+
+
+@contextmanager
+def _weights(run: Run, subject: Subject) -> Iterator[Weights]:
+    """Give where a subject's model is, and which weights it has."""
+    if subject.label != STUDENT:
+        name = subject.label.removeprefix("teacher/")
+        source = find_model(run.config, run.config.teachers[name], f"teachers.{name}")
+        yield Weights(source, fingerprint(model_identity(source)), subject.dtype)
+        return
+    index = 0 if subject.round_index is None else subject.round_index + 1
+    policy = policy_of_round(run, index)
+    with opened_model(run, policy) as source:
+        yield student_weights(run, policy, source)
+
+
+def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSource) -> Sampling:
+    rollout = run.config.rollout
+    return Sampling(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        max_new_tokens=response_limit(run, section),
+        stop_token_ids=stop_tokens(rollout.stop_token_ids, tokenizer, source),
+        vocab_size=vocabulary_size(tokenizer),
+        stop_strings=stop_strings(run, tokenizer),
+    )
+
+
+def _summary(
+    run: Run, subject: Subject, shards: tuple[UnitShard, ...], digest: str, policy_version: str
+) -> EvalManifest:
+    tables = [read_rollout(run.storage, unit.shard) for unit in shards]
+    table = pa.concat_tables(tables)
+    rewards = table.column("reward").to_numpy().astype(np.float64)
+    samples = run.config.eval.samples_per_prompt if run.config.eval else 1
+    by_prompt = rewards.reshape(-1, samples).mean(1)
+    spread = float(by_prompt.std(ddof=1)) if len(by_prompt) > 1 else 0.0
+    stopped = [reason == "stop" for reason in table.column("finish_reason").to_pylist()]
+    return EvalManifest(
+        run=run.name,
+        round=subject.round_index,
+        subject=subject.label,
+        policy_version=policy_version,
+        fingerprint=digest,
+        units=shards,
+        rows=table.num_rows,
+        tokens=sum(unit.shard.tokens for unit in shards),
+        accuracy=float(rewards.mean()),
+        standard_error=spread / math.sqrt(len(by_prompt)),
+        stopped=float(np.mean(stopped)),
+    )
+
+
+def _result(
+    run: Run, subject: Subject, manifest: EvalManifest | None, *, computed: int, start_s: float
+) -> StageResult:
+    extra: dict[str, Any] = {"subject": subject.label}
+    if manifest is not None:
+        extra |= {"accuracy": manifest.accuracy, "standard_error": manifest.standard_error}
+    return StageResult(
+        stage="eval",
+        run=run.name,
+        round=subject.round_index,
+        units=computed,
+        rows=manifest.rows if manifest else 0,
+        tokens=manifest.tokens if manifest else 0,
+        manifest=run.storage.url(f"{subject.folder}/manifest.json") if manifest else None,
+        engine_start_s=start_s,
+        extra=extra,
+    )

@@ -1,0 +1,65 @@
+"""Rounds in order on this machine, from wherever the run stands."""
+
+from collections.abc import Callable, Iterator
+
+from pipeline.engines.vllm.kept import EngineKeeper
+from pipeline.runs.gate import judge
+from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.run import Run
+from pipeline.runs.status import next_round, wants_eval
+from pipeline.runs.units import Worker
+
+TrainCall = Callable[[int], StageResult]
+
+
+def run_rounds(
+    run: Run, rounds: int, *, train: TrainCall, progress: Progress
+) -> Iterator[StageResult]:
+    """Run all stages of all unfinished rounds; yield the result of each stage as it ends.
+
+    Args:
+        run: the run.
+        rounds: rounds to reach in total.
+        train: trains a round, in this process or in several.
+        progress: told of each unit.
+
+    Raises:
+        RegressionError: a round made the student worse than `[gate]` allows.
+    """
+    with EngineKeeper() as keeper:
+        yield from _rounds(run, rounds, train=train, progress=progress, keeper=keeper)
+
+
+def _rounds(
+    run: Run, rounds: int, *, train: TrainCall, progress: Progress, keeper: EngineKeeper
+) -> Iterator[StageResult]:
+    from pipeline.stages.evaluate import baseline_subjects, round_subject, run_eval
+    from pipeline.stages.rollout import run_rollout
+    from pipeline.stages.score import run_score
+
+    alone = Worker()
+    if run.config.eval is not None:
+        for subject in baseline_subjects(run):
+            yield run_eval(run, subject, worker=alone, progress=progress, keeper=keeper)
+    first = next_round(run, rounds)
+    if first and _is_over(run, first - 1, progress):
+        return
+    for index in range(first, rounds):
+        yield run_rollout(run, index, worker=alone, progress=progress, keeper=keeper)
+        yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
+        yield train(index)
+        if wants_eval(run, index, rounds):
+            subject = round_subject(run, index)
+            yield run_eval(run, subject, worker=alone, progress=progress, keeper=keeper)
+        if _is_over(run, index, progress):
+            return
+
+
+def _is_over(run: Run, round_index: int, progress: Progress) -> bool:
+    """Return whether `[gate]` ends the run after a round."""
+    if run.config.gate is None:
+        return False
+    verdict = judge(run, round_index)
+    if verdict.decision == "stop":
+        progress.note(f"stopped: {verdict.reason}")
+    return verdict.decision == "stop"

@@ -1,0 +1,90 @@
+"""The engine that samples for a stage: which weights, where responses end, how long they are."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoints.probe import find_probe
+from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import for_policy, open_engine
+from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
+from pipeline.models.source import ModelSource, generation_settings
+from pipeline.models.stopstrings import reading_backend
+from pipeline.models.tokenizer import end_token_ids
+from pipeline.runs.reporting import Progress
+from pipeline.runs.run import Run
+from schemas.config.engines import EngineSection
+from schemas.records.training import CheckpointManifest
+
+
+def lazy_engine(
+    run: Run,
+    section: EngineSection,
+    weights: Weights,
+    *,
+    keeper: EngineKeeper | None,
+    progress: Progress,
+) -> LazyEngine:
+    """Return an engine that samples for a run, not opened yet.
+
+    Args:
+        run: the run.
+        section: which engine and its settings.
+        weights: the model, and the version that names it on servers that are up elsewhere.
+        keeper: where an engine of the student is kept between stages; None for any other model.
+        progress: told of a start that takes long, of a kept engine, and when memory ran out.
+    """
+    if keeper is None or not section.vllm.keep_between_stages:
+        keeper, section = None, section.for_one_stage
+    sharing = [section] if keeper is None else _keeping_sections(run)
+    limit = max(response_limit(run, one) for one in sharing)
+    longest, note = run.config.prompts.max_tokens + limit, progress.note
+    opener = partial(
+        open_engine,
+        for_policy(section, weights.version),
+        weights.source,
+        dtype=weights.dtype,
+        max_tokens=longest,
+        note=note,
+        reads_text=bool(run.config.rollout.stop_strings),
+    )
+    turn = None if keeper is None else Turn(keeper, section, weights, max_tokens=longest, note=note)
+    return LazyEngine(opener, note, turn)
+
+
+def student_weights(run: Run, policy: CheckpointManifest, source: ModelSource) -> Weights:
+    """Return a checkpoint of the student as the weights that a stage samples from."""
+    probe = find_probe(Path(source.location), policy)
+    return Weights(source, policy.policy_version, run.config.student.dtype, probe)
+
+
+def _keeping_sections(run: Run) -> list[EngineSection]:
+    """Return the sections whose stages share one engine, which must hold what each may ask."""
+    sections = [run.config.rollout, run.config.eval]
+    return [one for one in sections if one is not None and one.vllm.keep_between_stages]
+
+
+def response_limit(run: Run, section: EngineSection) -> int:
+    """Return the most tokens of a response; those of the rollout where a section has none."""
+    return getattr(section, "max_new_tokens", None) or run.config.rollout.max_new_tokens
+
+
+def stop_tokens(
+    given: tuple[int, ...] | None, tokenizer: Any, source: ModelSource
+) -> tuple[int, ...]:
+    """Return the ids that end a response: the configured ones, or all that the model names."""
+    if given is not None:
+        return tuple(sorted(set(given)))
+    return end_token_ids(tokenizer, generation_settings(source))
+
+
+def stop_strings(run: Run, tokenizer: Any) -> tuple[str, ...]:
+    """Return the texts that end a response.
+
+    Raises:
+        ConfigError: there are some, and the tokenizer cannot be read token by token.
+    """
+    strings = run.config.rollout.stop_strings
+    if strings:
+        reading_backend(tokenizer)
+    return strings

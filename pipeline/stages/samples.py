@@ -1,0 +1,193 @@
+"""Sampling of one unit: prompts in, a rollout table out. Shared by rollout and evaluation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engines.engine import Engine, Sample, Sampling
+from pipeline.engines.lazy import LazyEngine
+from pipeline.models.stopstrings import check_prompts
+from pipeline.runs.plan import Unit, sample_seeds
+from pipeline.runs.reporting import Progress
+from pipeline.runs.units import Worker, run_units
+from pipeline.shards.parquet import write_table
+from pipeline.store.commit import content_shard, publish, read_commit
+from pipeline.store.storage import Storage
+from schemas.columns import Ids, list_array, list_lengths, list_rows
+from schemas.errors import ConfigError
+from schemas.fingerprint import sequence_digest
+from schemas.records.shards import UnitShard
+from schemas.tables import IDS, LOGPROBS, ROLLOUT, check_rollout
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """What all units of one sampling stage share."""
+
+    label: str
+    """What progress calls the stage."""
+    round_index: int
+    policy_version: str
+    seed: int
+    default_teacher: str
+    sampling: Sampling
+    prompts: pa.Table
+    """Every prompt of the split, in the order of its file."""
+
+    def metadata(self, engine: Engine) -> dict[str, Any]:
+        """Return the file metadata of the stage's shards."""
+        return {
+            "engine": engine.name,
+            "engine_version": engine.version,
+            "logprobs_mode": "processed",
+            "policy_version": self.policy_version,
+            "sampling": self.sampling.words(),
+        }
+
+
+def run_sampling(
+    storage: Storage,
+    folder: str,
+    job: SampleJob,
+    units: Sequence[Unit],
+    *,
+    fingerprint: str,
+    finish: Callable[[pa.Table], pa.Table],
+    engine: LazyEngine,
+    tokenizer: Any,
+    worker: Worker,
+    progress: Progress,
+) -> tuple[tuple[UnitShard, ...] | None, int]:
+    """Sample and commit the units that lack a commit.
+
+    Args:
+        storage: the store.
+        folder: the stage's folder.
+        job: what the units share.
+        units: all units of the stage.
+        fingerprint: digest of the stage's work.
+        finish: last change to a unit's table before it is stored, such as grading.
+        engine: the student, opened when the first unit is missing.
+        tokenizer: for the text that people read.
+        worker: which units are ours.
+        progress: told of each unit.
+
+    Returns:
+        The units and their shards, or None while some are missing; and the units computed here.
+    """
+    computed = 0
+
+    def compute(index: int) -> int:
+        nonlocal computed
+        unit, opened = units[index], engine.get()
+        check_fits(opened, job, unit.rows)
+        table = finish(engine.call(lambda e: sample_unit(job, unit, e, tokenizer)))
+        check_rollout(table, where=f"{folder} {unit.name}")
+        data = write_table(table, job.metadata(opened), token_column="response_ids")
+        tokens = int(list_lengths(table, "response_ids").sum())
+        shard = content_shard("rollouts", data, rows=table.num_rows, tokens=tokens)
+        publish(storage, folder, unit.name, shard=shard, data=data, fingerprint=fingerprint)
+        computed += 1
+        return tokens
+
+    names = [unit.name for unit in units]
+    done = run_units(
+        storage,
+        folder,
+        names,
+        label=job.label,
+        worker=worker,
+        compute=compute,
+        progress=progress,
+    )
+    if not done.issuperset(names):
+        return None, computed
+    commits = [read_commit(storage, folder, name, fingerprint=fingerprint) for name in names]
+    return tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits), computed
+
+
+def check_fits(engine: Engine, job: SampleJob, rows: Any) -> None:
+    """Make sure that the longest prompt and its response fit the model.
+
+    Raises:
+        ConfigError: they do not, or a prompt id is outside the model's vocabulary.
+    """
+    prompts = list_rows(job.prompts.take(pa.array(np.unique(rows))), "prompt_ids")
+    longest, highest = max(map(len, prompts)), max(int(p.max()) for p in prompts)
+    total = longest + job.sampling.max_new_tokens
+    if total > engine.context_length:
+        raise ConfigError(
+            f"a prompt of {longest} tokens and max_new_tokens = {job.sampling.max_new_tokens} make "
+            f"{total}, but the model holds {engine.context_length}: lower prompts.max_tokens or "
+            "max_new_tokens"
+        )
+    if highest >= engine.vocab_size:
+        raise ConfigError(
+            f"a prompt holds id {highest}, but the student's vocabulary ends at "
+            f"{engine.vocab_size - 1}: the prompts were made for another tokenizer"
+        )
+
+
+def sample_unit(job: SampleJob, unit: Unit, engine: Engine, tokenizer: Any) -> pa.Table:
+    """Return the rollout table of a unit, one row per sequence, in the order of the unit."""
+    rows = job.prompts.take(pa.array(unit.rows))
+    prompt_keys = rows.column("prompt_id").to_pylist()
+    seeds = sample_seeds(unit, prompt_keys, seed=job.seed, round_index=job.round_index)
+    prompts: list[Ids] = list_rows(rows, "prompt_ids")
+    if job.sampling.stop_strings:
+        check_prompts(tokenizer, prompts)
+    samples = engine.generate(prompts, seeds, job.sampling)
+    names = [
+        f"{job.round_index}/{key}/{epoch}/{index}"
+        for key, epoch, index in zip(prompt_keys, unit.epochs, unit.sample_indices, strict=True)
+    ]
+    digests = [sequence_digest(p, s.ids) for p, s in zip(prompts, samples, strict=True)]
+    teachers = rows.column("teacher").fill_null(job.default_teacher)
+    columns = {
+        **_per_token(samples),
+        "sequence_id": names,
+        "sequence_digest": digests,
+        "prompt_id": rows.column("prompt_id"),
+        "sample_index": unit.sample_indices,
+        "round": np.full(len(samples), job.round_index),
+        "policy_version": [job.policy_version] * len(samples),
+        "prompt_ids": rows.column("prompt_ids"),
+        "finish_reason": [s.finish_reason for s in samples],
+        "seed": seeds,
+        "teacher": teachers,
+        "weight": rows.column("weight"),
+        "reference": rows.column("reference"),
+        "metadata": rows.column("metadata"),
+        "text": tokenizer.batch_decode([s.ids.tolist() for s in samples]),
+    }
+    absent = [None] * len(samples)
+    return pa.table({f.name: columns.get(f.name, absent) for f in ROLLOUT}, schema=ROLLOUT)
+
+
+def _per_token(samples: Sequence[Sample]) -> dict[str, pa.Array]:
+    lengths = np.array([len(s.ids) for s in samples])
+    ids = np.concatenate([s.ids for s in samples])
+    logprobs = np.concatenate([s.logprobs for s in samples])
+    own = np.ones(len(ids), dtype=bool)
+    return {
+        **_candidates(samples, lengths),
+        "response_ids": list_array(ids, lengths, IDS),
+        "response_mask": list_array(own, lengths, ROLLOUT.field("response_mask").type),
+        "rollout_student_logprobs": list_array(logprobs, lengths, LOGPROBS),
+    }
+
+
+def _candidates(samples: Sequence[Sample], lengths: Any) -> dict[str, pa.Array]:
+    """Return the columns of the student's own ids; no column where none were recorded."""
+    columns = {}
+    for name in ("ids", "logprobs"):
+        parts = [getattr(sample, f"candidate_{name}") for sample in samples]
+        if parts[0] is not None:
+            values = np.concatenate(parts)
+            kind = ROLLOUT.field(f"student_topk_{name}").type
+            counts = lengths * values.shape[1]
+            columns[f"student_topk_{name}"] = list_array(values.reshape(-1), counts, kind)
+    return columns

@@ -1,0 +1,281 @@
+"""The score stage: a teacher scores exactly the tokens that the student sampled, once.
+
+Promises: a token sequence that the scorer has seen, in whatever unit, round or run, costs no
+teacher work; the teacher is loaded only when something is missing; a unit is visible only whole.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.cache.sameweights import borrow, find_siblings, rows_of_each, unknown
+from pipeline.cache.scorecache import Origin, ScoreCache
+from pipeline.engines.installed import require_engine
+from pipeline.engines.lazy import LazyEngine
+from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.run import Run, check_run, pin_run
+from pipeline.runs.units import Worker, run_units
+from pipeline.scores.candidates import with_own_candidates
+from pipeline.shards.scores import read_scores
+from pipeline.store.records import check_fingerprint, create_record, read_record
+from pipeline.store.writer import writer
+from pipeline.teachers.reading import score_fingerprint, score_table, unit_rows
+from pipeline.teachers.repair import forget_invalid
+from pipeline.teachers.selftest import Noise, SelfTest, tolerance_of
+from pipeline.teachers.teacher import Scorer, find_scorer, pin_scorer
+from schemas.columns import flat_values, list_rows
+from schemas.errors import ConfigError
+from schemas.keys import commit_key
+from schemas.records.runs import RolloutManifest
+from schemas.records.scores import CacheCommit, ScoreCommit, ScoreManifest
+from schemas.records.shards import UnitShard
+from schemas.scoresignal import Signal
+
+LOWEST_LOGPROB = -100.0
+"""Teacher log-probability that stands for −inf in the reported reverse KL."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all units of one teacher's part of a round share."""
+
+    run: Run
+    rollout: RolloutManifest
+    scorer: Scorer
+    cache: ScoreCache
+    siblings: list[ScoreCache]
+    note: Callable[[str], None]
+    test: SelfTest
+    folder: str
+    fingerprint: str
+
+
+def run_score(
+    run: Run,
+    round_index: int,
+    *,
+    teacher: str | None,
+    worker: Worker,
+    progress: Progress,
+    only_invalid: bool = False,
+) -> list[StageResult]:
+    """Score what a round still lacks, for one teacher or for all; write their manifests.
+
+    Args:
+        run: the run.
+        round_index: the round.
+        teacher: the only one to score with; None for all.
+        worker: which units are ours.
+        progress: told of each unit.
+        only_invalid: verify what is there first, and score anew what is damaged or of a scorer
+            that the configuration no longer means.
+
+    Raises:
+        ConfigError: the round is not sampled, or there is no such teacher.
+        IdentityError: a teacher may not score this student, or is not the one of this run.
+        DataError: a rollout shard is damaged, or a teacher returned impossible numbers.
+    """
+    check_run(run)
+    names = [teacher] if teacher is not None else list(run.config.teachers)
+    if teacher is not None and teacher not in run.config.teachers:
+        known = ", ".join(run.config.teachers)
+        raise ConfigError(f"there is no teacher {teacher!r} in the configuration; known: {known}")
+    results = []
+    for name in names:
+        if only_invalid:
+            forgotten = forget_invalid(run, round_index, name, progress)
+            progress.note(f"{forgotten} units of teacher {name!r} are to be scored anew")
+        manifest = run.score(round_index, name)
+        if manifest is not None:
+            results.append(_result(run, round_index, name, manifest=manifest))
+            continue
+        require_engine(run.config.score.engine, run.config.score.server.urls)
+        with writer(run.storage):
+            pin_run(run)
+            results.append(_score(run, round_index, name, worker=worker, progress=progress))
+    return results
+
+
+def _score(
+    run: Run, round_index: int, teacher: str, *, worker: Worker, progress: Progress
+) -> StageResult:
+    rollout = run.rollout(round_index)
+    if rollout is None:
+        raise ConfigError(
+            f"round {round_index} has no finished rollout to score: run "
+            f"`opd rollout --round {round_index}` first, or `opd run` for everything in order"
+        )
+    scorer = find_scorer(run, round_index, teacher)
+    pin_scorer(run, scorer)
+    job = _Job(
+        run=run,
+        rollout=rollout,
+        scorer=scorer,
+        cache=ScoreCache(run.storage, scorer.identity, progress.note),
+        siblings=find_siblings(run.storage, scorer.identity, progress.note),
+        note=progress.note,
+        test=SelfTest(
+            Signal.of(scorer.identity.signal),
+            vocab_size=scorer.identity.vocab_size,
+            tolerance=tolerance_of(run.config.score, scorer.identity.dtype),
+            where=f"teachers.{teacher}",
+        ),
+        folder=run.stage_folder(round_index, f"score/{teacher}"),
+        fingerprint=score_fingerprint(scorer, rollout),
+    )
+    names, commits = [unit.unit for unit in rollout.units], list[ScoreCommit]()
+    with LazyEngine(lambda: scorer.open(run, progress.note), progress.note) as engine:
+
+        def compute(index: int) -> int:
+            commits.append(_score_unit(job, index, engine))
+            return commits[-1].shard.tokens
+
+        done = run_units(
+            run.storage,
+            job.folder,
+            names,
+            label=f"score {teacher}",
+            worker=worker,
+            compute=compute,
+            progress=progress,
+        )
+    manifest = _finish(job) if done.issuperset(names) else None
+    return _result(
+        run,
+        round_index,
+        teacher,
+        manifest=manifest,
+        commits=commits,
+        start_s=engine.start_s,
+        noise=job.test.noise,
+    )
+
+
+def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
+    """Cover one rollout shard with a cache shard, from the cache or by the teacher."""
+    storage, unit = job.run.storage, job.rollout.units[index]
+    rows, input_digest = unit_rows(storage, unit, job.scorer)
+    key = commit_key(job.scorer.folder, input_digest)
+    cached = job.cache.unit(input_digest) or _compute(job, input_digest, rows, engine)
+    check_fingerprint(storage, key, cached.fingerprint, job.scorer.key)
+    scores = read_scores(storage, cached.shard, scorer=job.scorer.key)
+    covered = _covered(job, unit.unit, rows, scores, cached=cached)
+    return create_record(storage, commit_key(job.folder, unit.unit), covered)
+
+
+def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -> CacheCommit:
+    """Score with the teacher what the caches do not know, and commit the unit to the own one."""
+    digests = rows.column("sequence_digest")
+    distinct = pc.unique(digests).to_pylist()
+    signal = Signal.of(job.scorer.identity.signal)
+    own = with_own_candidates(job.cache.known(distinct), rows, signal)
+    lent = borrow(job.siblings, unknown(distinct, own), job.note)
+    borrowed = {key: with_own_candidates(table, rows, signal) for key, table in lent.items()}
+    known = pa.concat_tables([own, *borrowed.values()])
+    is_known = pc.is_in(digests, value_set=known.column("sequence_digest"))
+    left = rows.filter(pc.invert(is_known))
+    if left.num_rows:
+        prompts, responses = list_rows(left, "prompt_ids"), list_rows(left, "response_ids")
+        engine.call(lambda e: job.test.once(e, prompts, responses))
+    new, teacher_tokens = score_table(left, engine, job.scorer.identity)
+    scores = pa.concat_tables([known, new])
+    order = pc.index_in(digests, value_set=scores.column("sequence_digest"))
+    origin = Origin(
+        _payer(job),
+        teacher_tokens=teacher_tokens,
+        reused_rows=rows.num_rows - new.num_rows,
+        sibling_rows=rows_of_each(rows, borrowed),
+    )
+    return job.cache.publish(input_digest, scores.take(order), origin)
+
+
+def _covered(
+    job: _Job, unit: str, rows: pa.Table, scores: pa.Table, *, cached: CacheCommit
+) -> ScoreCommit:
+    """Return the record that a unit is covered: what it took, how far teacher and student are."""
+    paid = cached.paid_by == _payer(job)
+    own = flat_values(rows, "response_mask")
+    teacher = np.maximum(flat_values(scores, "token_logprob"), LOWEST_LOGPROB)
+    gap = flat_values(rows, "rollout_student_logprobs") - teacher
+    return ScoreCommit(
+        unit=unit,
+        shard=cached.shard,
+        fingerprint=job.fingerprint,
+        reused_rows=cached.reused_rows if paid else rows.num_rows,
+        teacher_tokens=cached.teacher_tokens if paid else 0,
+        sibling_rows=cached.sibling_rows,
+        sampled_kl=float(gap[own].astype(np.float64).sum()),
+        sampled_tokens=int(own.sum()),
+    )
+
+
+def _payer(job: _Job) -> str:
+    return f"{job.run.name}/{job.rollout.round:04d}"
+
+
+def _finish(job: _Job) -> ScoreManifest:
+    """Write the manifest of a teacher's part of a round from the commits of all units."""
+    commits = []
+    for unit in job.rollout.units:
+        key = commit_key(job.folder, unit.unit)
+        commit = read_record(job.run.storage, key, ScoreCommit)
+        check_fingerprint(job.run.storage, key, commit.fingerprint, job.fingerprint)
+        commits.append(commit)
+    sampled = sum(c.sampled_tokens for c in commits)
+    manifest = ScoreManifest(
+        run=job.run.name,
+        round=job.rollout.round,
+        teacher=job.scorer.name,
+        scorer=job.scorer.key,
+        rollout_fingerprint=job.rollout.fingerprint,
+        units=tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits),
+        rows=sum(c.shard.rows for c in commits),
+        tokens=sum(c.shard.tokens for c in commits),
+        reused_rows=sum(c.reused_rows for c in commits),
+        teacher_tokens=sum(c.teacher_tokens for c in commits),
+        sibling_rows=_sibling_rows(commits),
+        reverse_kl=sum(c.sampled_kl for c in commits) / sampled if sampled else None,
+    )
+    return create_record(job.run.storage, f"{job.folder}/manifest.json", manifest)
+
+
+def _sibling_rows(commits: Sequence[ScoreCommit]) -> dict[str, int]:
+    found = Counter[str]()
+    for commit in commits:
+        found.update(commit.sibling_rows)
+    return dict(found)
+
+
+def _result(
+    run: Run,
+    round_index: int,
+    teacher: str,
+    *,
+    manifest: ScoreManifest | None,
+    commits: Sequence[ScoreCommit] = (),
+    start_s: float = 0.0,
+    noise: Noise | None = None,
+) -> StageResult:
+    key = run.manifest_key(round_index, f"score/{teacher}")
+    return StageResult(
+        stage="score",
+        run=run.name,
+        round=round_index,
+        units=len(commits),
+        rows=manifest.rows if manifest else sum(c.shard.rows for c in commits),
+        tokens=manifest.tokens if manifest else sum(c.shard.tokens for c in commits),
+        manifest=run.storage.url(key) if manifest else None,
+        reused_rows=sum(c.reused_rows for c in commits),
+        teacher_tokens=sum(c.teacher_tokens for c in commits),
+        engine_start_s=start_s,
+        extra={
+            "teacher": teacher,
+            "sibling_rows": _sibling_rows(commits),
+            "noise": None if noise is None else asdict(noise),
+            "reverse_kl": manifest.reverse_kl if manifest else None,
+        },
+    )

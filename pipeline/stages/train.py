@@ -1,0 +1,126 @@
+"""The train stage: the learner turns a round's scored sequences into the next checkpoint.
+
+Promises: no teacher is touched; a checkpoint is reloaded and compared before it is committed; run
+again after a crash, the stage goes on from the last saved state.
+"""
+
+from contextlib import nullcontext
+
+from pipeline.learner.inputs import TrainInputs, find_work
+from pipeline.learner.loop import RoundWork, planned_steps, policy_source, round_data, train_round
+from pipeline.learner.metrics import steps_shard
+from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined, together
+from pipeline.learner.states import drop_states
+from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.run import Run, pin_run
+from pipeline.store.commit import committed_units
+from pipeline.store.records import create_record
+from pipeline.store.writer import writer
+from schemas.errors import DataError
+from schemas.keys import commit_key
+from schemas.records.training import StateManifest, TrainManifest
+
+KEEP_STATES = 2
+"""Rounds whose final optimizer state is kept; older ones are deleted."""
+
+
+def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
+    """Train a round's checkpoint; every process of the learner calls this.
+
+    Raises:
+        ConfigError: the round is not sampled or not scored.
+        IdentityError: the scores are of another teacher, rollout or run.
+        DataError: a shard is damaged, a loss is not a number, or the export differs.
+    """
+    work = find_work(run, round_index) if is_alone() else None  # mistakes first: torch is slow
+    if isinstance(work, TrainManifest):
+        return finished_result(run, work)
+    with ranks_joined(run.config.train.device) as ranks:
+        work = work or from_main(lambda: find_work(run, round_index))
+        if isinstance(work, TrainManifest):
+            return finished_result(run, work)
+        return _run_round(run, work, ranks, progress)
+
+
+def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) -> StageResult:
+    with writer(run.storage) if ranks.is_main else nullcontext():
+        from_main(lambda: pin_run(run))
+        data = together(lambda: round_data(run, inputs))
+        steps = together(lambda: planned_steps(run, inputs.round_index, data, ranks))
+        work = RoundWork(run, inputs, data, steps, ranks, progress)
+        with policy_source(work) as source:
+            state, trained = train_round(work, source)
+        manifest = from_main(lambda: _finish(work, state))
+    return finished_result(run, manifest, trained=trained)
+
+
+def _finish(work: RoundWork, state: StateManifest) -> TrainManifest:
+    """Write and return the train manifest; for the main process alone."""
+    run, inputs, data = work.run, work.inputs, work.data
+    shard, summary = steps_shard(run, inputs.round_index, inputs.first_step, state.steps)
+    checkpoint = run.checkpoint(inputs.round_index + 1)
+    if checkpoint is None:
+        raise DataError(f"checkpoint {inputs.round_index + 1:04d} vanished while training")
+    record = TrainManifest(
+        run=run.name,
+        round=inputs.round_index,
+        fingerprint=inputs.fingerprint,
+        policy_version_in=inputs.policy.policy_version,
+        policy_version_out=checkpoint.policy_version,
+        shards=inputs.shard_keys(),
+        rows=int((data.fresh & (data.trained_tokens > 0)).sum()),
+        stale_rows=int((~data.fresh).sum()),
+        untrained_rows=int((data.fresh & (data.trained_tokens == 0)).sum()),
+        tokens=sum(step.trained_tokens for step in work.steps),
+        first_step=inputs.first_step,
+        steps=len(work.steps),
+        optimizer_restarted=state.optimizer_restarted,
+        metrics=shard,
+        summary=summary,
+        rollout_kl=state.steps[0]["rollout_kl"] if _drew_its_own(run) else None,
+    )
+    key = run.manifest_key(inputs.round_index, "train")
+    manifest = create_record(run.storage, key, record)
+    _drop_old_states(run, inputs.round_index)
+    return manifest
+
+
+def _drew_its_own(run: Run) -> bool:
+    """Return whether a round's samples are draws from the very student that is trained on them."""
+    rollout = run.config.rollout
+    whole = rollout.temperature == 1.0 and rollout.top_p == 1.0 and rollout.top_k == 0
+    return whole and run.config.train.max_staleness == 0
+
+
+def _drop_old_states(run: Run, round_index: int) -> None:
+    """Delete the files of states that no later round can start from.
+
+    The round before is looked at again, for a crash may have come before its own turn.
+    """
+    last = [run.checkpoint(index + 1) for index in range(max(0, round_index - 3), round_index + 1)]
+    ends = [found.state for found in last if found is not None and found.state is not None]
+    kept = ends[-KEEP_STATES:]
+    for index in range(max(0, round_index - 1), round_index + 1):
+        folder = run.stage_folder(index, "train")
+        ends += [commit_key(folder, name) for name in committed_units(run.storage, folder)]
+    drop_states(run, [key for key in ends if key not in kept], keep=kept)
+
+
+def finished_result(run: Run, manifest: TrainManifest, *, trained: int = 0) -> StageResult:
+    """Return the result of a trained round, of which this call trained some steps."""
+    return StageResult(
+        stage="train",
+        run=run.name,
+        round=manifest.round,
+        units=trained,
+        rows=manifest.rows,
+        tokens=manifest.tokens,
+        manifest=run.storage.url(run.manifest_key(manifest.round, "train")),
+        extra={
+            "steps": manifest.steps,
+            "stale_rows": manifest.stale_rows,
+            **manifest.summary,
+            "first_rollout_kl": manifest.rollout_kl,
+            "checkpoint": run.storage.url(run.checkpoint_folder(manifest.round + 1)),
+        },
+    )

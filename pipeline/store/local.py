@@ -1,0 +1,132 @@
+"""A folder as a store: files that appear whole or not at all, one process at a time to replace."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from pipeline.store import files
+from pipeline.store.backend import Leftover, Version, whole
+from pipeline.store.files import TEMPORARY
+
+
+def unfinished_files(folder: str, now_s: float) -> Iterator[Leftover]:
+    """Yield the temporary files below a folder.
+
+    Args:
+        folder: where to look.
+        now_s: time of the clock that stamps the files.
+    """
+    for path in sorted(Path(folder).rglob(f"{TEMPORARY}*")):
+        try:
+            yield Leftover(str(path), None, now_s - os.stat(path).st_mtime)
+        except FileNotFoundError:  # finished meanwhile
+            continue
+
+
+class LocalBackend:
+    """Files below a folder."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return Path(name).read_bytes()
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Return pieces of files."""
+        pieces = []
+        for name, group in groupby(ranges, key=itemgetter(0)):
+            with open(name, "rb", buffering=0) as file:
+                pieces += [os.pread(file.fileno(), stop - start, start) for _, start, stop in group]
+        return whole(ranges, pieces)
+
+    def write(self, name: str, data: bytes, *, create: bool) -> None:
+        """Write a file atomically."""
+        (files.create if create else files.replace)(Path(name), data)
+
+    def version(self, name: str) -> Version:
+        """Return a file's version, its age told by the clock that stamps files."""
+        with _locked(Path(name).parent) as now_s:
+            found = os.stat(name)
+            return Version(_file_tag(name), now_s - found.st_mtime, found.st_size)
+
+    def replace(self, name: str, data: bytes, version: Version) -> None:
+        """Replace a file of a version; one process of the folder at a time."""
+        with _locked(Path(name).parent):
+            if not Path(name).exists() or _file_tag(name) != version.tag:
+                raise FileExistsError(name)
+            files.replace(Path(name), data)
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the files in a folder, unfinished ones left out."""
+        try:
+            with os.scandir(folder) as entries:
+                names = {entry.name for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return set()
+        return {name for name in names if not name.startswith(files.TEMPORARY)}
+
+    def folders(self, folder: str) -> set[str]:
+        """Return the names of the folders in a folder."""
+        try:
+            with os.scandir(folder) as entries:
+                return {entry.name for entry in entries if entry.is_dir()}
+        except FileNotFoundError:
+            return set()
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file is there."""
+        return Path(name).exists()
+
+    def upload(self, name: str, path: Path) -> None:
+        """Copy a file in, atomically."""
+        target = Path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f"{files.TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file out."""
+        shutil.copyfile(name, path)
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        Path(name).unlink(missing_ok=True)
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        """Return the temporary files below a folder."""
+        if not Path(folder).is_dir():
+            return []
+        with _locked(Path(folder)) as now_s:
+            return list(unfinished_files(folder, now_s))
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove a temporary file."""
+        Path(leftover.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[float]:
+    """Keep other processes of a folder out for the length of a block; give the folder's time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.utime(descriptor)
+        yield os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+
+
+def _file_tag(name: str) -> str:
+    found = os.stat(name)
+    return f"{found.st_ino}-{found.st_mtime_ns}"

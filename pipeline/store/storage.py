@@ -1,0 +1,254 @@
+"""What a root's URL means: which kind of store, and how its object names begin."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from pipeline.store.backend import Backend, Leftover, Version
+from pipeline.store.local import LocalBackend
+from pipeline.store.objects import ObjectBackend, s3_options
+from pipeline.store.retry import with_retries
+from schemas.config.storage import StorageSection
+from schemas.errors import ConfigError, DataError, StorageError
+from schemas.records.shards import Shard
+
+
+def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:
+    """Return the backend of a root's scheme, and the prefix of its object names.
+
+    Raises:
+        ConfigError: the scheme is not supported, or an S3 URL has no bucket.
+    """
+    parts = urlsplit(root) if "://" in root else None
+    if parts is None:
+        return LocalBackend(), str(Path(root).expanduser().resolve())
+    if parts.scheme == "file":
+        return LocalBackend(), str(Path(parts.path).resolve())
+    if parts.scheme == "memory":
+        return ObjectBackend("memory", {}), f"/{parts.netloc}{parts.path}"
+    if parts.scheme != "s3":
+        raise ConfigError(
+            f"run.root = {root!r}: scheme {parts.scheme!r} is not supported; "
+            "use a path, file://… or s3://bucket/prefix"
+        )
+    if not parts.netloc:
+        raise ConfigError(f"run.root = {root!r} names no bucket; write s3://bucket/prefix")
+    return ObjectBackend("s3", s3_options(settings)), f"{parts.netloc}{parts.path}"
+
+
+T = TypeVar("T")
+
+
+FIRST_CONTACT_S = 15.0
+"""Longest patience before the store has answered for the first time."""
+
+
+COPY_BYTES = 8 << 20
+
+
+class Storage:
+    """A root and its verbs; keys are relative to the root, with `/` between parts."""
+
+    def __init__(self, root: str, settings: StorageSection | None = None) -> None:
+        """Name the store; nothing is contacted yet.
+
+        Args:
+            root: a path, `file://…`, `s3://bucket/prefix` or `memory://name`.
+            settings: time-outs and client options.
+
+        Raises:
+            ConfigError: the URL's scheme is not supported, or an S3 URL has no bucket.
+        """
+        settings = settings or StorageSection()
+        self.root = root.rstrip("/")
+        self._backend, self._prefix = open_backend(self.root, settings)
+        self._retry_s, self._met = settings.retry_s, False
+        self.lease_s = settings.lease_s
+        """Seconds after which an object that says who works is out of date."""
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder behind the root, or None where the store is not local."""
+        return Path(self._prefix) if isinstance(self._backend, LocalBackend) else None
+
+    def url(self, key: str) -> str:
+        """Return the full name of a key, as messages show it."""
+        return f"{self.root}/{key}"
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None where there is none."""
+        try:
+            return self._do(
+                f"reading {self.url(key)}", partial(self._backend.read, self._name(key))
+            )
+        except FileNotFoundError:
+            return None
+
+    def exists(self, key: str) -> bool:
+        """Return whether an object is there."""
+        return self._do(
+            f"looking up {self.url(key)}", partial(self._backend.exists, self._name(key))
+        )
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes] | None:
+        """Return pieces of objects, or None where one of the objects is gone.
+
+        Args:
+            ranges: key, first byte and byte after the last of each piece, none of them empty.
+        """
+        pieces = [(self._name(key), start, stop) for key, start, stop in ranges]
+        try:
+            return self._do(
+                f"reading parts of {self.url(ranges[0][0]) if ranges else self.root}",
+                partial(self._backend.read_ranges, pieces),
+            )
+        except FileNotFoundError:
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whose key is named after its content, so that a repeat is harmless."""
+        self._write(key, partial(self._backend.write, self._name(key), data, create=False))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object that is not there yet; return False where it is.
+
+        A reply that was lost on the way makes the repeat find our own object: equal bytes count
+        as created.
+        """
+        action = partial(self._backend.write, self._name(key), data, create=True)
+        try:
+            self._write(key, action)
+        except FileExistsError:
+            return self.get(key) == data
+        return True
+
+    def version(self, key: str) -> Version | None:
+        """Return what stands at a key now, for `replace`; None where nothing does."""
+        try:
+            return self._do(
+                f"looking up {self.url(key)}", partial(self._backend.version, self._name(key))
+            )
+        except FileNotFoundError:
+            return None
+
+    def replace(self, key: str, data: bytes, version: Version) -> bool:
+        """Write over an object that is still of a version; return False where it is not.
+
+        A reply that was lost on the way makes the repeat find our own object: equal bytes count
+        as written.
+        """
+        action = partial(self._backend.replace, self._name(key), data, version)
+        try:
+            self._do(f"writing {self.url(key)}", action)
+        except (FileExistsError, FileNotFoundError):
+            return self.get(key) == data
+        return True
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the objects directly in a folder."""
+        return self._do(
+            f"listing {self.url(folder)}", partial(self._backend.names, self._name(folder))
+        )
+
+    def folders(self, folder: str) -> set[str]:
+        """Return the names of the folders directly in a folder; "" is the root."""
+        return self._do(
+            f"listing {self.url(folder)}",
+            partial(self._backend.folders, self._name(folder).rstrip("/")),
+        )
+
+    def upload(self, key: str, path: Path) -> Shard:
+        """Write an object from a local file; return what was written."""
+        digest = file_sha256(path)
+        self._write(key, partial(self._backend.upload, self._name(key), path))
+        return Shard(key=key, sha256=digest, bytes=path.stat().st_size, rows=0, tokens=0)
+
+    def download(self, shard: Shard, path: Path) -> None:
+        """Write a local file from an object and verify it.
+
+        Raises:
+            DataError: the object is missing or is not what the shard says.
+        """
+        action = partial(self._backend.download, self._name(shard.key), path)
+        try:
+            self._do(f"reading {self.url(shard.key)}", action)
+        except FileNotFoundError as error:
+            raise self._missing(shard.key) from error
+        self._verify(shard, path.stat().st_size, file_sha256(path))
+
+    def read_shard(self, shard: Shard) -> bytes:
+        """Return the bytes of a shard, verified.
+
+        Raises:
+            DataError: the object is missing or is not what the shard says.
+        """
+        data = self.get(shard.key)
+        if data is None:
+            raise self._missing(shard.key)
+        self._verify(shard, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def delete(self, key: str) -> None:
+        """Remove an object if it is there."""
+        self._do(f"deleting {self.url(key)}", partial(self._backend.delete, self._name(key)))
+
+    def leftovers(self) -> list[Leftover]:
+        """Return what killed writers left below the root: temporary files, unfinished uploads."""
+        action = partial(self._backend.leftovers, self._prefix)
+        return self._do(f"listing unfinished writes of {self.root}", action)
+
+    def discard(self, leftover: Leftover) -> None:
+        """Free the room of an unfinished write; one that is gone already is no error."""
+        with suppress(FileNotFoundError):
+            self._do(f"discarding {leftover.name}", partial(self._backend.discard, leftover))
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}/{key}"
+
+    def _do(self, what: str, action: Callable[[], T]) -> T:
+        patience = self._retry_s if self._met else min(self._retry_s, FIRST_CONTACT_S)
+        try:
+            result = with_retries(action, what=what, patience_s=patience)
+        except (FileNotFoundError, FileExistsError):
+            self._met = True
+            raise
+        self._met = True
+        return result
+
+    def _write(self, key: str, action: Callable[[], None]) -> None:
+        try:
+            self._do(f"writing {self.url(key)}", action)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"writing {self.url(key)} failed: the bucket or folder does not exist. Create it "
+                "or correct run.root, then run the same command again"
+            ) from error
+
+    def _missing(self, key: str) -> DataError:
+        return DataError(
+            f"{self.url(key)} is missing although a manifest names it: it was deleted. Restore it; "
+            "scores are made anew by `opd score --only-invalid`, anything else by removing the "
+            "manifest that names it and running the stage again"
+        )
+
+    def _verify(self, shard: Shard, size: int, digest: str) -> None:
+        if size != shard.bytes or digest != shard.sha256:
+            raise DataError(
+                f"{self.url(shard.key)} is corrupt: found {size} bytes with sha256 {digest[:16]}…, "
+                f"expected {shard.bytes} bytes with {shard.sha256[:16]}…. Restore the object; "
+                "scores are made anew by `opd score --only-invalid`, anything else by deleting it "
+                "with its commit and manifest and running the stage again"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

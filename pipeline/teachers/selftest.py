@@ -1,0 +1,169 @@
+"""What an engine's scores are worth, measured before a round's work is spent on them.
+
+A few rows are scored alone, together and in the opposite order: with exact arithmetic nothing would
+change. A wrong setting (a cache that is read, rows that are mixed up, a position off by one) shows
+as nats here; rounding shows as far less. Shapes: T tokens, K top-k.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engines.engine import Engine
+from pipeline.scores.scores import Scores
+from schemas.columns import Floats, Ids
+from schemas.config.score import ScoreSection
+from schemas.errors import DataError
+from schemas.ragged import token_index
+from schemas.scoresignal import Signal
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+"""Largest mean difference in nats that passes for rounding, by number format."""
+
+
+ROWS = 4
+
+
+TOKENS = 4096
+"""Most rows and tokens of a self-test."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far scores of the same tokens differ, nats of token and top-k log-probabilities."""
+
+    tokens: int
+    mean: float
+    max: float
+
+    def check(self, tolerance: float, *, where: str) -> None:
+        """Make sure that it is no more than rounding.
+
+        Raises:
+            DataError: it is more.
+        """
+        if not self.mean <= tolerance:
+            raise DataError(
+                f"{where}: the same {self.tokens} tokens, scored alone, together and in another "
+                f"order, differ by {self.mean:.3g} nats on average and {self.max:.3g} at most, "
+                f"where {tolerance:.3g} on average would pass. Nothing was scored. Look at the "
+                "engine's settings and version, or allow it with score.noise_tolerance"
+            )
+
+
+def tolerance_of(section: ScoreSection, dtype: str) -> float:
+    """Return the largest mean difference in nats that passes for rounding."""
+    return TOLERANCE[dtype] if section.noise_tolerance is None else section.noise_tolerance
+
+
+class SelfTest:
+    """The self-test of one teacher's part of a round, done with the first rows that are scored."""
+
+    def __init__(self, signal: Signal, *, vocab_size: int, tolerance: float, where: str) -> None:
+        """Remember what is scored.
+
+        Args:
+            signal: what the stage keeps.
+            vocab_size: ids that the student has too.
+            tolerance: largest mean difference in nats.
+            where: what messages call the teacher.
+        """
+        self._signal, self._vocab_size = signal, vocab_size
+        self._tolerance, self._where = tolerance, where
+        self.noise: Noise | None = None
+
+    def once(self, engine: Engine, prompts: Sequence[Ids], responses: Sequence[Ids]) -> None:
+        """Test an engine with a few of some rows, unless it was done.
+
+        Raises:
+            DataError: its scores depend on their neighbours.
+        """
+        if self.noise is not None:
+            return
+        pairs = zip(prompts, responses, strict=True)
+        rows = few_rows(np.array([len(p) + len(r) for p, r in pairs]))
+        noise = scoring_noise(
+            engine,
+            [prompts[i] for i in rows],
+            [responses[i] for i in rows],
+            signal=self._signal,
+            vocab_size=self._vocab_size,
+        )
+        noise.check(self._tolerance, where=self._where)
+        self.noise = noise
+
+
+def few_rows(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows of a self-test: a few of the shortest.
+
+    Args:
+        lengths: tokens of each row, prompt and response.
+    """
+    short = np.argsort(lengths, kind="stable")[:ROWS]
+    fits = np.cumsum(lengths[short]) <= TOKENS
+    return np.sort(short[: max(1, int(fits.sum()))]).astype(np.int64)
+
+
+def scoring_noise(
+    engine: Engine,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    *,
+    signal: Signal,
+    vocab_size: int,
+) -> Noise:
+    """Return how far an engine's scores depend on what else is scored.
+
+    Only the top-k part of the signal is asked for.
+
+    Raises:
+        DataError: positions are missing, or a top-k is not one.
+    """
+    plain = Signal(signal.k)
+    rows, lengths = len(prompts), np.array([len(r) for r in responses])
+
+    def score(order: Sequence[int]) -> Scores:
+        found = engine.score(
+            [prompts[i] for i in order],
+            [responses[i] for i in order],
+            signal=plain,
+            vocab_size=vocab_size,
+        )
+        _check_shape(found, int(lengths[list(order)].sum()), signal.k, vocab_size)
+        return found
+
+    together = score(range(rows))
+    back = token_index(lengths[::-1], np.arange(rows)[::-1])
+    others = [score(range(rows)[::-1]).take(back), _joined([score([i]) for i in range(rows)])]
+    gaps = np.concatenate([_gaps(together, other) for other in others])
+    return Noise(int(lengths.sum()), float(gaps.mean()), float(gaps.max()))
+
+
+def _gaps(one: Scores, other: Scores) -> Floats:
+    """Return absolute differences: of the tokens, and of the k-th most likely of each position."""
+    pairs = [(one.token_logprob, other.token_logprob), (one.topk_logprobs, other.topk_logprobs)]
+    gaps = [np.abs(np.subtract(*pair)).reshape(-1) for pair in pairs]
+    return np.concatenate([gap[np.isfinite(gap)] for gap in gaps])
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    present = [name for name, value in vars(parts[0]).items() if value is not None]
+    return Scores(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in present})
+
+
+def _check_shape(scores: Scores, tokens: int, k: int, vocab_size: int) -> None:
+    """Make sure that there is a top-k for each token, in rank order."""
+    if scores.topk_ids.shape != (tokens, k) or len(scores.token_logprob) != tokens:
+        raise DataError(
+            f"the engine gave {scores.topk_ids.shape} top-k ids for {tokens} tokens and k = {k}"
+        )
+    scores.check(vocab_size=vocab_size, where="self-test")
+    falling = scores.topk_logprobs[:, 1:] <= scores.topk_logprobs[:, :-1]
+    sorted_ids = np.sort(scores.topk_ids, axis=1)
+    if not falling.all() or (sorted_ids[:, 1:] == sorted_ids[:, :-1]).any():
+        raise DataError("the engine's top-k is not in rank order, or names an id twice")
+    first = scores.token_rank == 1
+    if not np.allclose(scores.token_logprob[first], scores.topk_logprobs[first, 0], atol=1e-3):
+        raise DataError("a token of rank 1 is not the first of its top-k")

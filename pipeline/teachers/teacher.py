@@ -1,0 +1,192 @@
+"""One teacher with one signal: who it is, whether it may score this student, where its cache is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.cache.scorers import stored_scorer
+from pipeline.checkpoints.opening import opened_model
+from pipeline.checkpoints.student import policy_of_round
+from pipeline.engines.engine import Engine
+from pipeline.engines.opening import open_engine, scoring_version
+from pipeline.models.source import ModelSource, find_model, load_settings, model_identity
+from pipeline.models.tokenizer import load_tokenizer, model_tokenizer, vocabulary_size
+from pipeline.models.tokenizeridentity import check_same_tokenizer, tokenizer_digest
+from pipeline.runs.run import Run
+from pipeline.store.records import create_record
+from schemas.config.run import signal_of
+from schemas.errors import ConfigError, IdentityError
+from schemas.fingerprint import fingerprint
+from schemas.keys import scorer_folder
+from schemas.records.runs import TeacherRecord
+from schemas.records.scores import ScorerIdentity
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A teacher that has been found fit to score a run's student, not loaded yet."""
+
+    name: str
+    identity: ScorerIdentity
+    source: ModelSource | None
+    """The model; None where only stored scores are used."""
+
+    @property
+    def key(self) -> str:
+        """Digest of the identity."""
+        return self.identity.key
+
+    @property
+    def folder(self) -> str:
+        """Key prefix of the scorer's cache."""
+        return scorer_folder(self.key)
+
+    def open(self, run: Run, note: Callable[[str], None] = lambda text: None) -> Engine:
+        """Load the teacher.
+
+        Args:
+            run: the run.
+            note: told of a start that takes long.
+
+        Raises:
+            ConfigError: the scorer is one of stored scores, or the model cannot be loaded.
+            IdentityError: servers run another version than when the scorer was found.
+        """
+        if self.source is None:
+            raise ConfigError(
+                f"teachers.{self.name}.scores names scorer {self.key}, which lacks some of this "
+                "round's sequences. Run `opd cache reprocess` again if its source has them, or "
+                f"remove teachers.{self.name}.scores to let the teacher score them"
+            )
+        engine = open_engine(
+            run.config.score,
+            self.source,
+            dtype=self.identity.dtype,
+            max_tokens=_longest(run),
+            note=note,
+        )
+        if engine.version != self.identity.engine_version:
+            engine.close()
+            raise IdentityError(
+                f"the engine was {self.identity.engine_version} and is {engine.version} now: run "
+                "the same command again"
+            )
+        return engine
+
+
+def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
+    """Return the scorer of a teacher of the run, checked against the student before any work.
+
+    Raises:
+        ConfigError: no such teacher or model, a context too short, k above the vocabulary.
+        IdentityError: tokenizers differ, the vocabulary is larger than the student's, or the
+            teacher is not the one that the student was prepared with.
+    """
+    config = run.config
+    section = config.teachers[teacher]
+    _check_consistent(run, teacher)
+    if section.scores is not None:
+        return _fitting_scorer(run, round_index, teacher, section.scores)
+    source = find_model(config, section, f"teachers.{teacher}")
+    settings = load_settings(source)
+    tokenizer = model_tokenizer(source)
+    _check_context(run, teacher, settings)
+    with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
+        student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
+        check_same_tokenizer(student, tokenizer, teacher_name=teacher, mode=section.tokenizer_check)
+        student_vocab = int(load_settings(policy).vocab_size)
+    vocab_size = _shared_vocab(
+        teacher, settings.vocab_size, student_vocab, vocabulary_size(tokenizer)
+    )
+    if config.score.k > vocab_size:
+        raise ConfigError(
+            f"score.k = {config.score.k}, but the vocabulary has {vocab_size} ids: lower it"
+        )
+    identity = ScorerIdentity(
+        model=model_identity(source),
+        engine=config.score.engine,
+        engine_version=scoring_version(config.score, _longest(run)),
+        dtype=section.dtype,
+        quantization=_quantization(settings),
+        tokenizer=tokenizer_digest(tokenizer),
+        template=None,
+        vocab_size=vocab_size,
+        codec=config.score.codec,
+        signal=signal_of(config).words(),
+        reuse=config.score.reuse,
+    )
+    return Scorer(teacher, identity, source)
+
+
+def _fitting_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scorer:
+    """Return a scorer of the root, checked against the student without the teacher's model."""
+    identity = stored_scorer(run.storage, name)
+    section = run.config.teachers[teacher]
+    with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
+        student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
+        vocab_size = int(load_settings(policy).vocab_size)
+    digest = tokenizer_digest(student)
+    if section.tokenizer_check == "content" and digest != identity.tokenizer:
+        raise IdentityError(
+            f"teachers.{teacher}.scores = {name!r} was scored with tokenizer {identity.tokenizer}, "
+            f"but the student's is {digest}: its ids may mean other text"
+        )
+    _shared_vocab(teacher, identity.vocab_size, vocab_size, identity.vocab_size)
+    return Scorer(teacher, identity, None)
+
+
+def pin_scorer(run: Run, scorer: Scorer) -> None:
+    """Record which teacher stands behind a name of the run, and describe the scorer in its cache.
+
+    Raises:
+        IdentityError: the name stood for another teacher when the run began.
+    """
+    key = f"{run.folder}/teachers/{scorer.name}.json"
+    mine = TeacherRecord(model=scorer.identity.model, tokenizer=scorer.identity.tokenizer)
+    if create_record(run.storage, key, mine) != mine:
+        raise IdentityError(
+            f"teachers.{scorer.name} is not the model that this run "
+            f"began with: {run.storage.url(key)} holds another identity. Restore the model, or "
+            "start a new run under another run.name"
+        )
+    create_record(run.storage, f"{scorer.folder}/scorer.json", scorer.identity)
+
+
+def _check_consistent(run: Run, teacher: str) -> None:
+    known = run.config.student.sft_teacher
+    if known is not None and known != teacher:
+        raise IdentityError(
+            f"the student was prepared with teacher {known!r} (student.sft_teacher), and "
+            f"{teacher!r} is to score it: another teacher biases the gradient. Score with "
+            f"{known!r}, or remove student.sft_teacher to allow it"
+        )
+
+
+def _check_context(run: Run, teacher: str, settings: Any) -> None:
+    needed = _longest(run) + 1
+    held = getattr(settings, "max_position_embeddings", None)
+    if held is not None and held < needed:
+        raise ConfigError(
+            f"teachers.{teacher} holds {held} tokens, but prompts.max_tokens + "
+            f"rollout.max_new_tokens + 1 = {needed}: lower one of them"
+        )
+
+
+def _longest(run: Run) -> int:
+    """Return the most tokens of a prompt and its response."""
+    return run.config.prompts.max_tokens + run.config.rollout.max_new_tokens
+
+
+def _shared_vocab(teacher: str, held: int, student: int, used: int) -> int:
+    """Return how many ids may enter the top-k: those that the student has too."""
+    if used > student:
+        raise IdentityError(
+            f"the tokenizer of teachers.{teacher} has {used} ids, but the student's vocabulary has "
+            f"{student}: the student cannot learn the rest"
+        )
+    return min(int(held), student)
+
+
+def _quantization(settings: Any) -> str | None:
+    found = getattr(settings, "quantization_config", None)
+    return None if found is None else fingerprint(str(found))

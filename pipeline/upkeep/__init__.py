@@ -1,0 +1,1 @@
+"""Upkeep of teacher caches: one module per command of `opd cache`."""

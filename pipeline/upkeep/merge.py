@@ -1,0 +1,90 @@
+"""Copying of one root's teacher caches into another's.
+
+Promises: every shard is verified on the way; units that are there already are left alone; killed
+and run again, it goes on.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.cache.index.index import Index
+from pipeline.cache.scorecache import adopt_unit
+from pipeline.runs.reporting import Progress
+from pipeline.runs.units import Worker, run_units
+from pipeline.shards.parquet import read_table
+from pipeline.store.commit import committed_units
+from pipeline.store.records import create_record, read_record
+from pipeline.store.storage import Storage
+from pipeline.store.writer import writer
+from schemas.errors import DataError, IdentityError
+from schemas.keys import commit_key, scorer_folder
+from schemas.records.scores import CacheCommit, RenumberingRecord, ScorerIdentity
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was copied of one scorer; the fields of the CLI's JSON."""
+
+    scorer: str
+    units: int
+    rows: int
+    tokens: int
+    bytes: int
+
+
+def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progress) -> Merged:
+    """Copy the units of a scorer that a root lacks from another root.
+
+    Args:
+        source: the root that has them.
+        target: the root that gets them.
+        scorer: key of the scorer.
+        progress: told of each unit.
+
+    Raises:
+        DataError: a shard or record of the source is damaged.
+        IdentityError: what the source calls this scorer is another one.
+    """
+    folder = scorer_folder(scorer)
+    identity = read_record(source, f"{folder}/scorer.json", ScorerIdentity)
+    if identity.key != scorer:
+        raise IdentityError(f"{source.url(folder)}/scorer.json does not describe scorer {scorer}")
+    names = sorted(committed_units(source, folder))
+    index, copied = Index(target, folder), list[CacheCommit]()
+
+    def copy(position: int) -> int:
+        commit = read_record(source, commit_key(folder, names[position]), CacheCommit)
+        data = source.read_shard(commit.shard)
+        table, _ = read_table(data, where=source.url(commit.shard.key), columns=["sequence_digest"])
+        copied.append(commit)
+        adopt_unit(target, index, commit, data, table.column("sequence_digest").to_pylist())
+        return commit.shard.tokens
+
+    with writer(target):
+        create_record(target, f"{folder}/scorer.json", identity)
+        _copy_renumberings(source, target, folder)
+        run_units(
+            target,
+            folder,
+            names,
+            label=f"merge {scorer[:8]}",
+            worker=Worker(),
+            compute=copy,
+            progress=progress,
+        )
+    return Merged(
+        scorer,
+        len(copied),
+        rows=sum(c.shard.rows for c in copied),
+        tokens=sum(c.shard.tokens for c in copied),
+        bytes=sum(c.shard.bytes for c in copied),
+    )
+
+
+def _copy_renumberings(source: Storage, target: Storage, folder: str) -> None:
+    """Copy the tables by which ids were renumbered; a shard names its own by digest."""
+    for name in source.names(f"{folder}/renumbering"):
+        data = source.get(f"{folder}/renumbering/{name}")
+        if data is None:
+            raise DataError(f"{source.url(folder)}/renumbering/{name} vanished while it was read")
+        target.put(f"{folder}/renumbering/{name}", data)
+        create_record(target, f"{folder}/renumbering.json", RenumberingRecord(sha256=name))

@@ -1,0 +1,130 @@
+"""Which objects of a root are in use: every key that a record of a run or of an index names.
+
+Promises: a record that cannot be read ends the search, for what it names is not known; what any
+JSON object of a run names is in use, whatever kind of record it is. Must not: delete.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipeline.cache.index.index import Index
+from pipeline.cache.index.segments import CompactedError, keys_of_run, read_table
+from pipeline.store.records import READERS, find_record
+from pipeline.store.storage import Storage
+from pipeline.upkeep.inventory import cache_commits
+from schemas.errors import DataError, StorageError
+from schemas.keys import scorer_folder
+from schemas.records.index import IndexState
+
+FOLDERS = ("cache/", "prompts/", "rollouts/", "runs/")
+"""How keys begin that records name."""
+
+
+ATTEMPTS = 5
+"""Times that an index is read anew because it was compacted meanwhile."""
+
+
+def run_references(storage: Storage) -> set[str]:
+    """Return every key that a JSON object of any run names.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    keys = [key for run in sorted(storage.folders("runs")) for key in _records_of_run(storage, run)]
+    found: set[str] = set()
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(keys), 64 * READERS):
+            some = keys[start : start + 64 * READERS]
+            for key, data in zip(some, pool.map(storage.get, some), strict=True):
+                if data is not None:
+                    found.update(_keys_in(_parsed(storage, key, data)))
+    return found
+
+
+def scorer_references(storage: Storage, scorer: str) -> set[str]:
+    """Return every key that a scorer's commits and its index name.
+
+    Units that are in the index and not committed yet count: whoever comes next commits them.
+
+    Raises:
+        DataError: a commit or an object of the index is damaged.
+    """
+    index = _index_references(storage, scorer)  # before the commits that are made from it
+    commits = {commit.shard.key for commit in cache_commits(storage, scorer)}
+    return index | commits
+
+
+def used_scorers(references: Iterable[str]) -> set[str]:
+    """Return the scorers of whose caches something is among some keys."""
+    return {key.split("/")[1] for key in references if key.startswith("cache/")}
+
+
+def _records_of_run(storage: Storage, run: str) -> Iterator[str]:
+    """Yield the keys of a run's JSON objects; of a checkpoint, its manifest's only."""
+    folder = f"runs/{run}"
+    for name in sorted(storage.folders(f"{folder}/checkpoints")):
+        yield f"{folder}/checkpoints/{name}/manifest.json"
+    for name in sorted(storage.folders(folder) - {"checkpoints", "metrics", "state"}):
+        yield from _records_below(storage, f"{folder}/{name}")
+
+
+def _records_below(storage: Storage, folder: str) -> Iterator[str]:
+    for name in sorted(storage.names(folder)):
+        if name.endswith(".json"):
+            yield f"{folder}/{name}"
+    named_by_users = folder.endswith(("/score", "/teacher"))  # a teacher may be called `leases`
+    for name in sorted(storage.folders(folder)):
+        if named_by_users or name != "leases":
+            yield from _records_below(storage, f"{folder}/{name}")
+
+
+def _parsed(storage: Storage, key: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise DataError(
+            f"{storage.url(key)} is not JSON, so what it names is not known, and nothing may be "
+            "deleted. Restore or delete it, and run the same command again"
+        ) from error
+
+
+def _keys_in(value: Any) -> Iterator[str]:
+    """Yield every text inside a JSON value that looks like a key."""
+    if isinstance(value, str):
+        if value.startswith(FOLDERS):
+            yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _keys_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _keys_in(part)
+
+
+def _index_references(storage: Storage, scorer: str) -> set[str]:
+    for _ in range(ATTEMPTS):
+        index = Index(storage, scorer_folder(scorer))
+        index.refresh()
+        try:
+            return _keys_of_index(storage, index, scorer)
+        except CompactedError:
+            continue
+    raise StorageError(
+        f"{storage.url(index.folder)} changed {ATTEMPTS} times while it was read: other processes "
+        "merge it. Run the same command again"
+    )
+
+
+def _keys_of_index(storage: Storage, index: Index, scorer: str) -> set[str]:
+    found = {unit.commit.shard.key for unit in index.units.values()}
+    for name in storage.names(f"{index.folder}/states"):
+        state = find_record(storage, f"{index.folder}/states/{name}", IndexState)
+        for run in state.runs if state is not None else ():
+            found |= set() if run is None else keys_of_run(run)
+    for run in index.state.runs:
+        if run is not None:
+            digests = read_table(storage, run)["sha256"].tolist()
+            found |= {f"{scorer_folder(scorer)}/data/{d.decode()}.parquet" for d in digests}
+    return found

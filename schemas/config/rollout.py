@@ -1,0 +1,35 @@
+"""`[rollout]`: how the student samples."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from schemas.config.engines import EngineSection
+from schemas.config.section import Fraction, Positive, StopTexts, later
+
+
+class RolloutSection(EngineSection):
+    """`[rollout]`: how the student samples."""
+
+    prompts_per_round: Positive
+    """Prompts drawn in each round, without repetition inside an epoch over the file."""
+    samples_per_prompt: Positive
+    """Responses sampled for each prompt."""
+    max_new_tokens: Positive
+    """Longest response in tokens, stop token included."""
+    temperature: Annotated[float, Field(gt=0.0, le=10.0)]
+    """Sampling temperature; 1.0 samples the student's own distribution."""
+    top_p: Fraction
+    """Nucleus of the sampled distribution; 1.0 keeps all, and is what importance weights need."""
+    top_k: Annotated[int, Field(ge=0)]
+    """Ids kept before sampling; 0 keeps all, and is what importance weights need."""
+    stop_token_ids: tuple[int, ...] | None = None
+    """Ids that end a response; default: every end id that the tokenizer and the model name."""
+    stop_strings: StopTexts = later(())
+    """Texts that end a response too, with the token that completes one of them; at most 16, of at
+    most 256 characters. `[eval]` ends its responses at them as well."""
+    candidates: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Most likely ids of the student that are recorded at each position; teachers score them too,
+    for objectives weighted by the student."""
+    prompts_per_unit: Positive = 256
+    """Prompts per unit of work: one shard, one commit, what a crash can lose."""

@@ -1,0 +1,134 @@
+"""The configuration of a run: one TOML file becomes one frozen `RunConfig`.
+
+Owns every key, its unit, its default and its checks. Unknown keys are refused. Keys that change
+results have no default. Fields made with `tuning` affect speed or place only, never results.
+"""
+
+import os
+import posixpath
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from schemas.config.evaluation import EvalSection
+from schemas.config.gate import GateSection
+from schemas.config.loss import LossConfig
+from schemas.config.models import StudentSection, TeacherSection
+from schemas.config.prompts import PromptsSection
+from schemas.config.rollout import RolloutSection
+from schemas.config.score import ScoreSection
+from schemas.config.section import Name, Positive, Section, tuning
+from schemas.config.storage import StorageSection
+from schemas.config.train import TrainSection
+from schemas.scoresignal import Signal, signal_for
+
+
+class RunSection(Section):
+    """`[run]`: what this run is called, where it lives and how long it goes on."""
+
+    name: Name
+    """Name of the run; its objects live under `runs/<name>/` of the root."""
+    root: str = tuning(...)
+    """Folder or URL of the store: a path, `file://…` or `s3://bucket/prefix`."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    """Root of every random choice: prompt order, samples, batch order."""
+    rounds: Positive = tuning(...)
+    """Rounds of rollout, score and train that `opd run` brings to an end."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    run: RunSection
+    """Name, root, seed and rounds."""
+    student: StudentSection
+    """The model that learns."""
+    teachers: Annotated[dict[Name, TeacherSection], Field(min_length=1)]
+    """The models that score, by name; a prompt's `teacher` column picks one."""
+    prompts: PromptsSection
+    """Where prompts come from."""
+    rollout: RolloutSection
+    """How the student samples."""
+    score: ScoreSection
+    """What is kept of the teacher."""
+    loss: LossConfig
+    """The objective."""
+    train: TrainSection
+    """The learner."""
+    eval: EvalSection | None = None
+    """Grading of held-out prompts; without it nothing is graded."""
+    gate: GateSection | None = tuning(None)
+    """When rounds end early, and when they must not go on."""
+    storage: StorageSection = Field(default_factory=StorageSection)
+    """How the store is spoken to."""
+
+    _base: str = PrivateAttr(default_factory=os.getcwd)
+
+    @property
+    def default_teacher(self) -> str:
+        """Name of the teacher for prompts that name none: the first in the file."""
+        return next(iter(self.teachers))
+
+    def resolve(self, location: str) -> str:
+        """Return a path of the TOML, which starts from its folder, as an absolute one or a URL."""
+        if "://" in location:
+            return location
+        path = Path(location).expanduser()
+        scheme, separator, folder = self._base.rpartition("://")
+        if separator and not path.is_absolute():
+            return f"{scheme}://{posixpath.normpath(posixpath.join(folder, location))}"
+        return str((self._base / path).resolve())
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        truncated = self.rollout.top_p < 1.0 or self.rollout.top_k > 0
+        weighted = self.loss.kind == "policy_gradient" and self.loss.importance == "token"
+        if weighted and truncated:
+            raise ValueError(
+                "importance weights need an untruncated rollout: set rollout.top_p = 1.0 and "
+                "rollout.top_k = 0, or loss.importance = 'none'"
+            )
+        if self.loss.kind == "policy_gradient" and not weighted and self.rollout.temperature != 1.0:
+            raise ValueError(
+                "policy_gradient with importance = 'none' takes samples for the student's own "
+                "distribution: set rollout.temperature = 1.0, or loss.importance = 'token'"
+            )
+        if self.eval is not None and self.prompts.eval is None:
+            raise ValueError("[eval] needs prompts.eval, a file of held-out prompts")
+        graded = self.gate and (self.gate.target_accuracy or self.gate.max_accuracy_drop)
+        if graded and self.eval is None:
+            raise ValueError("[gate] waits for an accuracy, which needs an [eval]")
+        self._check_servers()
+        known = self.student.sft_teacher
+        if known is not None and known not in self.teachers:
+            raise ValueError(f"student.sft_teacher = {known!r} is not one of {list(self.teachers)}")
+        return self
+
+    def _check_servers(self) -> None:
+        if self.score.engine == "server" and self.rollout.candidates:
+            raise ValueError(
+                "rollout.candidates are scored from full logits, which no server gives: set "
+                "score.engine to 'vllm' or 'hf'"
+            )
+        for name, section in (("rollout", self.rollout), ("eval", self.eval)):
+            asked = section is not None and section.engine == "server" and section.server.urls
+            if section is not None and asked and "{policy}" not in (section.server.model or ""):
+                raise ValueError(
+                    f"{name}.server.urls needs {name}.server.model with {{policy}} in it: the "
+                    "student changes in every round, and the name says which one a server holds"
+                )
+
+
+def signal_of(config: RunConfig) -> Signal:
+    """Return what a run's teachers keep of each position, as far as their engine has it."""
+    section = config.score
+    asked = Signal(
+        k=section.k,
+        top_p=None if section.top_p == 1.0 else section.top_p,
+        min_k=section.min_k,
+        tail_buckets=section.tail_buckets,
+        candidates=config.rollout.candidates,
+        draws=section.draws,
+    )
+    return signal_for(section.engine, asked)

@@ -1,0 +1,52 @@
+"""`[score]`: what the teacher's pass keeps of each position."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.config.engines import EngineSection
+from schemas.config.section import Positive, tuning
+
+
+class ScoreSection(EngineSection):
+    """`[score]`: what the teacher's pass keeps of each position."""
+
+    k: Positive
+    """Top-k ids and log-probabilities per position; where `top_p` is set, at most so many."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Probability mass at which a position's top-k ends, so that a peaked one keeps few ids; the
+    tail has the rest. Default, as 1.0: `k` ids at every position."""
+    min_k: Positive = 1
+    """Fewest ids of a position where `top_p` is set."""
+    tail_buckets: Annotated[int, Field(gt=0, le=65536)] = 1
+    """Parts, by a hash of the id, in which the mass outside the top-k is kept."""
+    draws: Annotated[int, Field(ge=0, le=65536)] = 0
+    """Ids drawn from the teacher's whole distribution at each position: unbiased sparse targets."""
+    noise_tolerance: Annotated[float, Field(gt=0.0)] | None = tuning(None)
+    """Largest mean difference in nats between scores of the same tokens alone, in a batch and in
+    another order; above it scoring stops before it begins. Default 0.001 in float32, else 0.1."""
+    codec: Literal["typed-v1", "packed-v1"] = "typed-v1"
+    """Form of stored scores: `typed-v1` opens in any Parquet reader, `packed-v1` is smallest."""
+    reuse: Literal["exact", "same-weights"] = "exact"
+    """Whose stored scores are used: `exact`, those of this very scorer. `same-weights`, also those
+    that these weights gave under another engine, version, dtype or codec; the records name them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScoreSection":
+        if self.min_k > self.k:
+            raise ValueError(f"min_k = {self.min_k} is above k = {self.k}")
+        if self.top_p in (None, 1.0) and self.min_k != 1:
+            raise ValueError("min_k needs top_p")
+        if self.engine == "server" and (self.tail_buckets > 1 or self.draws):
+            raise ValueError(
+                "tail_buckets and draws need full logits, which no server gives: set score.engine "
+                "to 'vllm' or 'hf'"
+            )
+        if self.vllm.prefix_caching:
+            raise ValueError("vllm.prefix_caching would leave positions without a score")
+        if self.vllm.keep_between_stages:
+            raise ValueError(
+                "vllm.keep_between_stages is for [rollout.vllm] and [eval.vllm]: a teacher's "
+                "engine ends with its stage"
+            )
+        return self

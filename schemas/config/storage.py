@@ -1,0 +1,30 @@
+"""`[storage]`: how the store is spoken to."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.config.section import (
+    Positive,
+    Section,
+    tuning,
+)
+
+
+class StorageSection(Section):
+    """`[storage]`: how the store is spoken to; credentials come from `AWS_*` variables only."""
+
+    retry_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    """Seconds for which a failing request is repeated, with growing pauses, before giving up."""
+    connect_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(5.0)
+    """Seconds to wait for a connection."""
+    read_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    """Seconds to wait for a reply."""
+    lease_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    """Seconds after which the unit of a worker that fell silent is taken over by another one."""
+    max_connections: Positive = tuning(64)
+    """Connections held to an object store."""
+    addressing_style: Literal["auto", "path", "virtual"] = tuning("auto")
+    """Where the bucket name goes in S3 requests; many self-hosted stores need `path`."""
+    checksum_calculation: Literal["when_supported", "when_required"] = tuning("when_supported")
+    """S3 checksum trailers; `when_required` for stores that refuse or corrupt them."""

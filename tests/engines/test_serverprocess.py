@@ -1,0 +1,143 @@
+"""A server of our own: its start, its end and its death, with a stand-in for vLLM."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.server import process
+from pipeline.engines.server.engine import ServerEngine
+from pipeline.models.source import ModelSource
+from pipeline.scores.scores import Scores
+from schemas.config.engines import EngineSection, ServerSection, VllmSection
+from schemas.errors import CapacityError, ConfigError
+from schemas.scoresignal import Signal
+from tests.support.fakeserver import FakeVllm
+from tests.support.golden import V, rows
+from tests.support.repository import REPOSITORY
+from tests.support.servergolden import assert_scores, expected_scores, scored
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> EngineSection:
+    """Return a section whose engine starts the stand-in where it would start vLLM."""
+    monkeypatch.setattr(process, "MODULE", "tests.support.fakeserver")
+    server = ServerSection(retry_s=5.0, timeout_s=5.0)
+    return EngineSection(engine="server", batch_tokens=256, server=server)
+
+
+def group(pid: int) -> list[str]:
+    """Return the processes of a group that are not over."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True)
+    pairs = [line.split() for line in found.stdout.splitlines()]
+    return [state for number, state in pairs if int(number) == pid and state[0] != "Z"]
+
+
+def wait_until_gone(pid: int) -> None:
+    for _ in range(200):
+        if not group(pid):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"group {pid} still has processes")
+
+
+def pid_of(engine: ServerEngine) -> int:
+    assert engine._process is not None
+    return engine._process.pid
+
+
+def test_a_server_of_our_own_ends_with_all_that_it_started(
+    source: ModelSource, own: EngineSection
+) -> None:
+    engine = ServerEngine(source, dtype="float32", settings=own, max_tokens=60)
+    try:
+        assert len(group(pid_of(engine))) == 2
+        assert scored(engine).token_rank.min() >= 1
+        pid = pid_of(engine)
+    finally:
+        engine.close()
+    assert group(pid) == []
+
+
+def test_a_server_of_our_own_that_is_killed_is_started_again_and_the_work_done_once_more(
+    source: ModelSource, own: EngineSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SLOW", "0.6")
+    notes: list[str] = []
+    (prompts, responses), calls = rows(30), []
+
+    def work(engine: Any) -> Scores:
+        calls.append(pid_of(engine))
+        if len(calls) == 1:
+            threading.Timer(0.2, os.killpg, (calls[0], signal.SIGKILL)).start()
+        found: Scores = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
+        return found
+
+    with LazyEngine(
+        lambda: open_engine(own, source, dtype="float32", max_tokens=60), notes.append
+    ) as engine:
+        found = engine.call(work)
+    assert len(set(calls)) == 2 and "ended on its own" in notes[0]
+    reference = FakeVllm(V)
+    assert_scores(found, expected_scores(reference, prompts, responses, k=4))
+    reference.close()
+    for pid in calls:
+        wait_until_gone(pid)
+
+
+def test_a_server_that_cannot_start_is_told_with_its_last_words(
+    source: ModelSource, own: EngineSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_FAILS", "no such attention")
+    with pytest.raises(ConfigError, match="no such attention"):
+        ServerEngine(source, dtype="float32", settings=own, max_tokens=60)
+    monkeypatch.setenv("FAKE_FAILS", "CUDA out of memory")
+    with pytest.raises(CapacityError, match="CUDA out of memory"):
+        ServerEngine(source, dtype="float32", settings=own, max_tokens=60)
+
+
+OWNER = """
+import sys, time
+from pipeline.engines.server import process
+process.MODULE = "tests.support.fakeserver"
+given = {"model": sys.argv[1], "max_model_len": 61}
+print(process.ServerProcess(given, print).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_server_of_our_own_does_not_outlive_a_process_that_is_killed(source: ModelSource) -> None:
+    command = [sys.executable, "-c", OWNER, source.location]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        assert group(pid)
+        owner.kill()
+    for _ in range(200):
+        if len(group(pid)) <= 1:  # the stand-in's own child is not its business
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the server outlived its owner")
+    os.killpg(pid, signal.SIGKILL)
+
+
+def test_settings_become_vllms_command_line() -> None:
+    given = {
+        "max_model_len": 9,
+        "enforce_eager": True,
+        "revision": None,
+        "a_b": False,
+        "c": ["d", "e"],
+    }
+    expected = ["--max-model-len", "9", "--enforce-eager", "--no-a-b", "--c", "d", "e"]
+    assert process.flags(given) == expected
+    assert VllmSection().data_parallel_size == 1

@@ -1,0 +1,271 @@
+"""The learner's batches against a row-by-row reading of the same tables, and every mismatch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from pipeline.learner.data import RoundData
+from pipeline.store.storage import Storage
+from schemas.errors import DataError, IdentityError
+from schemas.records.runs import RolloutManifest
+from schemas.records.scores import ScoreManifest
+from schemas.records.shards import UnitShard
+from tests.support.tinytables import (
+    K,
+    make_scorer,
+    rollout_table,
+    score_rows,
+    store_rollout,
+    store_scores,
+)
+
+SIZES = (5, 1, 7, 4)
+PER_TOKEN = {"tail": "tail_logprobs", "token_logprob": "token_logprob"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Tables and the manifests under which they are stored."""
+
+    tables: list[pa.Table]
+    scores: dict[str, list[pa.Table]]
+    rollout: RolloutManifest
+    manifests: dict[str, ScoreManifest]
+
+    def open(self, storage: Storage, *, oldest_round: int = 0, keep: int = 9) -> RoundData:
+        """Return the learner's view."""
+        return RoundData(
+            storage, self.rollout, self.manifests, oldest_round=oldest_round, keep=keep
+        )
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest) -> Storage:
+    return Storage(f"memory://{abs(hash(request.node.nodeid))}")
+
+
+def store(
+    storage: Storage, teachers: Sequence[str] = ("main",), rounds: Sequence[int] = (0,)
+) -> Stored:
+    tables = [
+        rollout_table(size, seed=i, teachers=teachers, rounds=rounds)
+        for i, size in enumerate(SIZES)
+    ]
+    scores: dict[str, list[pa.Table]] = {}
+    for number, name in enumerate(teachers):
+        own = [table.filter(pc.equal(table.column("teacher"), name)) for table in tables]
+        scores[name] = [score_rows(rows, seed=10 * number + i) for i, rows in enumerate(own)]
+    manifests = {name: store_scores(storage, s, make_scorer(name)) for name, s in scores.items()}
+    rollout = store_rollout(storage, tables, round_index=max(rounds))
+    return Stored(tables, scores, rollout, manifests)
+
+
+def reference_rows(stored: Stored) -> list[dict[str, Any]]:
+    """Return every row with its scores, found by digest, as Python lists."""
+    found = []
+    for unit, table in enumerate(stored.tables):
+        scores = {
+            name: {row["sequence_digest"]: row for row in tables[unit].to_pylist()}
+            for name, tables in stored.scores.items()
+        }
+        for row in table.to_pylist():
+            score = scores[row["teacher"]][row["sequence_digest"]]
+            found.append({**score, **row, "unit": unit})
+    return found
+
+
+def assert_batch(data: RoundData, rows: list[int], expected: list[dict[str, Any]]) -> None:
+    batch = data.batch(np.array(rows))
+    wanted = [expected[i] for i in sorted(rows, key=lambda i: expected[i]["unit"])]
+    assert [r.tolist() for r in batch.rows] == [w["prompt_ids"] + w["response_ids"] for w in wanted]
+    assert batch.prompt_tokens.tolist() == [len(w["prompt_ids"]) for w in wanted]
+    assert batch.response_tokens.tolist() == [len(w["response_ids"]) for w in wanted]
+
+    def joined(name: str) -> list[Any]:
+        return [value for w in wanted for value in w[name]]
+
+    tokens = {name: values.tolist() for name, values in batch.tokens.items()}
+    assert set(tokens) == {*PER_TOKEN, "token_ids", "weight", "rollout_logprob", "topk_ids"} | {
+        "topk_logprobs"
+    }
+    assert tokens["token_ids"] == joined("response_ids")
+    assert tokens["rollout_logprob"] == joined("rollout_student_logprobs")
+    for name, column in PER_TOKEN.items():
+        assert tokens[name] == joined(column)
+    for name in ("topk_ids", "topk_logprobs"):
+        assert batch.tokens[name].shape == (len(tokens["token_ids"]), K)
+        assert batch.tokens[name].reshape(-1).tolist() == joined(name)
+    assert tokens["weight"] == [
+        w["weight"] if own else 0.0 for w in wanted for own in w["response_mask"]
+    ]
+
+
+@pytest.mark.parametrize("keep", [1, 9])
+@pytest.mark.parametrize("teachers", [("main",), ("main", "second", "third")], ids=len)
+def test_a_batch_equals_a_reading_row_by_row(
+    memory: Storage, teachers: tuple[str, ...], keep: int
+) -> None:
+    stored = store(memory, teachers)
+    data, expected = stored.open(memory, keep=keep), reference_rows(stored)
+    assert data.unit_rows.tolist() == list(SIZES)
+    random = np.random.default_rng(0)
+    assert_batch(data, list(range(sum(SIZES))), expected)
+    for size in range(1, 12):
+        assert_batch(data, random.permutation(sum(SIZES))[:size].tolist(), expected)
+    for row in range(sum(SIZES)):
+        assert_batch(data, [row], expected)
+
+
+def test_lengths_of_all_rows_are_known_before_any_score_is_read(memory: Storage) -> None:
+    stored = store(memory)
+    for unit in stored.manifests["main"].units:
+        memory.delete(unit.shard.key)
+    data, expected = stored.open(memory), reference_rows(stored)
+    assert data.total_tokens.tolist() == [
+        len(row["prompt_ids"]) + len(row["response_ids"]) for row in expected
+    ]
+    assert data.trained_tokens.tolist() == [sum(row["response_mask"]) for row in expected]
+    assert data.fresh.all()
+
+
+@pytest.mark.parametrize("oldest_round", [0, 2, 3, 9])
+def test_rows_sampled_before_the_oldest_round_are_stale(memory: Storage, oldest_round: int) -> None:
+    stored = store(memory, rounds=(0, 1, 2, 3))
+    data = stored.open(memory, oldest_round=oldest_round)
+    assert data.fresh.tolist() == [row["round"] >= oldest_round for row in reference_rows(stored)]
+
+
+def test_only_the_units_used_last_are_held(memory: Storage) -> None:
+    stored = store(memory)
+    data = stored.open(memory, keep=2)
+    first = np.cumsum([0, *SIZES])[:-1]
+
+    def read(unit: int) -> None:
+        data.batch(first[[unit]])
+
+    for unit in (0, 1, 0, 2):  # 1 was used least lately, so 2 takes its place
+        read(unit)
+    for shard in stored.rollout.units:
+        memory.delete(shard.shard.key)
+    read(0)
+    read(2)
+    with pytest.raises(DataError, match="missing"):
+        read(1)
+
+
+def swapped(manifest: ScoreManifest, one: int, other: int) -> ScoreManifest:
+    units = list(manifest.units)
+    names = [unit.unit for unit in units]
+    units[one], units[other] = units[other], units[one]
+    pairs = zip(names, units, strict=True)
+    renamed = tuple(UnitShard(unit=name, shard=unit.shard) for name, unit in pairs)
+    return manifest.model_copy(update={"units": renamed})
+
+
+def test_scores_of_another_unit_are_named(memory: Storage) -> None:
+    stored = store(memory)
+    manifest = swapped(stored.manifests["main"], 0, 2)
+    data = RoundData(memory, stored.rollout, {"main": manifest}, oldest_round=0, keep=4)
+    with pytest.raises(DataError) as caught:
+        data.batch(np.array([0]))
+    assert memory.url(manifest.units[0].shard.key) in str(caught.value)
+    assert "does not score the sequences of its rollout shard" in str(caught.value)
+    data.batch(np.array([SIZES[0]]))
+
+
+def test_rows_in_another_order_are_refused(memory: Storage) -> None:
+    stored = store(memory)
+    turned = [table.take(list(range(table.num_rows))[::-1]) for table in stored.scores["main"]]
+    manifests = {"main": store_scores(memory, turned, make_scorer())}
+    data = RoundData(memory, stored.rollout, manifests, oldest_round=0, keep=4)
+    with pytest.raises(DataError, match="row by row"):
+        data.batch(np.array([0]))
+
+
+def test_scores_with_the_right_digests_and_other_lengths_are_refused(memory: Storage) -> None:
+    stored = store(memory)
+    table = stored.scores["main"][0]
+    lists = {
+        name: table.column(name).to_pylist() for name in table.column_names if "digest" not in name
+    }
+    cut = {
+        name: [[*values[0], *values[0][: K if "topk" in name else 1]], *values[1:]]
+        if values[0] is not None
+        else values
+        for name, values in lists.items()
+    }
+    digests = table.column("sequence_digest").to_pylist()
+    wrong = pa.table({"sequence_digest": digests, **cut}, schema=table.schema)
+    manifests = {"main": store_scores(memory, [wrong], make_scorer())}
+    data = RoundData(memory, stored.rollout, manifests, oldest_round=0, keep=4)
+    with pytest.raises(DataError, match="another number of scored tokens"):
+        data.batch(np.array([0]))
+
+
+def test_a_teacher_without_scores_is_named(memory: Storage) -> None:
+    stored = store(memory, ("main", "second"))
+    manifests = {"main": stored.manifests["main"]}
+    data = RoundData(memory, stored.rollout, manifests, oldest_round=0, keep=4)
+    missing = sum(
+        len(row["response_ids"])
+        for row in reference_rows(stored)
+        if row["teacher"] == "second" and row["unit"] == 0
+    )
+    assert missing
+    with pytest.raises(DataError, match=f"unit u00000: {missing} tokens have no teacher's scores"):
+        data.batch(np.array([0]))
+
+
+def test_scores_of_another_scorer_are_refused(memory: Storage) -> None:
+    stored = store(memory)
+    foreign = store_scores(memory, stored.scores["main"], make_scorer("foreign"))
+    claimed = foreign.model_copy(update={"scorer": stored.manifests["main"].scorer})
+    data = RoundData(memory, stored.rollout, {"main": claimed}, oldest_round=0, keep=4)
+    with pytest.raises(IdentityError, match="holds scores of scorer"):
+        data.batch(np.array([0]))
+
+
+def with_unit(memory: Storage, **fields: Any) -> tuple[Stored, RolloutManifest, str]:
+    """Return a round 1 with a further unit of another policy, and the name of its shard."""
+    stored = store(memory)
+    other = store_rollout(memory, [rollout_table(3, policy="policy-b", **fields)]).units[0]
+    units = (*stored.rollout.units, other)
+    rollout = store_rollout(memory, [], round_index=1).model_copy(update={"units": units})
+    return stored, rollout, memory.url(other.shard.key)
+
+
+def test_a_shard_of_another_policy_in_this_round_is_refused(memory: Storage) -> None:
+    stored, rollout, where = with_unit(memory, rounds=(1,))
+    with pytest.raises(IdentityError) as caught:
+        RoundData(memory, rollout, stored.manifests, oldest_round=0, keep=4)
+    assert where in str(caught.value)
+    assert "policy-b" in str(caught.value) and "policy-a" in str(caught.value)
+
+
+def test_a_shard_of_a_round_to_come_is_refused(memory: Storage) -> None:
+    stored, rollout, where = with_unit(memory, rounds=(2,))
+    with pytest.raises(IdentityError, match=f"{where} was sampled by round 2"):
+        RoundData(memory, rollout, stored.manifests, oldest_round=0, keep=4)
+
+
+def test_rows_of_an_older_round_may_be_of_an_older_policy(memory: Storage) -> None:
+    stored, rollout, _ = with_unit(memory, rounds=(0,))
+    data = RoundData(memory, rollout, stored.manifests, oldest_round=1, keep=4)
+    assert data.unit_rows.tolist() == [*SIZES, 3] and not data.fresh.any()
+
+
+@pytest.mark.parametrize("kind", ["rollout", "scores"])
+def test_a_corrupt_shard_is_named(memory: Storage, kind: str) -> None:
+    stored = store(memory)
+    units = stored.rollout.units if kind == "rollout" else stored.manifests["main"].units
+    key = units[2].shard.key
+    data = bytearray(memory.get(key) or b"")
+    data[len(data) // 2] ^= 1
+    memory.put(key, bytes(data))
+    with pytest.raises(DataError, match=f"{key} is corrupt"):
+        stored.open(memory).batch(np.array([sum(SIZES) - SIZES[3] - 1]))

@@ -1,0 +1,69 @@
+"""The learning rate at each step of a run against its definition."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.learner.settings import learning_rate_at
+from schemas.config.train import TrainSection
+
+PEAK = 2e-3
+
+
+def section(**fields: Any) -> TrainSection:
+    return TrainSection(learning_rate=PEAK, sequences_per_step=8, **fields)
+
+
+def reference(step: int, train: TrainSection) -> float:
+    """Warm-up in equal parts, then peak or decay between peak and floor, then floor."""
+    if step < train.warmup_steps:
+        return PEAK * sum(1 / train.warmup_steps for _ in range(step + 1))
+    if train.schedule == "constant" or train.decay_steps is None:
+        return PEAK
+    floor = PEAK * train.decay_floor
+    if step >= train.decay_steps:
+        return floor
+    done = (step - train.warmup_steps) / (train.decay_steps - train.warmup_steps)
+    if train.schedule == "linear":
+        return PEAK + done * (floor - PEAK)
+    return floor + (PEAK - floor) * math.cos(math.pi * done / 2) ** 2
+
+
+@given(
+    st.sampled_from(["constant", "linear", "cosine"]),
+    st.integers(0, 10),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_every_step_has_the_rate_of_the_definition(
+    schedule: str, warmup: int, decay: int, floor: float
+) -> None:
+    train = section(
+        schedule=schedule, warmup_steps=warmup, decay_steps=warmup + decay, decay_floor=floor
+    )
+    for step in range(warmup + decay + 5):
+        assert learning_rate_at(step, train) == pytest.approx(reference(step, train), rel=1e-9)
+
+
+def test_a_warmup_has_no_step_at_rate_nought_and_reaches_the_peak() -> None:
+    rates = [learning_rate_at(step, section(warmup_steps=4)) for step in range(6)]
+    assert rates == pytest.approx([PEAK / 4, PEAK / 2, PEAK * 3 / 4, PEAK, PEAK, PEAK])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_decay_falls_from_the_peak_to_the_floor_and_stays_there(schedule: str) -> None:
+    train = section(schedule=schedule, warmup_steps=3, decay_steps=20, decay_floor=0.25)
+    rates = [learning_rate_at(step, train) for step in range(3, 40)]
+    assert rates[0] == PEAK
+    assert all(one > other for one, other in zip(rates[:17], rates[1:18], strict=True))
+    assert rates[17:] == pytest.approx([PEAK / 4] * 20)
+
+
+@pytest.mark.parametrize("decay", [1, 5, 6])
+def test_a_decay_that_ends_inside_the_warmup_is_a_step_down(decay: int) -> None:
+    train = section(schedule="linear", warmup_steps=5, decay_steps=decay, decay_floor=0.1)
+    assert learning_rate_at(4, train) == PEAK
+    assert learning_rate_at(6, train) == pytest.approx(PEAK / 10)

@@ -1,0 +1,94 @@
+"""Step metrics come back as they went in; times add up over the calls of a stage."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.learner.metrics import Step, steps_shard
+from pipeline.runs.reporting import StageResult, record_time, stage_seconds
+from pipeline.runs.run import Run
+from pipeline.shards.parquet import read_table
+from pipeline.store.storage import Storage
+from schemas.config.file import parse_config
+from schemas.records.shards import Shard
+from tests.support.minimal import TEXT
+
+RUN = Run(
+    parse_config(TEXT, where="run.toml", base=Path("/base")), Storage("memory://test-metrics")
+)
+VALUES = st.floats(-100, 100)
+STEPS = st.lists(st.tuples(VALUES, VALUES | st.none(), st.integers(1, 999)), min_size=1, max_size=9)
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Run:
+    return Run(RUN.config, Storage(f"memory://{abs(hash(request.node.nodeid))}"))
+
+
+def read(shard: Shard) -> tuple[pa.Table, dict[str, Any]]:
+    return read_table(RUN.storage.read_shard(shard), where="x")
+
+
+@given(STEPS, st.integers(0, 10**6))
+def test_steps_come_back_numbered_through_the_run(
+    rows: list[tuple[float, float | None, int]], first_step: int
+) -> None:
+    steps: list[Step] = [{"loss": a, "grad_norm": b, "tokens": float(n)} for a, b, n in rows]
+    shard, _ = steps_shard(RUN, 3, first_step, steps)
+    table, metadata = read(shard)
+    assert table.to_pylist() == [{"step": first_step + i, **step} for i, step in enumerate(steps)]
+    assert (metadata["run"], metadata["round"]) == ("demo", 3)
+    assert shard.rows == len(steps) and shard.key.startswith("runs/demo/metrics/")
+
+
+@given(STEPS)
+def test_means_are_weighted_by_tokens_and_absent_values_have_none(
+    rows: list[tuple[float, float | None, int]],
+) -> None:
+    _, means = steps_shard(
+        RUN, 0, 0, [{"loss": a, "grad_norm": b, "tokens": float(n)} for a, b, n in rows]
+    )
+    total = sum(n for _, _, n in rows)
+    expected = {"loss": sum(a * n for a, _, n in rows) / total}
+    norms = [(b, n) for _, b, n in rows if b is not None]
+    if len(norms) == len(rows):
+        expected["grad_norm"] = sum(b * n for b, n in norms) / total
+    assert means == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_same_steps_make_the_same_shard(run: Run) -> None:
+    steps: list[Step] = [{"loss": 1.0, "tokens": 2.0}]
+    assert steps_shard(run, 0, 0, steps) == steps_shard(run, 0, 0, steps)
+    others = [steps_shard(run, 1, 0, steps), steps_shard(run, 0, 1, steps)]
+    assert all(other[0].key != steps_shard(run, 0, 0, steps)[0].key for other in others)
+
+
+def result(stage: str, round_index: int | None, units: int = 1) -> StageResult:
+    return StageResult(
+        stage=stage, run="demo", round=round_index, units=units, rows=1, tokens=1, manifest=None
+    )
+
+
+def test_times_add_up_over_the_calls_of_a_stage_in_one_round(run: Run) -> None:
+    for stage, round_index, seconds in (
+        ("rollout", 0, 1.0),
+        ("rollout", 0, 2.5),
+        ("rollout", 0, 2.5),
+        ("score", 0, 4.0),
+        ("rollout", 1, 8.0),
+    ):
+        record_time(run, result(stage, round_index), seconds)
+    assert stage_seconds(run, 0) == {"rollout": 6.0, "score": 4.0}
+    assert stage_seconds(run, 1) == {"rollout": 8.0}
+    assert stage_seconds(run, 2) == {}
+
+
+def test_a_call_that_did_nothing_leaves_no_trace(run: Run) -> None:
+    record_time(run, result("rollout", 0, units=0), 1.0)
+    record_time(run, result("eval", None), 1.0)
+    assert stage_seconds(run, 0) == {}
+    assert run.storage.names("runs/demo/metrics/times/0000") == set()

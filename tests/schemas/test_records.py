@@ -1,0 +1,109 @@
+"""Manifests: exact bytes, no unknown keys, and newer versions refused by name."""
+
+import json
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import DataError
+from schemas.records import record as manifest
+from schemas.records.record import Record, Versioned
+from schemas.records.shards import Commit, Shard
+from schemas.tables import SCHEMA_VERSION
+
+SHARD = Shard(key="data/x.parquet", sha256="ab" * 32, bytes=10, rows=2, tokens=7)
+COMMIT = Commit(unit="00001", shard=SHARD, fingerprint="f" * 32, attempt="a1")
+
+VALUES: dict[Any, Any] = {str: "é", int: 3, float: 0.25, bool: True, Any: [1, None, {"k": "v"}]}
+"""A value for each plain type of field."""
+
+KINDS = [
+    kind
+    for kind in vars(manifest).values()
+    if isinstance(kind, type) and issubclass(kind, Record) and kind not in (Record, Versioned)
+]
+
+
+def example(kind: type[BaseModel], *, absent: bool) -> Any:
+    fields = kind.model_fields.items()
+    names = {name: field.annotation for name, field in fields if name != "schema_version"}
+    return kind(**{name: value_of(hint, absent=absent) for name, hint in names.items()})
+
+
+def value_of(hint: Any, *, absent: bool) -> Any:
+    arguments = get_args(hint)
+    if NoneType in arguments:
+        return None if absent else value_of(arguments[0], absent=absent)
+    if get_origin(hint) is tuple:
+        return (value_of(arguments[0], absent=absent),)
+    if get_origin(hint) is dict:
+        return {"key": value_of(arguments[1], absent=absent)}
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return example(hint, absent=absent)
+    return VALUES[hint]
+
+
+def changed(**changes: Any) -> bytes:
+    return json.dumps({**json.loads(COMMIT.to_bytes()), **changes}).encode()
+
+
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_record_survives_its_bytes(kind: type[Record], absent: bool) -> None:
+    record = example(kind, absent=absent)
+    data = record.to_bytes()
+    assert kind.from_bytes(data, where="x") == record
+    assert kind.from_bytes(data, where="x").to_bytes() == data
+
+
+def test_the_bytes_are_canonical_and_end_with_a_line_feed() -> None:
+    data = COMMIT.to_bytes()
+    assert data.startswith(b'{"attempt":"a1","fingerprint":')
+    assert data.endswith(b"}\n")
+    assert f'"schema_version":{SCHEMA_VERSION}'.encode() in data
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_later_field_that_says_nothing_is_left_out(kind: type[Record]) -> None:
+    for name in kind.LATER:
+        default = kind.model_fields[name].default
+        silent = example(kind, absent=False).model_copy(update={name: default})
+        assert name not in json.loads(silent.to_bytes())
+        assert kind.from_bytes(silent.to_bytes(), where="x") == silent
+        assert name in json.loads(example(kind, absent=False).to_bytes())
+
+
+def test_a_record_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        COMMIT.unit = "other"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the whole object"),
+        (COMMIT.to_bytes()[:40], "the whole object"),
+        (b"\xff\x00", "the whole object"),
+        (b"[]", "the whole object"),
+        (b"null", "the whole object"),
+        (b"{}", "unit"),
+        (changed(extra=1), "extra"),
+        (changed(unit=None), "unit"),
+        (changed(shard={"key": "x"}), r"shard\.sha256"),
+    ],
+)
+def test_damage_is_a_data_error_that_names_object_and_field(data: bytes, reason: str) -> None:
+    with pytest.raises(DataError, match=f"store/c.json is not a Commit: {reason}: "):
+        Commit.from_bytes(data, where="store/c.json")
+
+
+@pytest.mark.parametrize("extra", [{}, {"a_new_key": 1}])
+def test_a_newer_version_is_refused_and_named(extra: dict[str, int]) -> None:
+    newer = changed(schema_version=SCHEMA_VERSION + 6, **extra)
+    with pytest.raises(DataError) as caught:
+        Commit.from_bytes(newer, where="store/c.json")
+    expected = f"store/c.json has schema version {SCHEMA_VERSION + 6}; this opd reads up to"
+    assert expected in str(caught.value)
+    assert "install a newer opd" in str(caught.value)
