@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.models.source import ModelSource
     from tests.support.servergolden import FakeMaker
 
+TESTS = Path(__file__).parent
 HYGIENE = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "OMP_NUM_THREADS": "1",
@@ -154,6 +155,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     made = request.getfixturevalue(name)
     assert isinstance(made, Storage)
     return made
+
+
+@pytest.fixture
+def memory() -> Storage:
+    """Return a fresh prefix in memory."""
+    return Storage(f"memory://{uuid.uuid4().hex}", QUICK)
 
 
 @pytest.fixture
@@ -286,17 +293,21 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
 
 
 LONG = (
-    *("test_quickstart.py", "test_airflow_live.py", "test_vllm.py", "test_server.py"),
-    *("test_keptengine.py", "test_airflow_rounds.py", "test_chaos.py", "test_airflow_dags.py"),
-    *("test_ranks.py", "test_stages.py", "test_siblings.py", "test_serverprocess.py"),
-    *("test_benchmarks.py", "test_crash.py", "test_rescore.py"),
+    *("quickstart/test_quickstart.py", "airflow/test_airflow_live.py"),
+    *("engines/vllm/test_stages.py", "engines/server/test_golden.py", "engines/vllm/test_kept.py"),
+    *("airflow/test_airflow_rounds.py", "system/test_chaos.py", "airflow/test_airflow_dags.py"),
+    *("engines/vllm/test_engine.py", "engines/vllm/test_arguments.py", "learner/test_ranks.py"),
+    *("cache/test_sameweights.py", "engines/server/test_process.py", "stages/test_score.py"),
+    *("cache/index/test_index.py", "engines/vllm/test_adapter.py", "engines/vllm/test_host.py"),
+    *("system/test_benchmarks.py", "system/test_crash.py", "upkeep/test_rescore.py"),
 )
 """Files that take longest: they come first, so that all processes end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files first."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    places = {TESTS / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 def pytest_collection_finish() -> None:

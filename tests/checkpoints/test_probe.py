@@ -13,8 +13,8 @@ from pipeline.runs.run import Run, open_run
 from schemas.config.file import load_config
 from schemas.errors import DataError
 from schemas.records.training import CheckpointManifest
-from tests.checkpoints.test_checkpoint import ORIGIN, Overtaken, exported
 from tests.support import tiny
+from tests.support.checkpoints import ORIGIN, Overtaken, exported
 
 
 @pytest.fixture

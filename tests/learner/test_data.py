@@ -44,11 +44,6 @@ class Stored:
         )
 
 
-@pytest.fixture
-def memory(request: pytest.FixtureRequest) -> Storage:
-    return Storage(f"memory://{abs(hash(request.node.nodeid))}")
-
-
 def store(
     storage: Storage, teachers: Sequence[str] = ("main",), rounds: Sequence[int] = (0,)
 ) -> Stored:

@@ -1,84 +1,15 @@
 """The loop over units: only what is missing, by any number of workers, each unit once."""
 
 import multiprocessing
-import os
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-from pipeline.runs.leases import Leases, machine
 from pipeline.runs.units import Worker, run_units
-from pipeline.store.commit import committed_units, content_shard, publish, read_commit
+from pipeline.store.commit import committed_units, read_commit
 from pipeline.store.storage import Storage
-from schemas.config.storage import StorageSection
 from schemas.keys import commit_key
-from schemas.records.shards import LeaseRecord
-
-FOLDER = "runs/a/rounds/0000/score/big"
-UNITS = [f"{number:05d}" for number in range(12)]
-TOKENS = 7
-
-
-@dataclass
-class Recorder:
-    """Progress that remembers what it was told."""
-
-    started: list[tuple[str, int, int]] = field(default_factory=list)
-    units: int = 0
-    tokens: int = 0
-    stopped: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        """Remember the beginning."""
-        self.started.append((stage, total, done))
-
-    def advance(self, units: int = 1, *, tokens: int = 0) -> None:
-        """Count."""
-        self.units += units
-        self.tokens += tokens
-
-    def note(self, text: str) -> None:
-        """Remember the text."""
-        self.notes.append(text)
-
-    def stop(self) -> None:
-        """Count."""
-        self.stopped += 1
-
-
-@dataclass
-class Work:
-    """Work on units that is counted; safe to share between threads."""
-
-    storage: Storage
-    computed: list[str] = field(default_factory=list)
-    dies_after: int = len(UNITS)
-
-    def compute(self, index: int) -> int:
-        """Publish a unit's shard and return its tokens."""
-        if len(self.computed) == self.dies_after:
-            raise KeyboardInterrupt
-        self.computed.append(UNITS[index])
-        data = f"unit {index}".encode()
-        shard = content_shard("data", data, rows=1, tokens=TOKENS)
-        publish(self.storage, FOLDER, UNITS[index], shard=shard, data=data, fingerprint="w")
-        return TOKENS
-
-    def run(self, worker: Worker | None = None, progress: Recorder | None = None) -> set[str]:
-        """Run the stage."""
-        return run_units(
-            self.storage,
-            FOLDER,
-            UNITS,
-            label="score big",
-            worker=worker or Worker(),
-            compute=self.compute,
-            progress=progress or Recorder(),
-        )
+from tests.support.countedwork import FOLDER, TOKENS, UNITS, Recorder, Work
 
 
 def run_in_process(storage: Storage) -> int:
@@ -215,44 +146,3 @@ def test_the_order_differs_between_attempts(tmp_path_factory: pytest.TempPathFac
         work.run()
         orders.add(tuple(work.computed))
     assert len(orders) > 1
-
-
-def test_a_unit_whose_holder_is_dead_is_taken_over_at_once(local_storage: Storage) -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        dead = pool.apply(os.getpid)
-        pool.close()
-        pool.join()
-    hold(local_storage, UNITS[3], process=dead)
-    assert Work(local_storage).run() == set(UNITS)
-    assert local_storage.names(f"{FOLDER}/leases") == set()
-
-
-def test_a_unit_whose_holder_is_silent_is_taken_over_in_time(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path), StorageSection(lease_s=0.5))
-    hold(storage, UNITS[3], process=1)
-    work, progress = Work(storage), Recorder()
-    assert work.run(progress=progress) == set(UNITS)
-    assert work.computed[-1] == UNITS[3]
-    assert progress.notes == ["waiting for 1 units that other workers hold"]
-
-
-def test_a_unit_is_waited_for_while_its_holder_renews(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path), StorageSection(lease_s=0.3))
-    other = Work(storage)
-    with Leases(storage, FOLDER) as leases, ThreadPoolExecutor(1) as pool:
-        assert leases.take(UNITS[7])
-        work = Work(storage)
-        waiting = pool.submit(work.run)
-        while len(work.computed) < len(UNITS) - 1:
-            time.sleep(0.01)
-        time.sleep(1.0)
-        assert not waiting.done()
-        other.compute(7)
-        leases.release(UNITS[7])
-        assert waiting.result() == set(UNITS)
-    assert UNITS[7] not in work.computed
-
-
-def hold(storage: Storage, unit: str, *, process: int) -> None:
-    record = LeaseRecord(owner="other", machine=machine(), process=process)
-    assert storage.create(f"{FOLDER}/leases/{unit}.json", record.to_bytes())

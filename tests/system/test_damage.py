@@ -14,7 +14,7 @@ import pytest
 
 from schemas.fingerprint import sha256
 from schemas.tables import SCHEMA_VERSION
-from tests.stages.test_stages import ROUND, forget_training, score_shards
+from tests.support.rounds import ROUND, forget_training, score_shards
 from tests.support.runs import Cli
 
 Damage = Callable[[Path], str]

@@ -1,4 +1,4 @@
-"""The shape of the code: small files, small folders, no circles, and little behind each reader."""
+"""The shape of the code and its tests: small files and folders, no circles, tests in rooms."""
 
 from functools import cache
 from graphlib import TopologicalSorter
@@ -8,10 +8,15 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.conftest import LONG
 from tests.support.repository import REPOSITORY
 
 PACKAGES = ("pipeline", "cli", "schemas")
-MAX_LINES, MAX_MODULES, MAX_MAIN_IDEA = 300, 14, 900
+MAX_LINES, MAX_TEST_LINES, MAX_MODULES, MAX_MAIN_IDEA = 300, 400, 14, 900
+TESTS = REPOSITORY / "tests"
+OF_NO_ROOM = {"support", "system"}
+"""Folders of helpers, and of tests that need the whole system."""
+
 BEHIND = {
     "pipeline.learner.data": 36,
     "pipeline.upkeep.verify": 48,
@@ -56,6 +61,27 @@ def test_a_room_has_a_docstring_and_nothing_else() -> None:
         if path.name == "__init__.py":
             lines = path.read_text(encoding="utf-8").splitlines()
             assert len(lines) == 1 and lines[0].startswith('"""'), path
+
+
+def rooms_of(packages: tuple[str, ...]) -> set[Path]:
+    """Return where tests of some packages stand: pipeline's rooms are told by their own name."""
+    found = {path.parent.relative_to(REPOSITORY) for path in modules(*packages)}
+    return {room.relative_to("pipeline") if room.parts[0] == "pipeline" else room for room in found}
+
+
+def test_a_test_stands_in_the_room_of_what_it_tests() -> None:
+    rooms = rooms_of(PACKAGES) - {Path()} | {Path("airflow")}
+    places = {path.parent.relative_to(TESTS) for path in TESTS.rglob("*.py")} - {Path()}
+    assert {str(p) for p in places - rooms if p.parts[0] not in OF_NO_ROOM} == set()
+
+
+def test_a_file_of_tests_is_short() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in TESTS.rglob("*.py")}
+    assert {str(path): n for path, n in lines.items() if n > MAX_TEST_LINES} == {}
+
+
+def test_the_tests_that_come_first_are_there() -> None:
+    assert [name for name in LONG if not (TESTS / name).is_file()] == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

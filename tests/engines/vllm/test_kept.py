@@ -17,9 +17,9 @@ import torch
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.probe import Probe
 from pipeline.engines.engine import Sample
-from pipeline.engines.installed import require_engine
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.processes import OWNER
+from pipeline.engines.vllm.engine import VllmEngine
 from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
 from pipeline.engines.vllm.weightcheck import CAP_NATS, EXACT_NATS, FLOOR_NATS, Gap, refusal
 from pipeline.models.loading import load_model
@@ -28,7 +28,6 @@ from pipeline.quickstart.addition import make_tokenizer
 from pipeline.store.storage import Storage
 from schemas.columns import Ids
 from schemas.config.engines import EngineSection, VllmSection
-from schemas.errors import ConfigError
 from schemas.scoresignal import Signal
 from tests.support.golden import (
     PLAIN,
@@ -42,15 +41,6 @@ from tests.support.golden import (
 )
 from tests.support.runs import Cli, children_killed, snapshot
 from tests.support.tiny import MAX_NEW_TOKENS, make_model, write_run
-
-try:
-    require_engine("vllm")
-except ConfigError:
-    pytest.skip("vLLM is not installed", allow_module_level=True)
-
-from pipeline.engines.vllm.engine import VllmEngine
-
-pytestmark = pytest.mark.usefixtures("beside_flask")
 
 ATOL = 1e-4
 SECTION = EngineSection(engine="vllm", batch_tokens=512)

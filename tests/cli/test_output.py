@@ -1,0 +1,18 @@
+"""What commands write for schedulers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import Cli
+
+
+def test_json_goes_to_the_file_that_a_scheduler_names(
+    finished_run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPD_JSON_FILE", str(tmp_path / "return.json"))
+    said = cli.ok("gate", "-c", finished_run / "run.toml", "--round", "0")
+    assert json.loads((tmp_path / "return.json").read_text()) == said
+    assert cli("gate", "-c", finished_run / "run.toml", "--round", "9", "--json").code == 2
+    assert json.loads((tmp_path / "return.json").read_text())["exit_code"] == 2

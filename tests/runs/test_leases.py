@@ -1,0 +1,54 @@
+"""Leases: a unit is left to a holder that lives, and taken over from one that does not."""
+
+import multiprocessing
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.runs.leases import Leases, machine
+from pipeline.store.storage import Storage
+from schemas.config.storage import StorageSection
+from schemas.records.shards import LeaseRecord
+from tests.support.countedwork import FOLDER, UNITS, Recorder, Work
+
+
+def test_a_unit_whose_holder_is_dead_is_taken_over_at_once(local_storage: Storage) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        dead = pool.apply(os.getpid)
+        pool.close()
+        pool.join()
+    hold(local_storage, UNITS[3], process=dead)
+    assert Work(local_storage).run() == set(UNITS)
+    assert local_storage.names(f"{FOLDER}/leases") == set()
+
+
+def test_a_unit_whose_holder_is_silent_is_taken_over_in_time(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), StorageSection(lease_s=0.5))
+    hold(storage, UNITS[3], process=1)
+    work, progress = Work(storage), Recorder()
+    assert work.run(progress=progress) == set(UNITS)
+    assert work.computed[-1] == UNITS[3]
+    assert progress.notes == ["waiting for 1 units that other workers hold"]
+
+
+def test_a_unit_is_waited_for_while_its_holder_renews(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path), StorageSection(lease_s=0.3))
+    other = Work(storage)
+    with Leases(storage, FOLDER) as leases, ThreadPoolExecutor(1) as pool:
+        assert leases.take(UNITS[7])
+        work = Work(storage)
+        waiting = pool.submit(work.run)
+        while len(work.computed) < len(UNITS) - 1:
+            time.sleep(0.01)
+        time.sleep(1.0)
+        assert not waiting.done()
+        other.compute(7)
+        leases.release(UNITS[7])
+        assert waiting.result() == set(UNITS)
+    assert UNITS[7] not in work.computed
+
+
+def hold(storage: Storage, unit: str, *, process: int) -> None:
+    record = LeaseRecord(owner="other", machine=machine(), process=process)
+    assert storage.create(f"{FOLDER}/leases/{unit}.json", record.to_bytes())

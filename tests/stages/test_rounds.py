@@ -1,0 +1,97 @@
+"""Rounds of a run: done once, the same by any workers on any store."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.storage import Storage
+from tests.conftest import UseS3
+from tests.support.rounds import ROUND, stages
+from tests.support.runs import Cli, snapshot
+from tests.support.servers import SeaweedServer
+from tests.support.tiny import write_run
+
+
+def test_every_stage_of_a_finished_run_changes_nothing_when_run_again(
+    run_copy: Path, cli: Cli
+) -> None:
+    storage = Storage(str(run_copy / "store"))
+    before = snapshot(storage, "")
+    for name in ("rollout", "score", "train", "eval"):
+        for index in ("0", "1"):
+            result = cli.ok(name, "-c", run_copy / "run.toml", "--round", index)
+            assert result["units"] == 0
+            assert result["manifest"] is not None
+    assert cli.ok("run", "-c", run_copy / "run.toml")["units"] == 0
+    assert snapshot(storage, "") == before
+
+
+def test_a_run_that_began_before_there_were_stop_strings_goes_on_and_gets_none(
+    run_copy: Path, cli: Cli
+) -> None:
+    folder, config = run_copy / "store/runs/tiny", run_copy / "run.toml"
+    for record in ("run.json", "rounds/0000/rollout/plan.json"):
+        assert "stop_strings" not in (folder / record).read_text()
+    assert cli.ok("rollout", "-c", config, "--round", "0")["units"] == 0
+    changed = cli("rollout", "-c", config, "--round", "0", "--set", "rollout.stop_strings=['1']")
+    assert changed.code == 3
+    assert "rollout.stop_strings: the run began with None, now ['1']" in changed.stderr
+
+
+def test_a_run_without_eval_that_is_done_says_so(tmp_path: Path, cli: Cli) -> None:
+    config = write_run(tmp_path, changes={"eval": None, "run.rounds": 1})
+    assert cli.ok("run", "-c", config)["units"] > 0
+    again = cli.ok("run", "-c", config)
+    assert (again["units"], again["tokens"], again["manifest"]) == (0, 0, None)
+    assert "nothing is left to do" in cli("run", "-c", config).stdout
+
+
+def test_rounds_draw_other_samples_and_a_replay_draws_the_same(
+    finished_run: Path, tmp_path: Path, cli: Cli
+) -> None:
+    config = write_run(tmp_path)
+    stages(cli, config, "rollout")
+    mine, theirs = (Storage(str(f / "store")) for f in (tmp_path, finished_run))
+    key = f"{ROUND}/rollout/manifest.json"
+    assert mine.get(key) == theirs.get(key)
+    first = json.loads(theirs.get(key) or b"")
+    second = json.loads(theirs.get(key.replace("0000", "0001")) or b"")
+    shards = [{u["shard"]["sha256"] for u in m["units"]} for m in (first, second)]
+    assert not shards[0] & shards[1]
+
+
+def test_workers_split_a_stage_and_the_last_one_writes_the_manifest(
+    tmp_path: Path, cli: Cli
+) -> None:
+    config = write_run(tmp_path)
+    first = cli.ok("rollout", "-c", config, "--round", "0", "--worker", "0/2")
+    assert (first["units"], first["manifest"]) == (2, None)
+    early = cli("score", "-c", config, "--round", "0")
+    assert early.code == 2
+    assert "no finished rollout" in early.stderr
+    second = cli.ok("rollout", "-c", config, "--round", "0", "--worker", "1/2")
+    assert second["units"] == 2
+    assert second["manifest"] is not None
+
+
+def test_a_changed_setting_is_refused_with_its_name_and_both_values(
+    run_copy: Path, cli: Cli
+) -> None:
+    outcome = cli("rollout", "-c", run_copy / "run.toml", "--round", "0", "--set", "score.k=2")
+    assert outcome.code == 3
+    assert "score.k: the run began with 4, now 2" in outcome.stderr
+    tuned = cli("rollout", "-c", run_copy / "run.toml", "--round", "0", "--set", "score.device=cpu")
+    assert tuned.code == 0
+
+
+@pytest.mark.s3
+def test_stages_run_on_s3_and_leave_the_manifests_of_a_local_run(
+    tmp_path: Path, finished_run: Path, s3_server: SeaweedServer, use_s3: UseS3, cli: Cli
+) -> None:
+    root = use_s3(s3_server.account)
+    config = write_run(tmp_path, root=root, changes={"train.save_steps": 1})
+    stages(cli, config, "rollout", "score", "train", "eval")
+    mine = snapshot(Storage(root), ROUND)
+    quiet = snapshot(Storage(str(finished_run / "store")), ROUND)
+    assert mine == quiet

@@ -1,0 +1,82 @@
+"""Valid scores that no model gives, and their way through a codec."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import strategies as st
+
+from pipeline.scores.scores import Scores
+from pipeline.shards.codec import CODECS, check_ids
+from pipeline.shards.packed.renumbering import MAX_VOCABULARY
+from pipeline.shards.parquet import read_table, write_table
+from schemas.scoresignal import Signal
+from schemas.tables import check_scores
+
+INF = float("inf")
+EDGES = np.array([9e-4, 0.0, -1e-7, -0.5, -2.0, -30.0, -1e5, -INF], np.float32)
+
+
+def logprobs_like(random: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Return log-probabilities of every size, many of them equal or at an edge."""
+    drawn = -random.exponential(4, shape).astype(np.float32)
+    drawn = np.where(random.random(shape) < 0.3, np.round(drawn), drawn)
+    return np.where(random.random(shape) < 0.1, random.choice(EDGES, shape), drawn)
+
+
+def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab: int) -> Scores:
+    """Return valid scores that no model gives."""
+    ids = random.integers(0, vocab, (tokens, signal.k)).astype(np.int32)
+    if signal.k == vocab:
+        ids = random.permuted(np.tile(np.arange(vocab, dtype=np.int32), (tokens, 1)), axis=1)
+    top = -np.sort(-logprobs_like(random, ids.shape), axis=1)
+    if signal.ragged:
+        count = random.integers(signal.min_k, signal.k + 1, tokens)
+        cut = np.arange(signal.k) >= count[:, None]
+        ids, top = np.where(cut, -1, ids), np.where(cut, -INF, top)
+    buckets, n, d = signal.tail_buckets, signal.candidates, signal.draws
+    return Scores(
+        topk_ids=ids.astype(np.int32),
+        topk_logprobs=top.astype(np.float32),
+        tail=logprobs_like(random, (tokens,) if buckets == 1 else (tokens, buckets)),
+        token_logprob=logprobs_like(random, (tokens,)),
+        token_rank=random.integers(1, vocab + 1, tokens).astype(np.int32),
+        entropy=random.uniform(0, 16, tokens).astype(np.float32) if signal.entropy else None,
+        candidate_ids=random.integers(0, vocab, (tokens, n)).astype(np.int32) if n else None,
+        candidate_logprobs=logprobs_like(random, (tokens, n)) if n else None,
+        draw_ids=np.sort(random.integers(0, min(vocab, 9), (tokens, d))).astype(np.int32)
+        if d
+        else None,
+    )
+
+
+def through(codec: str, table: pa.Table, signal: Signal, vocab: int, **kwargs: Any) -> pa.Table:
+    """Return a table after its way through Parquet."""
+    coder = CODECS[codec]
+    check_scores(table, signal=signal, where="x")
+    stored = coder.encode(table, signal=signal, vocab_size=vocab, renumbering=kwargs.get("by"))
+    data = write_table(stored, {}, token_column="token_logprob")
+    back, _ = read_table(data, where="x")
+    back = coder.decode(
+        back, signal=signal, vocab_size=vocab, renumbering=kwargs.get("by"), where="x"
+    )
+    check_scores(back, signal=signal, where="x")
+    check_ids(back, vocab, where="x")
+    return back
+
+
+@st.composite
+def signals(draw: st.DrawFn) -> tuple[Signal, int]:
+    vocab = draw(st.sampled_from([1, 2, 5, 300, 65536, 65537, MAX_VOCABULARY]))
+    k = vocab if vocab < 9 and draw(st.booleans()) else draw(st.integers(1, min(vocab, 20)))
+    ragged = draw(st.booleans())
+    signal = Signal(
+        k=k,
+        top_p=0.9 if ragged else None,
+        min_k=draw(st.integers(1, k)) if ragged else 1,
+        tail_buckets=draw(st.sampled_from([1, 1, 3, 64])),
+        candidates=draw(st.sampled_from([0, 0, 1, 4])),
+        draws=draw(st.sampled_from([0, 0, 1, 7])),
+        entropy=draw(st.booleans()),
+    )
+    return signal, vocab
