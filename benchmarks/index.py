@@ -14,9 +14,10 @@ import numpy as np
 
 from benchmarks.kit.measure import Case, Result, Spread, Timing, in_child, peak_bytes, spread, timed
 from pipeline.cache.index.entries import ENTRY, SHARD, unique_entries
-from pipeline.cache.index.index import Index, state_key
+from pipeline.cache.index.index import Index
 from pipeline.cache.index.segments import write_run
 from pipeline.store.storage import Storage
+from schemas.keys import index_folder, index_state_key
 from schemas.records.index import IndexRun, IndexState
 
 ASKED = 4096
@@ -67,7 +68,7 @@ def run(*, quick: bool, seed: int) -> Result:
 
 def build(root: Path, sequences: int, seed: int) -> None:
     """Write an index of random sequences, and digests to ask for: half of them are in it."""
-    storage, folder = Storage(str(root)), "cache/bench/index"
+    storage, folder = Storage(str(root)), index_folder("bench")
     random = np.random.default_rng(seed)
     runs: list[IndexRun | None] = []
     keys = []
@@ -80,7 +81,7 @@ def build(root: Path, sequences: int, seed: int) -> None:
         table = np.zeros(rows // UNIT_ROWS + 1, dtype=SHARD)
         table["sha256"] = b"ab" * 32
         runs.append(write_run(storage, folder, unique_entries(entries), table))
-    storage.create(state_key(folder, 1), IndexState(number=1, runs=tuple(runs)).to_bytes())
+    storage.create(index_state_key(folder, 1), IndexState(number=1, runs=tuple(runs)).to_bytes())
     asked = random.choice(np.concatenate(keys), ASKED // 2, replace=False).tolist()
     asked += random.integers(0, 2**64, ASKED // 2, dtype=np.uint64).tolist()
     (root / "asked.json").write_text(json.dumps([f"{key:016x}{0:016x}" for key in asked]))
@@ -90,7 +91,7 @@ def look_up(root: Path) -> tuple[Timing, Timing, int, int]:
     """Return what opening and one look-up took, bytes of memory for it, and objects read."""
     digests = json.loads((root / "asked.json").read_text())
     storage = CountingStorage(str(root))
-    index = Index(storage, "cache/bench")
+    index = Index(storage, "bench")
     before = peak_bytes()
 
     def refresh() -> int:

@@ -13,7 +13,7 @@ from pipeline.cache.scorecache import ScoreCache
 from pipeline.store.records import read_records
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
-from schemas.keys import scorer_folder
+from schemas.keys import CACHE, scorer_key
 from schemas.records.scores import ScorerIdentity
 
 MAY_DIFFER = ("engine", "engine_version", "dtype", "codec", "reuse")
@@ -32,13 +32,13 @@ def find_siblings(
     """
     if mine.reuse != "same-weights":
         return []
-    keys = sorted(storage.folders("cache") - {mine.key})
-    places = [f"{scorer_folder(key)}/scorer.json" for key in keys]
+    keys = sorted(storage.folders(CACHE) - {mine.key})
+    places = [scorer_key(key) for key in keys]
     found = []
     for place, identity in read_records(storage, places, ScorerIdentity):
         if isinstance(identity, DataError):
             note(f"its scores are not looked at: {identity}")
-        elif place == f"{scorer_folder(identity.key)}/scorer.json" and are_siblings(mine, identity):
+        elif place == scorer_key(identity.key) and are_siblings(mine, identity):
             found.append(identity)
     found.sort(key=lambda one: (len(_differences(mine, one)), one.key))
     return [ScoreCache(storage, one, note) for one in found]

@@ -20,7 +20,7 @@ from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from schemas.columns import list_lengths
 from schemas.errors import DataError, IdentityError
-from schemas.keys import commit_key, scorer_folder
+from schemas.keys import commit_key, data_folder, scorer_folder
 from schemas.records.scores import CacheCommit, ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.tables import SCORES
@@ -55,7 +55,7 @@ class ScoreCache:
         """
         self._storage, self._identity, self._note = storage, identity, note
         self._folder = scorer_folder(identity.key)
-        self._index = Index(storage, self._folder)
+        self._index = Index(storage, identity.key)
 
     @property
     def scorer(self) -> str:
@@ -103,11 +103,10 @@ class ScoreCache:
             table: its scores.
             origin: where they come from.
         """
-        storage, folder = self._storage, self._folder
-        renumbering = pinned_renumbering(storage, self._identity, table)
+        renumbering = pinned_renumbering(self._storage, self._identity, table)
         data = write_scores(table, self._identity, renumbering=renumbering)
         tokens = int(list_lengths(table, "token_logprob").sum())
-        shard = content_shard(f"{folder}/data", data, rows=table.num_rows, tokens=tokens)
+        shard = content_shard(data_folder(self.scorer), data, rows=table.num_rows, tokens=tokens)
         commit = CacheCommit(
             unit=digest,
             shard=shard,
@@ -119,7 +118,7 @@ class ScoreCache:
             sibling_rows=dict(origin.sibling_rows),
         )
         return adopt_unit(
-            storage, self._index, commit, data, table.column("sequence_digest").to_pylist()
+            self._storage, self._index, commit, data, table.column("sequence_digest").to_pylist()
         )
 
     def _rows(self, shard: Shard, rows: np.ndarray) -> pa.Table | None:
@@ -145,6 +144,6 @@ def adopt_unit(
     """
     storage.put(commit.shard.key, data)
     commit = index.add(commit, digests)
-    commit = create_record(storage, commit_key(index.scorer_folder, commit.unit), commit)
+    commit = create_record(storage, commit_key(scorer_folder(index.scorer), commit.unit), commit)
     compact(storage, index)
     return commit

@@ -3,7 +3,7 @@
 from pipeline.store.records import find_record, read_record
 from pipeline.store.storage import Storage
 from schemas.errors import ConfigError, IdentityError
-from schemas.keys import name_key, scorer_folder
+from schemas.keys import CACHE, name_key, scorer_folder, scorer_key
 from schemas.records.scores import ScorerIdentity, ScorerName
 
 SHORT = 8
@@ -16,12 +16,12 @@ def find_scorers(storage: Storage, start: str | None) -> list[str]:
     Raises:
         ConfigError: the root has no scorer, or none or several keys begin so.
     """
-    known = sorted(storage.folders("cache"))
+    known = sorted(storage.folders(CACHE))
     found = [name for name in known if name.startswith(start or "")]
     if not found or (start is not None and len(found) > 1):
         listed = ", ".join(known) or "none"
         raise ConfigError(
-            f"{storage.url('cache')}: {len(found)} scorers have a key that begins with "
+            f"{storage.url(CACHE)}: {len(found)} scorers have a key that begins with "
             f"{start or ''!r}, expected one; scorers there: {listed}"
         )
     return found
@@ -38,7 +38,7 @@ def find_scorer_key(storage: Storage, start: str) -> str:
 
 def find_identity(storage: Storage, scorer: str) -> ScorerIdentity | None:
     """Return the identity that a scorer's cache describes, or None where it has none."""
-    return find_record(storage, f"{scorer_folder(scorer)}/scorer.json", ScorerIdentity)
+    return find_record(storage, scorer_key(scorer), ScorerIdentity)
 
 
 def teacher_words(identity: ScorerIdentity) -> str:
@@ -88,4 +88,4 @@ def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
     """
     named = find_record(storage, name_key(name), ScorerName)
     key = find_scorer_key(storage, name) if named is None else named.scorer
-    return key, read_record(storage, f"{scorer_folder(key)}/scorer.json", ScorerIdentity)
+    return key, read_record(storage, scorer_key(key), ScorerIdentity)

@@ -9,6 +9,7 @@ from pipeline.runs.run import Run
 from pipeline.store.records import create_record
 from pipeline.store.storage import file_sha256
 from schemas.fingerprint import fingerprint
+from schemas.keys import manifest_key
 from schemas.records.shards import Shard
 from schemas.records.training import CheckpointManifest
 
@@ -52,7 +53,7 @@ def publish_checkpoint(
     manifest = CheckpointManifest.from_bytes(text.encode(), where=storage.url(key))
     whole = {**manifest.files, name: _shard(key, data)}
     manifest = manifest.model_copy(update={"files": whole})
-    return create_record(storage, f"{run.checkpoint_folder(index)}/manifest.json", manifest)
+    return create_record(storage, manifest_key(run.checkpoint_folder(index)), manifest)
 
 
 def _upload(run: Run, begun: CheckpointManifest, folder: Path) -> bytes:

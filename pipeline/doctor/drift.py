@@ -23,6 +23,7 @@ from pipeline.teachers.teacher import find_scorer
 from schemas.columns import Ids, list_rows
 from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError
+from schemas.keys import drift_key, score_stage
 from schemas.records.scores import DriftRecord
 from schemas.scoresignal import Signal
 
@@ -35,14 +36,13 @@ class _Rows:
     responses: list[Ids]
 
 
-def drift_key(run: Run, round_index: int, teacher: str) -> str:
-    """Return the key of a round's drift record."""
-    return f"{run.stage_folder(round_index, f'score/{teacher}')}/drift.json"
-
-
 def find_drift(run: Run, round_index: int, teacher: str) -> DriftRecord | None:
     """Return a round's drift record, or None where none was asked for."""
-    return find_record(run.storage, drift_key(run, round_index, teacher), DriftRecord)
+    return find_record(run.storage, _key(run, round_index, teacher), DriftRecord)
+
+
+def _key(run: Run, round_index: int, teacher: str) -> str:
+    return drift_key(run.stage_folder(round_index, score_stage(teacher)))
 
 
 def measure_drift(
@@ -68,7 +68,7 @@ def measure_drift(
             if rows is None:
                 continue
             measured = _measure(run, round_index, teacher, rows, note)
-            stands = create_record(run.storage, drift_key(run, round_index, teacher), measured)
+            stands = create_record(run.storage, _key(run, round_index, teacher), measured)
         yield stands
 
 

@@ -8,7 +8,7 @@ from pipeline.store.records import check_fingerprint, read_record
 from schemas.config.run import signal_of
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
-from schemas.keys import scorer_folder
+from schemas.keys import score_stage, scorer_key, teacher_key
 from schemas.records.runs import RolloutManifest, TeacherRecord
 from schemas.records.scores import ScoreManifest, ScorerIdentity
 from schemas.records.training import CheckpointManifest, TrainManifest
@@ -69,19 +69,16 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
 
 
 def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) -> ScoreManifest:
-    manifest, key = (
-        run.score(round_index, teacher),
-        run.manifest_key(round_index, f"score/{teacher}"),
-    )
+    manifest = run.score(round_index, teacher)
+    key = run.manifest_key(round_index, score_stage(teacher))
     if manifest is None:
         raise ConfigError(
             f"round {round_index} is not scored by teacher {teacher!r}: run "
             f"`opd score --round {round_index}` first"
         )
     check_fingerprint(run.storage, key, manifest.rollout_fingerprint, rollout.fingerprint)
-    described = f"{scorer_folder(manifest.scorer)}/scorer.json"
-    identity = read_record(run.storage, described, ScorerIdentity)
-    pinned = read_record(run.storage, f"{run.folder}/teachers/{teacher}.json", TeacherRecord)
+    identity = read_record(run.storage, scorer_key(manifest.scorer), ScorerIdentity)
+    pinned = read_record(run.storage, teacher_key(run.name, teacher), TeacherRecord)
     if identity.model != pinned.model or identity.key != manifest.scorer:
         raise IdentityError(
             f"{run.storage.url(key)} names scores of another teacher: found model "

@@ -11,6 +11,7 @@ from pipeline.runs.run import Run
 from pipeline.shards.parquet import write_table
 from pipeline.store.commit import content_shard
 from schemas.errors import DataError
+from schemas.keys import metrics_folder
 from schemas.records.shards import Shard
 
 Step = dict[str, float | None]
@@ -46,7 +47,7 @@ def steps_shard(
     number = pa.array(range(first_step, first_step + len(steps)), pa.int64())
     table = pa.table({"step": number, **columns})
     data = write_table(table, {"run": run.name, "round": round_index})
-    shard = content_shard(f"{run.folder}/metrics", data, rows=len(steps), tokens=0)
+    shard = content_shard(metrics_folder(run.name), data, rows=len(steps), tokens=0)
     run.storage.put(shard.key, data)
     tokens = np.array([step["tokens"] for step in steps], dtype=np.float64)
     means = {

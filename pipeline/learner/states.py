@@ -17,6 +17,7 @@ from pipeline.runs.run import Run
 from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import file_sha256
 from schemas.config.train import TrainSection
+from schemas.keys import state_key
 from schemas.records.shards import Shard
 from schemas.records.training import StateManifest
 
@@ -104,7 +105,7 @@ def _download(run: Run, state: StateManifest, folder: Path) -> None:
 def _upload(run: Run, folder: Path) -> dict[str, Shard]:
     files: dict[str, Shard] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        key = f"{run.folder}/state/{file_sha256(path)}.pt"
+        key = state_key(run.name, file_sha256(path))
         files[str(path.relative_to(folder))] = run.storage.upload(key, path)
     return files
 

@@ -22,6 +22,8 @@ from schemas.config.prompts import PromptsSection
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError, DataError, IdentityError
 from schemas.fingerprint import fingerprint
+from schemas.keys import PROMPTS as PROMPTS_FOLDER
+from schemas.keys import manifest_key, prompts_folder
 from schemas.records.runs import PromptsManifest
 from schemas.records.shards import Shard
 from schemas.tables import PROMPTS, SCHEMA_VERSION, check_table
@@ -59,7 +61,7 @@ def prepare_prompts(
         ConfigError: the file is missing, or a record in it cannot be used.
         IdentityError: the file, the tokenizer or an option changed since the prompts were pinned.
     """
-    option, key = f"prompts.{split}", prompts_key(config.run.name, split)
+    option, key = f"prompts.{split}", manifest_key(prompts_folder(config.run.name, split))
     source: str | None = getattr(config.prompts, split)
     if source is None:
         raise ConfigError(f"{option} is not set: name a JSONL or Parquet file of prompts")
@@ -75,11 +77,6 @@ def prepare_prompts(
         _check_source(pinned, file, option)
     _check_identity(storage, pinned, _identity(config.prompts, tokenizer), option)
     return pinned
-
-
-def prompts_key(run: str, split: Split) -> str:
-    """Return the key of the manifest that pins a run's prompts."""
-    return f"runs/{run}/prompts/{split}/manifest.json"
 
 
 def read_prompts(storage: Storage, manifest: PromptsManifest) -> pa.Table:
@@ -143,7 +140,7 @@ def _store_shards(
 def _store_shard(storage: Storage, table: pa.Table, metadata: dict[str, Any]) -> Shard:
     data = parquet.write_table(table.combine_chunks(), metadata, token_column="prompt_ids")
     tokens = int(list_lengths(table, "prompt_ids").sum())
-    shard = content_shard("prompts", data, rows=table.num_rows, tokens=tokens)
+    shard = content_shard(PROMPTS_FOLDER, data, rows=table.num_rows, tokens=tokens)
     storage.put(shard.key, data)
     return shard
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.runs.run import Run
-from pipeline.store.records import find_record
 from schemas.config.gate import GateSection
 from schemas.errors import ConfigError, RegressionError
-from schemas.records.runs import EvalManifest
+from schemas.keys import STUDENT
 from schemas.records.scores import ScoreManifest
 
 
@@ -64,7 +63,8 @@ def judge(run: Run, round_index: int) -> Verdict:
 
 def accuracy_of(run: Run, round_index: int) -> float | None:
     """Return the accuracy of the student that a round trained, or None where it is not graded."""
-    return _accuracy(run, run.manifest_key(round_index, "eval"))
+    graded = run.evaluation(round_index)
+    return None if graded is None else graded.accuracy
 
 
 def reverse_kl_of(run: Run, round_index: int) -> float | None:
@@ -95,12 +95,8 @@ def _accuracy_before(run: Run, round_index: int) -> float | None:
     for index in range(round_index - 1, max(-1, round_index - 1 - reach), -1):
         if (found := accuracy_of(run, index)) is not None:
             return found
-    return _accuracy(run, f"{run.folder}/baseline/student/manifest.json")
-
-
-def _accuracy(run: Run, key: str) -> float | None:
-    found = find_record(run.storage, key, EvalManifest)
-    return None if found is None else found.accuracy
+    initial = run.baseline(STUDENT)
+    return None if initial is None else initial.accuracy
 
 
 def _shown(accuracy: float | None, gap: float | None) -> str:

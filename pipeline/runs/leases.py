@@ -17,6 +17,7 @@ from typing import Self
 
 from pipeline.store.storage import Storage
 from schemas.errors import DataError, StorageError
+from schemas.keys import lease_key, leases_folder
 from schemas.records.shards import LeaseRecord
 
 
@@ -25,7 +26,7 @@ class Leases:
 
     def __init__(self, storage: Storage, folder: str) -> None:
         """Name the stage's folder; nothing is taken yet."""
-        self._storage, self._folder = storage, f"{folder}/leases"
+        self._storage, self._stage = storage, folder
         self._ttl_s = storage.lease_s
         self._mine = LeaseRecord(owner=uuid.uuid4().hex, machine=machine(), process=os.getpid())
         self._held: set[str] = set()
@@ -66,8 +67,9 @@ class Leases:
 
     def sweep(self) -> None:
         """Delete what killed processes left; for a stage whose units are all committed."""
-        for name in self._storage.names(self._folder):
-            self._storage.delete(f"{self._folder}/{name}")
+        leases = leases_folder(self._stage)
+        for name in self._storage.names(leases):
+            self._storage.delete(f"{leases}/{name}")
 
     def _steal(self, key: str) -> bool:
         version = self._storage.version(key)
@@ -98,7 +100,7 @@ class Leases:
                         self._storage.replace(key, self._mine.to_bytes(), version)
 
     def _key(self, unit: str) -> str:
-        return f"{self._folder}/{unit}.json"
+        return lease_key(self._stage, unit)
 
 
 def machine() -> str:

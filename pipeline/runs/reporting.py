@@ -8,24 +8,22 @@ import pyarrow as pa
 
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table, write_table
+from schemas.keys import time_key, times_folder
 
 
 def stage_seconds(run: Run, round_index: int) -> dict[str, float]:
     """Return the seconds that each stage of a round took, summed over all calls."""
     totals: dict[str, float] = {}
-    folder = _times(run, round_index)
+    folder = times_folder(run.name, round_index)
     for name in sorted(run.storage.names(folder)):
-        data = run.storage.get(f"{folder}/{name}")
+        key = f"{folder}/{name}"
+        data = run.storage.get(key)
         if data is None:
             continue
-        table, _ = read_table(data, where=run.storage.url(f"{folder}/{name}"))
+        table, _ = read_table(data, where=run.storage.url(key))
         row = table.to_pylist()[0]
         totals[row["stage"]] = totals.get(row["stage"], 0.0) + row["seconds"]
     return totals
-
-
-def _times(run: Run, round_index: int) -> str:
-    return f"{run.folder}/metrics/times/{round_index:04d}"
 
 
 class Progress(Protocol):
@@ -78,4 +76,5 @@ def record_time(run: Run, result: StageResult, seconds: float) -> None:
         "engine_start_s": result.engine_start_s,
     }
     data = write_table(pa.Table.from_pylist([row]), {"run": run.name, "round": result.round})
-    run.storage.put(f"{_times(run, result.round)}/{result.stage}-{uuid.uuid4().hex}.parquet", data)
+    key = time_key(run.name, result.round, stage=result.stage, random=uuid.uuid4().hex)
+    run.storage.put(key, data)

@@ -9,7 +9,16 @@ from pipeline.store.storage import Storage
 from schemas.config.file import config_fingerprint, identity_of
 from schemas.config.run import RunConfig
 from schemas.errors import IdentityError
-from schemas.records.runs import RolloutManifest, RunRecord
+from schemas.keys import (
+    baseline_folder,
+    checkpoint_folder,
+    manifest_key,
+    run_folder,
+    run_key,
+    score_stage,
+    stage_folder,
+)
+from schemas.records.runs import EvalManifest, RolloutManifest, RunRecord
 from schemas.records.scores import ScoreManifest
 from schemas.records.training import CheckpointManifest, TrainManifest
 
@@ -31,22 +40,22 @@ class Run:
     @property
     def folder(self) -> str:
         """Key prefix of everything that belongs to the run alone."""
-        return f"runs/{self.name}"
+        return run_folder(self.name)
 
     def stage_folder(self, round_index: int, stage: str) -> str:
         """Return the key prefix of a stage of a round."""
-        return f"{self.folder}/rounds/{round_index:04d}/{stage}"
+        return stage_folder(self.name, round_index, stage)
 
     def manifest_key(self, round_index: int, stage: str) -> str:
-        """Return the key of a stage's manifest; `score/<teacher>` is a stage too."""
-        return f"{self.stage_folder(round_index, stage)}/manifest.json"
+        """Return the key of a stage's manifest; `score_stage(teacher)` is a stage too."""
+        return manifest_key(self.stage_folder(round_index, stage))
 
     def checkpoint_folder(self, index: int | None) -> str:
         """Return the key prefix of a checkpoint; 0 is the imported student, r + 1 ends round r.
 
         None is the base that the others are adapters of, where an adapter is trained.
         """
-        return f"{self.folder}/checkpoints/{'base' if index is None else f'{index:04d}'}"
+        return checkpoint_folder(self.name, index)
 
     def rollout(self, round_index: int) -> RolloutManifest | None:
         """Return the rollout manifest of a round, or None before it is there."""
@@ -55,7 +64,7 @@ class Run:
 
     def score(self, round_index: int, teacher: str) -> ScoreManifest | None:
         """Return a teacher's score manifest of a round, or None before it is there."""
-        key = self.manifest_key(round_index, f"score/{teacher}")
+        key = self.manifest_key(round_index, score_stage(teacher))
         return find_record(self.storage, key, ScoreManifest)
 
     def train(self, round_index: int) -> TrainManifest | None:
@@ -64,8 +73,17 @@ class Run:
 
     def checkpoint(self, index: int | None) -> CheckpointManifest | None:
         """Return the manifest of a checkpoint, or None before it is there."""
-        key = f"{self.checkpoint_folder(index)}/manifest.json"
+        key = manifest_key(self.checkpoint_folder(index))
         return find_record(self.storage, key, CheckpointManifest)
+
+    def evaluation(self, round_index: int) -> EvalManifest | None:
+        """Return the evaluation of the student that a round trained, or None without one."""
+        return find_record(self.storage, self.manifest_key(round_index, "eval"), EvalManifest)
+
+    def baseline(self, label: str) -> EvalManifest | None:
+        """Return the evaluation of the student as it came or of a teacher, or None without one."""
+        key = manifest_key(baseline_folder(self.name, label))
+        return find_record(self.storage, key, EvalManifest)
 
 
 def open_run(config: RunConfig) -> Run:
@@ -83,7 +101,7 @@ def pin_run(run: Run) -> None:
     Raises:
         IdentityError: another process began the run with other settings.
     """
-    key = f"{run.folder}/run.json"
+    key = run_key(run.name)
     if run.storage.exists(key):
         return
     record = RunRecord(
@@ -102,7 +120,7 @@ def check_run(run: Run) -> None:
     Raises:
         IdentityError: a key that defines results was changed after the run began.
     """
-    key = f"{run.folder}/run.json"
+    key = run_key(run.name)
     stands = find_record(run.storage, key, RunRecord)
     if stands is None or stands.fingerprint == config_fingerprint(run.config):
         return

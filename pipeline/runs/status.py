@@ -7,6 +7,7 @@ from pipeline.runs.reporting import stage_seconds
 from pipeline.runs.run import Run
 from pipeline.store.commit import committed_units
 from pipeline.store.records import find_record
+from schemas.keys import STUDENT, plan_key, score_stage, teacher_label
 from schemas.records.runs import EvalManifest, RolloutPlan
 from schemas.records.training import TrainManifest
 
@@ -94,8 +95,8 @@ def run_status(run: Run, only: int | None = None) -> RunStatus:
         run=run.name,
         root=run.storage.root,
         rounds_planned=run.config.run.rounds,
-        teacher_accuracy=_baseline(run, f"teacher/{run.config.default_teacher}"),
-        initial_accuracy=_baseline(run, "student"),
+        teacher_accuracy=_accuracy(run.baseline(teacher_label(run.config.default_teacher))),
+        initial_accuracy=_accuracy(run.baseline(STUDENT)),
         rounds=rounds,
     )
 
@@ -104,7 +105,7 @@ def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
     seconds = stage_seconds(run, index)
     scores = [run.score(index, name) for name in run.config.teachers]
     done = [s for s in scores if s is not None]
-    graded = _eval(run, f"{run.stage_folder(index, 'eval')}/manifest.json")
+    graded = run.evaluation(index)
     return RoundStatus(
         round=index,
         stages={
@@ -113,7 +114,7 @@ def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
             "train": _train(run, index, seconds.get("train", 0.0)),
             "eval": _graded(run, graded, seconds.get("eval", 0.0)),
         },
-        accuracy=graded.accuracy if graded else None,
+        accuracy=_accuracy(graded),
         reverse_kl=mean_reverse_kl(done),
         teacher_tokens=sum(s.teacher_tokens for s in done),
         reused_rows=sum(s.reused_rows for s in done),
@@ -136,7 +137,7 @@ def _score(run: Run, index: int, plan: RolloutPlan, seconds: float) -> StageStat
         if manifest is not None:
             found, tokens = found + len(manifest.units), tokens + manifest.tokens
         else:
-            found += len(committed_units(run.storage, run.stage_folder(index, f"score/{name}")))
+            found += len(committed_units(run.storage, run.stage_folder(index, score_stage(name))))
     state = "done" if tokens and found == units else "partial" if found else "missing"
     return StageStatus(state, found, units, tokens, seconds)
 
@@ -157,14 +158,9 @@ def _graded(run: Run, manifest: EvalManifest | None, seconds: float) -> StageSta
 
 
 def _plan(run: Run, index: int) -> RolloutPlan | None:
-    key = f"{run.stage_folder(index, 'rollout')}/plan.json"
+    key = plan_key(run.stage_folder(index, "rollout"))
     return find_record(run.storage, key, RolloutPlan)
 
 
-def _eval(run: Run, key: str) -> EvalManifest | None:
-    return find_record(run.storage, key, EvalManifest)
-
-
-def _baseline(run: Run, label: str) -> float | None:
-    found = _eval(run, f"{run.folder}/baseline/{label}/manifest.json")
-    return None if found is None else found.accuracy
+def _accuracy(graded: EvalManifest | None) -> float | None:
+    return None if graded is None else graded.accuracy

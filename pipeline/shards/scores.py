@@ -16,7 +16,7 @@ from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from schemas.columns import flat_values
 from schemas.errors import DataError, IdentityError
-from schemas.keys import scorer_folder
+from schemas.keys import renumbering_key, renumberings_folder
 from schemas.records.scores import RenumberingRecord, ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.scoresignal import Signal
@@ -93,18 +93,18 @@ def pinned_renumbering(
     if not codec_named(identity.codec, where="the scorer").renumbers:
         return None
     scorer = identity.key
-    key = f"{scorer_folder(scorer)}/renumbering.json"
+    key = renumbering_key(scorer)
     record = find_record(storage, key, RenumberingRecord)
     if record is None:
         learnt = Renumbering.learn(flat_values(table, "topk_ids"), vocab_size=identity.vocab_size)
-        storage.put(_renumbering_key(scorer, learnt.digest), learnt.to_bytes())
+        storage.put(f"{renumberings_folder(scorer)}/{learnt.digest}", learnt.to_bytes())
         record = create_record(storage, key, RenumberingRecord(sha256=learnt.digest))
     return _renumbering(storage, scorer, record.sha256)
 
 
 @lru_cache(maxsize=4)
 def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
-    where = storage.url(key := _renumbering_key(scorer, digest))
+    where = storage.url(key := f"{renumberings_folder(scorer)}/{digest}")
     data = storage.get(key)
     if data is None:
         raise DataError(f"{where} is missing: the scores that name it cannot be read without it")
@@ -112,10 +112,6 @@ def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
     if found.digest != digest:
         raise DataError(f"{where} is corrupt: its sha256 is {found.digest}")
     return found
-
-
-def _renumbering_key(scorer: str, digest: str) -> str:
-    return f"{scorer_folder(scorer)}/renumbering/{digest}"
 
 
 def _decoded(

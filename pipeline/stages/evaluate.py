@@ -37,19 +37,16 @@ from pipeline.stages.sampler import (
     student_weights,
 )
 from pipeline.stages.samples import SampleJob, run_sampling
-from pipeline.store.records import create_record, find_record
+from pipeline.store.records import create_record
 from pipeline.store.writer import writer
 from schemas.config.evaluation import EvalSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
+from schemas.keys import STUDENT, baseline_folder, manifest_key, teacher_label
 from schemas.records.runs import EvalManifest
 from schemas.records.shards import UnitShard
 
 PROMPTS_PER_UNIT = 512
-
-
-STUDENT = "student"
-"""Label of the model that learns."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +54,14 @@ class Subject:
     """A model to grade."""
 
     label: str
-    """`STUDENT`, or `teacher/<name>`."""
+    """Of the student, or of a teacher."""
     round_index: int | None
     """Round that trained it; None for the baseline."""
     folder: str
     """Key prefix of the evaluation."""
     dtype: str
+    teacher: str | None = None
+    """Name of the teacher; None for the student."""
 
 
 def round_subject(run: Run, round_index: int) -> Subject:
@@ -73,22 +72,21 @@ def round_subject(run: Run, round_index: int) -> Subject:
 
 def baseline_subjects(run: Run) -> list[Subject]:
     """Return the student as it came and, where the configuration asks for them, the teachers."""
-    subjects = [Subject(STUDENT, None, baseline_folder(run, STUDENT), run.config.student.dtype)]
+    subjects = [
+        Subject(STUDENT, None, baseline_folder(run.name, STUDENT), run.config.student.dtype)
+    ]
     for name, section in run.config.teachers.items():
         if run.config.eval is not None and run.config.eval.teachers:
-            label = f"teacher/{name}"
-            subjects.append(Subject(label, None, baseline_folder(run, label), section.dtype))
+            label = teacher_label(name)
+            folder = baseline_folder(run.name, label)
+            subjects.append(Subject(label, None, folder, section.dtype, teacher=name))
     return subjects
 
 
-def baseline_folder(run: Run, label: str) -> str:
-    """Return the key prefix of a baseline evaluation."""
-    return f"{run.folder}/baseline/{label}"
-
-
-def find_eval(run: Run, folder: str) -> EvalManifest | None:
-    """Return an evaluation's manifest, or None before it is there."""
-    return find_record(run.storage, f"{folder}/manifest.json", EvalManifest)
+def _manifest(run: Run, subject: Subject) -> EvalManifest | None:
+    if subject.round_index is None:
+        return run.baseline(subject.label)
+    return run.evaluation(subject.round_index)
 
 
 def run_eval(
@@ -115,13 +113,13 @@ def run_eval(
     section = run.config.eval
     if section is None:
         raise ConfigError("the configuration has no [eval] section: add one with a reward")
-    manifest = find_eval(run, subject.folder)
+    manifest = _manifest(run, subject)
     if manifest is not None:
         return _result(run, subject, manifest, computed=0, start_s=0.0)
     require_engine(section.engine, section.server.urls)
     with writer(run.storage):
         pin_run(run)
-        own = keeper if subject.label == STUDENT else None
+        own = keeper if subject.teacher is None else None
         return _grade(run, subject, section, worker=worker, progress=progress, keeper=own)
 
 
@@ -179,7 +177,7 @@ def _grade(
     manifest = None
     if shards is not None:
         manifest = _summary(run, subject, shards, digest, policy_version)
-        create_record(run.storage, f"{subject.folder}/manifest.json", manifest)
+        create_record(run.storage, manifest_key(subject.folder), manifest)
     return _result(run, subject, manifest, computed=computed, start_s=engine.start_s)
 
 
@@ -208,8 +206,8 @@ class _Grader:
 @contextmanager
 def _weights(run: Run, subject: Subject) -> Iterator[Weights]:
     """Give where a subject's model is, and which weights it has."""
-    if subject.label != STUDENT:
-        name = subject.label.removeprefix("teacher/")
+    name = subject.teacher
+    if name is not None:
         source = find_model(run.config, run.config.teachers[name], f"teachers.{name}")
         yield Weights(source, fingerprint(model_identity(source)), subject.dtype)
         return
@@ -270,7 +268,7 @@ def _result(
         units=computed,
         rows=manifest.rows if manifest else 0,
         tokens=manifest.tokens if manifest else 0,
-        manifest=run.storage.url(f"{subject.folder}/manifest.json") if manifest else None,
+        manifest=run.storage.url(manifest_key(subject.folder)) if manifest else None,
         engine_start_s=start_s,
         extra=extra,
     )

@@ -22,6 +22,7 @@ from pipeline.stages.samples import SampleJob, run_sampling
 from pipeline.store.records import check_fingerprint, create_record
 from pipeline.store.writer import writer
 from schemas.fingerprint import fingerprint
+from schemas.keys import plan_key
 from schemas.records.runs import PromptsManifest, RolloutManifest, RolloutPlan
 from schemas.records.training import CheckpointManifest
 
@@ -156,7 +157,7 @@ def _pinned_plan(
         "sampling": {**sampling.words(), "seed": run.config.run.seed},
     }
     plan = RolloutPlan(**facts, fingerprint=fingerprint(facts))
-    key = f"{run.stage_folder(round_index, 'rollout')}/plan.json"
+    key = plan_key(run.stage_folder(round_index, "rollout"))
     stands = create_record(run.storage, key, plan)
     check_fingerprint(run.storage, key, stands.fingerprint, plan.fingerprint)
     return plan

@@ -19,6 +19,7 @@ from pipeline.store.storage import Storage
 from schemas.columns import Ids, list_array, list_lengths, list_rows
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
+from schemas.keys import ROLLOUTS
 from schemas.records.shards import UnitShard
 from schemas.tables import IDS, LOGPROBS, ROLLOUT, check_rollout
 
@@ -88,7 +89,7 @@ def run_sampling(
         check_rollout(table, where=f"{folder} {unit.name}")
         data = write_table(table, job.metadata(opened), token_column="response_ids")
         tokens = int(list_lengths(table, "response_ids").sum())
-        shard = content_shard("rollouts", data, rows=table.num_rows, tokens=tokens)
+        shard = content_shard(ROLLOUTS, data, rows=table.num_rows, tokens=tokens)
         publish(storage, folder, unit.name, shard=shard, data=data, fingerprint=fingerprint)
         computed += 1
         return tokens

@@ -29,7 +29,7 @@ from pipeline.teachers.selftest import Noise, SelfTest, tolerance_of
 from pipeline.teachers.teacher import Scorer, find_scorer, pin_scorer
 from schemas.columns import flat_values, list_rows
 from schemas.errors import ConfigError
-from schemas.keys import commit_key
+from schemas.keys import commit_key, manifest_key, score_stage
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import CacheCommit, ScoreCommit, ScoreManifest
 from schemas.records.shards import UnitShard
@@ -124,7 +124,7 @@ def _score(
             tolerance=tolerance_of(run.config.score, scorer.identity.dtype),
             where=f"teachers.{teacher}",
         ),
-        folder=run.stage_folder(round_index, f"score/{teacher}"),
+        folder=run.stage_folder(round_index, score_stage(teacher)),
         fingerprint=score_fingerprint(scorer, rollout),
     )
     names, commits = [unit.unit for unit in rollout.units], list[ScoreCommit]()
@@ -240,7 +240,7 @@ def _finish(job: _Job) -> ScoreManifest:
         sibling_rows=_sibling_rows(commits),
         reverse_kl=sum(c.sampled_kl for c in commits) / sampled if sampled else None,
     )
-    return create_record(job.run.storage, f"{job.folder}/manifest.json", manifest)
+    return create_record(job.run.storage, manifest_key(job.folder), manifest)
 
 
 def _sibling_rows(commits: Sequence[ScoreCommit]) -> dict[str, int]:
@@ -260,7 +260,7 @@ def _result(
     start_s: float = 0.0,
     noise: Noise | None = None,
 ) -> StageResult:
-    key = run.manifest_key(round_index, f"score/{teacher}")
+    key = run.manifest_key(round_index, score_stage(teacher))
     return StageResult(
         stage="score",
         run=run.name,

@@ -9,15 +9,16 @@ import uuid
 
 from pipeline.store.records import check_fingerprint, read_record
 from pipeline.store.storage import Storage
-from schemas.keys import commit_key
+from schemas.keys import commit_key, commits_folder, shard_key, stem
 from schemas.records.shards import Commit, Shard
 
 
 def content_shard(folder: str, data: bytes, *, rows: int, tokens: int) -> Shard:
     """Return the name and digest under which a Parquet shard is stored."""
     digest = hashlib.sha256(data).hexdigest()
-    key = f"{folder}/{digest}.parquet"
-    return Shard(key=key, sha256=digest, bytes=len(data), rows=rows, tokens=tokens)
+    return Shard(
+        key=shard_key(folder, digest), sha256=digest, bytes=len(data), rows=rows, tokens=tokens
+    )
 
 
 def publish(
@@ -48,7 +49,7 @@ def publish(
 
 def committed_units(storage: Storage, folder: str) -> set[str]:
     """Return the units of a stage that have a commit, by one listing."""
-    return {name.removesuffix(".json") for name in storage.names(f"{folder}/commits")}
+    return {stem(name) for name in storage.names(commits_folder(folder))}
 
 
 def read_commit(storage: Storage, folder: str, unit: str, *, fingerprint: str) -> Commit:

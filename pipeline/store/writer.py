@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from pipeline.store.records import find_record
 from pipeline.store.storage import Storage
 from schemas.errors import ConflictError, StorageError
+from schemas.keys import WRITER, probe_key
 from schemas.records.record import Record
 
-WRITER_KEY = "writer.json"
+WRITER_KEY = WRITER
 
 
 BEAT_S = 5.0
@@ -51,7 +52,7 @@ def writer(storage: Storage) -> Iterator[None]:
 
 def honours_create(storage: Storage) -> bool:
     """Return whether the store refuses to create a key a second time."""
-    key = f"probe/{uuid.uuid4().hex}"
+    key = probe_key(uuid.uuid4().hex)
     try:
         storage.create(key, b"first")
         return not storage.create(key, b"second")

@@ -10,7 +10,7 @@ from pipeline.store.storage import Storage
 from pipeline.teachers.reading import score_fingerprint, unit_rows
 from pipeline.teachers.teacher import Scorer, find_scorer
 from schemas.errors import DataError, IdentityError
-from schemas.keys import commit_key
+from schemas.keys import commit_key, index_folder, index_part, score_stage
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import CacheCommit, ScoreCommit
 from schemas.records.shards import Shard, UnitShard
@@ -29,7 +29,7 @@ def forget_invalid(run: Run, round_index: int, teacher: str, progress: Progress)
     if rollout is None:
         return 0
     scorer = find_scorer(run, round_index, teacher)
-    folder = run.stage_folder(round_index, f"score/{teacher}")
+    folder = run.stage_folder(round_index, score_stage(teacher))
     invalid = []
     progress.start(f"verify {teacher}", len(rollout.units), 0)
     try:
@@ -41,7 +41,7 @@ def forget_invalid(run: Run, round_index: int, teacher: str, progress: Progress)
     finally:
         progress.stop()
     if invalid:
-        run.storage.delete(run.manifest_key(round_index, f"score/{teacher}"))
+        run.storage.delete(run.manifest_key(round_index, score_stage(teacher)))
     for unit in invalid:
         _forget(run, scorer, folder, unit)
     return len(invalid)
@@ -74,6 +74,6 @@ def _forget(run: Run, scorer: Scorer, folder: str, unit: UnitShard) -> None:
     key = commit_key(scorer.folder, digest)
     cached = find_record(storage, key, CacheCommit)
     if cached is not None and _scores(storage, scorer, cached.shard) is None:
-        storage.delete(f"{scorer.folder}/index/new/{digest}")
+        storage.delete(f"{index_part(index_folder(scorer.key), 'new')}/{digest}")
         storage.delete(key)
         storage.delete(cached.shard.key)

@@ -17,7 +17,7 @@ from pipeline.store.records import create_record
 from schemas.config.run import signal_of
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
-from schemas.keys import scorer_folder
+from schemas.keys import scorer_folder, scorer_key, teacher_key
 from schemas.records.runs import TeacherRecord
 from schemas.records.scores import ScorerIdentity
 
@@ -141,7 +141,7 @@ def pin_scorer(run: Run, scorer: Scorer) -> None:
     Raises:
         IdentityError: the name stood for another teacher when the run began.
     """
-    key = f"{run.folder}/teachers/{scorer.name}.json"
+    key = teacher_key(run.name, scorer.name)
     mine = TeacherRecord(model=scorer.identity.model, tokenizer=scorer.identity.tokenizer)
     if create_record(run.storage, key, mine) != mine:
         raise IdentityError(
@@ -149,7 +149,7 @@ def pin_scorer(run: Run, scorer: Scorer) -> None:
             f"began with: {run.storage.url(key)} holds another identity. Restore the model, or "
             "start a new run under another run.name"
         )
-    create_record(run.storage, f"{scorer.folder}/scorer.json", scorer.identity)
+    create_record(run.storage, scorer_key(scorer.key), scorer.identity)
 
 
 def _check_consistent(run: Run, teacher: str) -> None:

@@ -25,7 +25,7 @@ from pipeline.store.records import read_record
 from pipeline.store.storage import Storage
 from pipeline.upkeep.inventory import cache_commits
 from schemas.errors import ConfigError
-from schemas.keys import scorer_folder
+from schemas.keys import scorer_folder, scorer_key
 from schemas.records.scores import ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.scoresignal import Signal
@@ -113,7 +113,7 @@ def export_scores(
 def _write(
     storage: Storage, scorer: str, path: Path, shards: list[Shard], *, kind: str
 ) -> Iterator[Shard]:
-    identity = read_record(storage, f"{scorer_folder(scorer)}/scorer.json", ScorerIdentity)
+    identity = read_record(storage, scorer_key(scorer), ScorerIdentity)
     words = {"scorer": scorer, "identity": identity.model_dump(mode="json")}
     file = TableFile(path, kind)
     try:

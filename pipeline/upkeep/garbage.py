@@ -14,20 +14,25 @@ from pipeline.store.backend import Leftover
 from pipeline.store.records import READERS
 from pipeline.store.storage import Storage
 from pipeline.upkeep.references import run_references, scorer_references, used_scorers
-from schemas.keys import scorer_folder
-from schemas.records.scores import PinRecord
-
-WHOLE_SCORER = (
-    "index/new",
-    "index/states",
-    "index/parts",
-    "index/tables",
-    "commits",
-    "data",
-    "renumbering",
-    "",
+from schemas.keys import (
+    CACHE,
+    PINS,
+    PROBES,
+    PROMPTS,
+    ROLLOUTS,
+    RUNS,
+    STATES,
+    commits_folder,
+    data_folder,
+    index_folder,
+    index_part,
+    pin_key,
+    renumberings_folder,
+    run_folder,
+    scorer_folder,
+    stem,
 )
-"""Folders of a scorer in the order of deletion: nothing names what is gone, at any moment."""
+from schemas.records.scores import PinRecord
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def find_garbage(storage: Storage, *, limit_s: float, progress: Progress) -> Col
         DataError: a record is damaged, so that what it names is not known.
     """
     pinned = pinned_scorers(storage)
-    scorers = sorted(storage.folders("cache"))
+    scorers = sorted(storage.folders(CACHE))
     candidates = list(_candidates(storage, [s for s in scorers if s not in pinned]))
     leftovers = [one for one in storage.leftovers() if one.age_s >= limit_s]
     references = run_references(storage)
@@ -147,10 +152,11 @@ def delete_garbage(
 
 def _candidates(storage: Storage, scorers: list[str]) -> Iterator[str]:
     """Yield the keys of all objects that must be named by another one to be of use."""
-    folders = ["prompts", "rollouts", "probe"]
-    folders += [f"runs/{run}/state" for run in sorted(storage.folders("runs"))]
-    kinds = ("data", "index/parts", "index/tables")
-    folders += [f"{scorer_folder(scorer)}/{kind}" for scorer in scorers for kind in kinds]
+    folders = [PROMPTS, ROLLOUTS, PROBES]
+    folders += [f"{run_folder(run)}/{STATES}" for run in sorted(storage.folders(RUNS))]
+    for scorer in scorers:
+        index = index_folder(scorer)
+        folders += [data_folder(scorer), index_part(index, "parts"), index_part(index, "tables")]
     for folder in folders:
         for name in sorted(storage.names(folder)):
             yield f"{folder}/{name}"
@@ -169,30 +175,35 @@ def _sized(storage: Storage, keys: list[str], limit_s: float) -> tuple[list[Garb
 
 
 def _unused(storage: Storage, scorer: str, limit_s: float) -> UnusedScorer:
-    folders = [f"{scorer_folder(scorer)}/{name}".rstrip("/") for name in WHOLE_SCORER]
+    folders = _folders_of_scorer(scorer)
     keys = [f"{folder}/{name}" for folder in folders for name in sorted(storage.names(folder))]
     objects, young = _sized(storage, keys, limit_s)
     return UnusedScorer(scorer, objects, young > 0)
 
 
+def _folders_of_scorer(scorer: str) -> list[str]:
+    """Return its folders in the order of deletion: nothing names what is gone, at any moment."""
+    index, folder = index_folder(scorer), scorer_folder(scorer)
+    return [
+        *(index_part(index, part) for part in ("new", "states", "parts", "tables")),
+        *(commits_folder(folder), data_folder(scorer), renumberings_folder(scorer), folder),
+    ]
+
+
 def pin_scorer_cache(storage: Storage, scorer: str, note: str) -> bool:
     """Protect a scorer's cache; return whether it was free before."""
-    if storage.exists(_key(scorer)):
+    if storage.exists(pin_key(scorer)):
         return False
-    return storage.create(_key(scorer), PinRecord(scorer=scorer, note=note).to_bytes())
+    return storage.create(pin_key(scorer), PinRecord(scorer=scorer, note=note).to_bytes())
 
 
 def unpin_scorer_cache(storage: Storage, scorer: str) -> bool:
     """Give up the protection of a scorer's cache; return whether it was protected."""
-    pinned = storage.exists(_key(scorer))
-    storage.delete(_key(scorer))
+    pinned = storage.exists(pin_key(scorer))
+    storage.delete(pin_key(scorer))
     return pinned
 
 
 def pinned_scorers(storage: Storage) -> set[str]:
     """Return the scorers that are protected."""
-    return {name.removesuffix(".json") for name in storage.names("pins")}
-
-
-def _key(scorer: str) -> str:
-    return f"pins/{scorer}.json"
+    return {stem(name) for name in storage.names(PINS)}

@@ -11,8 +11,20 @@ from pipeline.cache.scorers import find_identity, teacher_words
 from pipeline.store.records import find_record, read_records
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
-from schemas.keys import scorer_folder
+from schemas.keys import (
+    CACHE,
+    ROUNDS,
+    RUNS,
+    SCORE,
+    commits_folder,
+    manifest_key,
+    run_folder,
+    scorer_folder,
+    stage_folder,
+)
+from schemas.records.runs import RolloutManifest
 from schemas.records.scores import CacheCommit, ScoreManifest
+from schemas.records.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ def list_caches(storage: Storage) -> Iterator[CacheEntry]:
     Raises:
         DataError: a record is damaged.
     """
-    scorers = sorted(storage.folders("cache"))
+    scorers = sorted(storage.folders(CACHE))
     uses = uses_by_scorer(storage) if scorers else {}
     for scorer in scorers:
         yield _entry(storage, scorer, uses.get(scorer, []))
@@ -65,14 +77,22 @@ def uses_by_scorer(storage: Storage) -> dict[str, list[Use]]:
 
 def score_manifests(storage: Storage) -> Iterator[ScoreManifest]:
     """Yield the score manifests of all runs of a root, by run, round and teacher."""
-    for run in sorted(storage.folders("runs")):
-        for index in sorted(storage.folders(f"runs/{run}/rounds")):
-            folder = f"runs/{run}/rounds/{index}/score"
+    for run in sorted(storage.folders(RUNS)):
+        rounds = f"{run_folder(run)}/{ROUNDS}"
+        for index in sorted(storage.folders(rounds)):
+            folder = f"{rounds}/{index}/{SCORE}"
             for teacher in sorted(storage.folders(folder)):
-                key = f"{folder}/{teacher}/manifest.json"
+                key = manifest_key(f"{folder}/{teacher}")
                 manifest = find_record(storage, key, ScoreManifest)
                 if manifest is not None:
                     yield manifest
+
+
+def rollout_shards(storage: Storage, manifest: ScoreManifest) -> dict[str, Shard]:
+    """Return the rollout shard of each unit that a score manifest is of; none where it is gone."""
+    key = manifest_key(stage_folder(manifest.run, manifest.round, "rollout"))
+    rollout = find_record(storage, key, RolloutManifest)
+    return {} if rollout is None else {unit.unit: unit.shard for unit in rollout.units}
 
 
 def cache_commits(storage: Storage, scorer: str) -> Iterator[CacheCommit]:
@@ -81,7 +101,7 @@ def cache_commits(storage: Storage, scorer: str) -> Iterator[CacheCommit]:
     Raises:
         DataError: a commit is damaged.
     """
-    folder = f"{scorer_folder(scorer)}/commits"
+    folder = commits_folder(scorer_folder(scorer))
     keys = [f"{folder}/{name}" for name in sorted(storage.names(folder))]
     for _, found in read_records(storage, keys, CacheCommit):
         if isinstance(found, DataError):

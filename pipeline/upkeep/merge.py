@@ -16,7 +16,7 @@ from pipeline.store.records import create_record, read_record
 from pipeline.store.storage import Storage
 from pipeline.store.writer import writer
 from schemas.errors import DataError, IdentityError
-from schemas.keys import commit_key, scorer_folder
+from schemas.keys import commit_key, renumbering_key, renumberings_folder, scorer_folder, scorer_key
 from schemas.records.scores import CacheCommit, RenumberingRecord, ScorerIdentity
 
 
@@ -44,12 +44,12 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
         DataError: a shard or record of the source is damaged.
         IdentityError: what the source calls this scorer is another one.
     """
-    folder = scorer_folder(scorer)
-    identity = read_record(source, f"{folder}/scorer.json", ScorerIdentity)
+    folder, key = scorer_folder(scorer), scorer_key(scorer)
+    identity = read_record(source, key, ScorerIdentity)
     if identity.key != scorer:
-        raise IdentityError(f"{source.url(folder)}/scorer.json does not describe scorer {scorer}")
+        raise IdentityError(f"{source.url(key)} does not describe scorer {scorer}")
     names = sorted(committed_units(source, folder))
-    index, copied = Index(target, folder), list[CacheCommit]()
+    index, copied = Index(target, scorer), list[CacheCommit]()
 
     def copy(position: int) -> int:
         commit = read_record(source, commit_key(folder, names[position]), CacheCommit)
@@ -60,8 +60,8 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
         return commit.shard.tokens
 
     with writer(target):
-        create_record(target, f"{folder}/scorer.json", identity)
-        _copy_renumberings(source, target, folder)
+        create_record(target, key, identity)
+        _copy_renumberings(source, target, scorer)
         run_units(
             target,
             folder,
@@ -80,11 +80,13 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
     )
 
 
-def _copy_renumberings(source: Storage, target: Storage, folder: str) -> None:
+def _copy_renumberings(source: Storage, target: Storage, scorer: str) -> None:
     """Copy the tables by which ids were renumbered; a shard names its own by digest."""
-    for name in source.names(f"{folder}/renumbering"):
-        data = source.get(f"{folder}/renumbering/{name}")
+    folder = renumberings_folder(scorer)
+    for name in source.names(folder):
+        key = f"{folder}/{name}"
+        data = source.get(key)
         if data is None:
-            raise DataError(f"{source.url(folder)}/renumbering/{name} vanished while it was read")
-        target.put(f"{folder}/renumbering/{name}", data)
-        create_record(target, f"{folder}/renumbering.json", RenumberingRecord(sha256=name))
+            raise DataError(f"{source.url(key)} vanished while it was read")
+        target.put(key, data)
+        create_record(target, renumbering_key(scorer), RenumberingRecord(sha256=name))

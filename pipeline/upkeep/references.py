@@ -15,10 +15,26 @@ from pipeline.store.records import READERS, find_record
 from pipeline.store.storage import Storage
 from pipeline.upkeep.inventory import cache_commits
 from schemas.errors import DataError, StorageError
-from schemas.keys import scorer_folder
+from schemas.keys import (
+    CACHE,
+    CHECKPOINTS,
+    LEASES,
+    METRICS,
+    PROMPTS,
+    ROLLOUTS,
+    RUNS,
+    SCORE,
+    STATES,
+    TEACHER,
+    data_folder,
+    index_part,
+    manifest_key,
+    run_folder,
+    shard_key,
+)
 from schemas.records.index import IndexState
 
-FOLDERS = ("cache/", "prompts/", "rollouts/", "runs/")
+FOLDERS = tuple(f"{folder}/" for folder in (CACHE, PROMPTS, ROLLOUTS, RUNS))
 """How keys begin that records name."""
 
 
@@ -32,7 +48,7 @@ def run_references(storage: Storage) -> set[str]:
     Raises:
         DataError: one of them is damaged.
     """
-    keys = [key for run in sorted(storage.folders("runs")) for key in _records_of_run(storage, run)]
+    keys = [key for run in sorted(storage.folders(RUNS)) for key in _records_of_run(storage, run)]
     found: set[str] = set()
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(keys), 64 * READERS):
@@ -58,15 +74,16 @@ def scorer_references(storage: Storage, scorer: str) -> set[str]:
 
 def used_scorers(references: Iterable[str]) -> set[str]:
     """Return the scorers of whose caches something is among some keys."""
-    return {key.split("/")[1] for key in references if key.startswith("cache/")}
+    return {key.split("/")[1] for key in references if key.startswith(f"{CACHE}/")}
 
 
 def _records_of_run(storage: Storage, run: str) -> Iterator[str]:
     """Yield the keys of a run's JSON objects; of a checkpoint, its manifest's only."""
-    folder = f"runs/{run}"
-    for name in sorted(storage.folders(f"{folder}/checkpoints")):
-        yield f"{folder}/checkpoints/{name}/manifest.json"
-    for name in sorted(storage.folders(folder) - {"checkpoints", "metrics", "state"}):
+    folder = run_folder(run)
+    checkpoints = f"{folder}/{CHECKPOINTS}"
+    for name in sorted(storage.folders(checkpoints)):
+        yield manifest_key(f"{checkpoints}/{name}")
+    for name in sorted(storage.folders(folder) - {CHECKPOINTS, METRICS, STATES}):
         yield from _records_below(storage, f"{folder}/{name}")
 
 
@@ -74,9 +91,11 @@ def _records_below(storage: Storage, folder: str) -> Iterator[str]:
     for name in sorted(storage.names(folder)):
         if name.endswith(".json"):
             yield f"{folder}/{name}"
-    named_by_users = folder.endswith(("/score", "/teacher"))  # a teacher may be called `leases`
+    named_by_users = folder.endswith(
+        (f"/{SCORE}", f"/{TEACHER}")
+    )  # a teacher may be called `leases`
     for name in sorted(storage.folders(folder)):
-        if named_by_users or name != "leases":
+        if named_by_users or name != LEASES:
             yield from _records_below(storage, f"{folder}/{name}")
 
 
@@ -105,7 +124,7 @@ def _keys_in(value: Any) -> Iterator[str]:
 
 def _index_references(storage: Storage, scorer: str) -> set[str]:
     for _ in range(ATTEMPTS):
-        index = Index(storage, scorer_folder(scorer))
+        index = Index(storage, scorer)
         index.refresh()
         try:
             return _keys_of_index(storage, index, scorer)
@@ -119,12 +138,13 @@ def _index_references(storage: Storage, scorer: str) -> set[str]:
 
 def _keys_of_index(storage: Storage, index: Index, scorer: str) -> set[str]:
     found = {unit.commit.shard.key for unit in index.units.values()}
-    for name in storage.names(f"{index.folder}/states"):
-        state = find_record(storage, f"{index.folder}/states/{name}", IndexState)
+    states = index_part(index.folder, "states")
+    for name in storage.names(states):
+        state = find_record(storage, f"{states}/{name}", IndexState)
         for run in state.runs if state is not None else ():
             found |= set() if run is None else keys_of_run(run)
     for run in index.state.runs:
         if run is not None:
             digests = read_table(storage, run)["sha256"].tolist()
-            found |= {f"{scorer_folder(scorer)}/data/{d.decode()}.parquet" for d in digests}
+            found |= {shard_key(data_folder(scorer), d.decode()) for d in digests}
     return found

@@ -27,7 +27,7 @@ from pipeline.store.writer import writer
 from schemas.columns import list_lengths
 from schemas.config.section import NAME_PATTERN
 from schemas.errors import ConfigError, ConflictError, IdentityError
-from schemas.keys import commit_key, name_key, scorer_folder
+from schemas.keys import commit_key, name_key, scorer_folder, scorer_key
 from schemas.records.scores import CacheCommit, ScorerIdentity, ScorerName
 from schemas.scoresignal import Signal
 
@@ -126,7 +126,7 @@ def _pin(storage: Storage, name: str, identity: ScorerIdentity) -> None:
         raise ConflictError(
             f"the name {name!r} is taken by scorer {held.scorer}: choose another one"
         )
-    create_record(storage, f"{scorer_folder(identity.key)}/scorer.json", identity)
+    create_record(storage, scorer_key(identity.key), identity)
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,12 @@ from pipeline.scores.columns import scores_of
 from pipeline.scores.drift import Differences, Drift, differences, drift_of
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
-from pipeline.store.records import find_record, read_record
+from pipeline.store.records import read_record
 from pipeline.store.storage import Storage
 from pipeline.teachers.reading import score_table
-from pipeline.upkeep.inventory import score_manifests
+from pipeline.upkeep.inventory import rollout_shards, score_manifests
 from schemas.errors import ConfigError, DataError, IdentityError
-from schemas.keys import scorer_folder
-from schemas.records.runs import RolloutManifest
+from schemas.keys import scorer_key
 from schemas.records.scores import ScorerIdentity
 from schemas.records.shards import Shard
 
@@ -78,8 +77,7 @@ def rescore(run: Run, scorer: str, num_rows: int, *, seed: int, progress: Progre
         DataError: a shard is damaged.
     """
     storage, section = run.storage, run.config.score
-    place = f"{scorer_folder(scorer)}/scorer.json"
-    identity = read_record(storage, place, ScorerIdentity)
+    identity = read_record(storage, scorer_key(scorer), ScorerIdentity)
     teacher, source = _teacher(run, scorer, identity)
     require_engine(section.engine)
     dtype = run.config.teachers[teacher].dtype
@@ -112,9 +110,7 @@ def stored_units(storage: Storage, scorer: str) -> list[StoredUnit]:
     for manifest in score_manifests(storage):
         if manifest.scorer != scorer:
             continue
-        key = f"runs/{manifest.run}/rounds/{manifest.round:04d}/rollout/manifest.json"
-        rollout = find_record(storage, key, RolloutManifest)
-        shards = {} if rollout is None else {unit.unit: unit.shard for unit in rollout.units}
+        shards = rollout_shards(storage, manifest)
         for unit in manifest.units:
             if unit.unit in shards and unit.shard.rows:
                 stored = StoredUnit(manifest.teacher, shards[unit.unit], unit.shard)

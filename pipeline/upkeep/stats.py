@@ -12,12 +12,10 @@ import numpy as np
 from pipeline.runs.reporting import Progress
 from pipeline.shards.parquet import read_table
 from pipeline.shards.scores import read_scores
-from pipeline.store.records import find_record
 from pipeline.store.storage import Storage
 from pipeline.upkeep.figures import EDGES, ScoreStats, StopStats, bounds_of
-from pipeline.upkeep.inventory import cache_commits, score_manifests
+from pipeline.upkeep.inventory import cache_commits, rollout_shards, score_manifests
 from schemas.errors import DataError, IdentityError
-from schemas.records.runs import RolloutManifest
 from schemas.records.shards import Shard
 
 
@@ -130,9 +128,7 @@ def _rollouts_by_shard(storage: Storage, scorer: str) -> dict[str, Shard]:
     for manifest in score_manifests(storage):
         if manifest.scorer != scorer:
             continue
-        key = f"runs/{manifest.run}/rounds/{manifest.round:04d}/rollout/manifest.json"
-        rollout = find_record(storage, key, RolloutManifest)
-        units = {} if rollout is None else {unit.unit: unit.shard for unit in rollout.units}
+        units = rollout_shards(storage, manifest)
         for unit in manifest.units:
             if unit.unit in units:
                 found[unit.shard.key] = units[unit.unit]

@@ -15,7 +15,7 @@ from pipeline.store.storage import Storage
 from schemas.columns import list_lengths
 from schemas.errors import DataError, IdentityError
 from schemas.fingerprint import fingerprint
-from schemas.keys import scorer_folder
+from schemas.keys import commits_folder, scorer_folder, scorer_key
 from schemas.records.scores import CacheCommit
 
 
@@ -56,7 +56,7 @@ def verify_scorer(
         seed: fixes the choice.
         progress: told of each commit.
     """
-    folder = f"{scorer_folder(scorer)}/commits"
+    folder = commits_folder(scorer_folder(scorer))
     names = sorted(storage.names(folder))
     found = Verification(scorer, len(names))
     if sample is not None and sample < len(names):
@@ -103,7 +103,7 @@ def _check_commit(storage: Storage, commit: CacheCommit, key: str, found: Verifi
 
 def _check_identity(storage: Storage, scorer: str, found: Verification) -> None:
     """Look at the description of the scorer, whose fingerprint is its key."""
-    key = f"{scorer_folder(scorer)}/scorer.json"
+    key = scorer_key(scorer)
     try:
         identity = find_identity(storage, scorer)
     except DataError as error:

@@ -11,11 +11,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.prompts.pinning import prepare_prompts, prompts_key, read_prompts
+from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.store.storage import Storage
 from schemas.config.file import parse_config
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
+from schemas.keys import manifest_key, prompts_folder
 from schemas.records.runs import PromptsManifest
 from schemas.tables import PROMPTS
 
@@ -113,7 +114,7 @@ def refusal(storage: Storage, path: Path, *overrides: str, tokenizer: Any = None
         pin(storage, path, *overrides, tokenizer=tokenizer)
     assert caught.value.exit_code == 2
     assert storage.names("prompts") == set()
-    assert not storage.exists(prompts_key("first", "train"))
+    assert not storage.exists(manifest_key(prompts_folder("first", "train")))
     return str(caught.value)
 
 

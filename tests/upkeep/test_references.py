@@ -10,7 +10,7 @@ from schemas.records.shards import Shard
 
 
 def test_gc_knows_what_a_merged_index_names(local_storage: Storage) -> None:
-    index, shards = Index(local_storage, "cache/s"), []
+    index, shards = Index(local_storage, "s"), []
     for unit in range(3):
         digest = sha256(f"shard {unit}".encode())
         key = f"cache/s/data/{digest}.parquet"

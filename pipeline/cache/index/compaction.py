@@ -6,11 +6,11 @@ sixteen times per level, and there is one level per factor of sixteen.
 """
 
 from pipeline.cache.index.entries import shard_table
-from pipeline.cache.index.index import Index, joined_units, newest_state, state_key
+from pipeline.cache.index.index import Index, joined_units, newest_state
 from pipeline.cache.index.segments import CompactedError, keys_of_run, merge_runs, write_run
 from pipeline.store.records import create_record
 from pipeline.store.storage import Storage
-from schemas.keys import commit_key
+from schemas.keys import commit_key, index_part, index_state_key, scorer_folder, stem
 from schemas.records.index import IndexRun, IndexState
 
 NEW_UNITS = 16
@@ -46,7 +46,7 @@ def compact(
     if len(index.units) < new_units:
         return False
     for name, unit in index.units.items():  # an entry outlives its unit's chance to commit
-        create_record(storage, commit_key(index.scorer_folder, name), unit.commit)
+        create_record(storage, commit_key(scorer_folder(index.scorer), name), unit.commit)
     before = index.state
     written: set[str] = set()
     try:
@@ -55,13 +55,14 @@ def compact(
         _delete(storage, written)
         return False
     state = IndexState(number=before.number + 1, runs=tuple(runs))
-    first = storage.create(state_key(index.folder, state.number), state.to_bytes())
+    first = storage.create(index_state_key(index.folder, state.number), state.to_bytes())
     if not first:
         _delete(storage, written)
         return False
     if newest_state(storage, index.folder) != state.number:
         return True  # others went on, maybe from here; what is left over, the next merge takes
-    _delete(storage, {f"{index.folder}/new/{name}" for name in index.units})
+    new = index_part(index.folder, "new")
+    _delete(storage, {f"{new}/{name}" for name in index.units})
     _delete(storage, (written | _keys(before.runs)) - _keys(state.runs))
     _delete_states_below(storage, index.folder, state.number)
     index.refresh()
@@ -101,6 +102,7 @@ def _delete(storage: Storage, keys: set[str]) -> None:
 
 
 def _delete_states_below(storage: Storage, folder: str, number: int) -> None:
-    for name in storage.names(f"{folder}/states"):
-        if int(name.removesuffix(".json")) < number:
-            storage.delete(f"{folder}/states/{name}")
+    states = index_part(folder, "states")
+    for name in storage.names(states):
+        if int(stem(name)) < number:
+            storage.delete(f"{states}/{name}")

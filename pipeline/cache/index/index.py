@@ -26,6 +26,7 @@ from pipeline.cache.index.segments import NOWHERE, CompactedError, find_in_run, 
 from pipeline.store.records import find_record
 from pipeline.store.storage import Storage
 from schemas.errors import DataError, StorageError
+from schemas.keys import data_folder, index_folder, index_part, index_state_key, shard_key, stem
 from schemas.records.index import IndexRun, IndexState
 from schemas.records.scores import CacheCommit
 from schemas.records.shards import Shard
@@ -63,10 +64,10 @@ class NewUnit:
 class Index:
     """The index of one scorer, as it was at the last refresh."""
 
-    def __init__(self, storage: Storage, scorer_folder: str) -> None:
-        """Name the scorer's cache folder; the first look-up reads."""
-        self._storage, self.scorer_folder = storage, scorer_folder
-        self.folder = f"{scorer_folder}/index"
+    def __init__(self, storage: Storage, scorer: str) -> None:
+        """Name the scorer; the first look-up reads."""
+        self._storage, self.scorer, self.folder = storage, scorer, index_folder(scorer)
+        self._new = index_part(self.folder, "new")
         self.units: dict[str, NewUnit] = {}
         """Units that are not merged yet, by name."""
         self.state = IndexState(number=0, runs=())
@@ -84,7 +85,7 @@ class Index:
         entries = sorted_entries(keys_of(digests), 0, np.arange(len(digests)))
         data = commit.to_bytes() + entries.tobytes()
         unit: NewUnit | None = NewUnit(commit, entries)
-        if not self._storage.create(f"{self.folder}/new/{commit.unit}", data):
+        if not self._storage.create(f"{self._new}/{commit.unit}", data):
             unit = self._read_unit(commit.unit)
         if unit is None:  # another process made it, and a third one merged and committed it
             return commit
@@ -122,10 +123,10 @@ class Index:
 
     def _refresh(self) -> None:
         # names before the state: what is merged in between is then found twice, not missed
-        names = self._storage.names(f"{self.folder}/new")
+        names = self._storage.names(self._new)
         number = newest_state(self._storage, self.folder)
         if number != self.state.number:
-            key = state_key(self.folder, number)
+            key = index_state_key(self.folder, number)
             state = find_record(self._storage, key, IndexState)
             if state is None:
                 raise CompactedError
@@ -137,7 +138,7 @@ class Index:
         self._is_read = True
 
     def _read_unit(self, name: str) -> NewUnit | None:
-        key = f"{self.folder}/new/{name}"
+        key = f"{self._new}/{name}"
         data = self._storage.get(key)
         return None if data is None else _parse_unit(data, self._storage.url(key))
 
@@ -173,7 +174,7 @@ class Index:
     def _shard(self, row: np.void) -> Shard:
         digest = row["sha256"].decode()
         return Shard(
-            key=f"{self.scorer_folder}/data/{digest}.parquet",
+            key=shard_key(data_folder(self.scorer), digest),
             sha256=digest,
             bytes=int(row["bytes"]),
             rows=int(row["rows"]),
@@ -189,15 +190,10 @@ def joined_units(units: Sequence[NewUnit]) -> tuple[Entries, list[Shard]]:
     return unique_entries(np.concatenate(parts)), [unit.commit.shard for unit in units]
 
 
-def state_key(folder: str, number: int) -> str:
-    """Return the key of a state of the index."""
-    return f"{folder}/states/{number:012d}.json"
-
-
 def newest_state(storage: Storage, folder: str) -> int:
     """Return the number of the state that counts, 0 before the first."""
-    names = storage.names(f"{folder}/states")
-    return max((int(name.removesuffix(".json")) for name in names), default=0)
+    names = storage.names(index_part(folder, "states"))
+    return max((int(stem(name)) for name in names), default=0)
 
 
 def _note(hits: Hits, asked: Positions, found: Entries, base: int) -> None:

@@ -22,6 +22,7 @@ from pipeline.cache.index.entries import (
 )
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
+from schemas.keys import index_part
 from schemas.records.index import IndexPart, IndexRun
 
 PART_ROWS = 1 << 17
@@ -90,7 +91,7 @@ def write_run(storage: Storage, folder: str, entries: Entries, table: Entries) -
     """
     return IndexRun(
         parts=tuple(_write_parts(storage, folder, entries)),
-        table=_write(storage, folder, "tables", table),
+        table=_write(storage, index_part(folder, "tables"), table),
     )
 
 
@@ -114,7 +115,7 @@ def merge_runs(storage: Storage, folder: str, older: IndexRun, newer: IndexRun) 
         entries["shard"] += len(tables[0])
         both = np.concatenate([entries, _read_part(storage, part)])
         parts.extend(_write_parts(storage, folder, unique_entries(both)))
-    table = _write(storage, folder, "tables", np.concatenate(tables))
+    table = _write(storage, index_part(folder, "tables"), np.concatenate(tables))
     return IndexRun(parts=tuple(parts), table=table)
 
 
@@ -147,15 +148,15 @@ class _Slices:
 def _write_parts(storage: Storage, folder: str, entries: Entries) -> Iterator[IndexPart]:
     for piece in np.array_split(entries, -(-len(entries) // PART_ROWS)):
         yield IndexPart(
-            key=_write(storage, folder, "parts", piece),
+            key=_write(storage, index_part(folder, "parts"), piece),
             rows=len(piece),
             first=int(piece["key"][0]),
             last=int(piece["key"][-1]),
         )
 
 
-def _write(storage: Storage, folder: str, kind: str, array: Entries) -> str:
-    key = f"{folder}/{kind}/{uuid.uuid4().hex}"
+def _write(storage: Storage, folder: str, array: Entries) -> str:
+    key = f"{folder}/{uuid.uuid4().hex}"
     storage.put(key, array.tobytes())
     return key
 

@@ -12,11 +12,12 @@ from pipeline.cache.index.index import Index
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
 from schemas.fingerprint import sha256
-from schemas.keys import commit_key
+from schemas.keys import commit_key, scorer_folder
 from schemas.records.scores import CacheCommit
 from schemas.records.shards import Shard
 
-SCORER = "cache/s"
+SCORER = "s"
+FOLDER = scorer_folder(SCORER)
 ROWS = 5
 T = TypeVar("T")
 Place = tuple[str, int]
@@ -63,7 +64,7 @@ def digests_of(unit: int) -> list[str]:
 
 def commit_of(unit: int) -> CacheCommit:
     digest = sha256(f"shard {unit}".encode())
-    key = f"{SCORER}/data/{digest}.parquet"
+    key = f"{FOLDER}/data/{digest}.parquet"
     return CacheCommit(
         unit=f"u{unit:03d}",
         shard=Shard(key=key, sha256=digest, bytes=1, rows=ROWS, tokens=9),
@@ -115,7 +116,7 @@ def assert_complete(index: Index, units: range) -> None:
 
 def objects(storage: Storage) -> int:
     folders = ("new", "parts", "tables", "states")
-    return sum(len(storage.names(f"{SCORER}/index/{folder}")) for folder in folders)
+    return sum(len(storage.names(f"{FOLDER}/index/{folder}")) for folder in folders)
 
 
 def test_every_sequence_is_found_where_it_is(storage: Storage) -> None:
@@ -200,7 +201,7 @@ def test_compaction_commits_what_a_killed_process_left(local_storage: Storage) -
     index = Index(local_storage, SCORER)
     add(local_storage, index, range(3))
     for unit in range(3):
-        data = local_storage.get(commit_key(SCORER, f"u{unit:03d}"))
+        data = local_storage.get(commit_key(FOLDER, f"u{unit:03d}"))
         assert data is not None
         assert CacheCommit.from_bytes(data, where="").shard == commit_of(unit).shard
 
@@ -212,7 +213,7 @@ def test_the_first_writer_of_a_unit_is_the_one_that_counts(local_storage: Storag
 
 def test_a_damaged_object_is_named(local_storage: Storage) -> None:
     Index(local_storage, SCORER).add(commit_of(0), digests_of(0))
-    key = f"{SCORER}/index/new/u000"
+    key = f"{FOLDER}/index/new/u000"
     local_storage.put(key, (local_storage.get(key) or b"")[:-3])
     with pytest.raises(DataError, match="new/u000 is damaged"):
         Index(local_storage, SCORER).refresh()
