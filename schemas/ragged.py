@@ -21,7 +21,7 @@ def token_index(lengths: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
 
 def row_sums(values: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the sum of each row's values, int64 [rows]; `lengths` are the values of each row."""
-    sums = np.concatenate([[0], np.cumsum(values)])
+    sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     ends = np.cumsum(lengths)
     return np.asarray(sums[ends] - sums[ends - lengths], dtype=np.int64)
 

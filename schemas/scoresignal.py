@@ -1,15 +1,24 @@
-"""What a teacher's pass keeps of each position: the part of a scorer's identity that shapes it."""
+"""What a teacher's pass keeps of each position: the signal of a scorer, and the columns it fills.
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+`Signal` is the part of a scorer's identity that shapes its scores. `SCORE_COLUMNS` has a row for
+each column of a score table: when it is there, how many values it has, and of what kind. Schema,
+checks, codecs, arrays, exports and forecasts follow from these rows. Pure.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from enum import Enum
 from typing import Any, Literal, Self
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class Signal:
-    """The signals of one pass; their numbers decide the shape of a score table."""
+    """The signals of one pass; their numbers decide the shape of a score table.
+
+    A field that came later has a default that leaves it out, so that older identities stay.
+    """
 
     k: int
     """Most top-k ids of a position."""
@@ -33,15 +42,37 @@ class Signal:
         """Whether positions may have fewer than `k` top-k ids."""
         return self.top_p is not None
 
+    @property
+    def columns(self) -> "tuple[ScoreColumn, ...]":
+        """The columns that scores with this signal have, in the order of the table."""
+        return tuple(column for column in SCORE_COLUMNS if column.per_token(self))
+
     @classmethod
     def of(cls, words: Mapping[str, Any]) -> Self:
-        """Return the signal that an identity names; what it leaves out is off."""
+        """Return the signal that an identity names; what it leaves out is off.
+
+        Raises:
+            DataError: it names a signal that this version of opd does not know.
+        """
+        unknown = sorted(set(words) - {field.name for field in fields(cls)})
+        if unknown:
+            raise DataError(
+                f"scores have the signal {unknown[0]!r}, which this opd does not know: install a "
+                "newer opd"
+            )
         return cls(**words)
 
     def words(self) -> dict[str, Any]:
         """Return the signal as an identity names it: `k`, and whatever is not off."""
         default = asdict(Signal(self.k))
         return {name: v for name, v in asdict(self).items() if name == "k" or v != default[name]}
+
+
+_FROM_TOPK = ("k", "top_p", "min_k", "tail", "entropy")
+
+
+FURTHER: dict[str, Any] = {f.name: f.default for f in fields(Signal) if f.name not in _FROM_TOPK}
+"""Fields of what only full logits give, and the value that leaves it out."""
 
 
 def signal_for(engine: str, signal: Signal) -> Signal:
@@ -52,10 +83,95 @@ def signal_for(engine: str, signal: Signal) -> Signal:
     """
     if engine != "server":
         return signal
-    for name in ("tail_buckets", "candidates", "draws"):
-        if getattr(signal, name) != getattr(Signal(1), name):
+    for name, off in FURTHER.items():
+        if getattr(signal, name) != off:
             raise ConfigError(
                 f"{name} needs full logits, which no server gives: set score.engine to 'vllm' or "
                 "'hf'"
             )
     return replace(signal, tail="derived", entropy=False)
+
+
+class Kind(Enum):
+    """What the values of a column are; a codec has one form for each kind."""
+
+    IDS = "ids"
+    """Ids of the vocabulary, int32."""
+    NUMBERS = "numbers"
+    """Whole numbers below 2^24, int32: ranks and counts."""
+    LOGPROBS = "logprobs"
+    """Log-probabilities that any codec may round to 16 bits."""
+    EXACT_LOGPROBS = "exact logprobs"
+    """Log-probabilities that no codec rounds."""
+    MASSES = "masses"
+    """Log-probabilities of sets of ids; `packed-v1` rounds them, several of a token coarsely."""
+    ENTROPIES = "entropies"
+    """Nats from 0 up; `packed-v1` rounds them coarsely."""
+    FLOATS = "floats"
+    """Any float32 but NaN, which no codec rounds."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the values are int32; the others are float32."""
+        return self in (Kind.IDS, Kind.NUMBERS)
+
+    @property
+    def is_logprob(self) -> bool:
+        """Whether no value may be above 0."""
+        return self in (Kind.LOGPROBS, Kind.EXACT_LOGPROBS, Kind.MASSES)
+
+
+@dataclass(frozen=True)
+class ScoreColumn:
+    """One column of a score table: a list for each sequence, token by token."""
+
+    name: str
+    kind: Kind
+    per_token: Callable[[Signal], int]
+    """Values of each token; 0 where the signal does not have the column, which is null then."""
+    counted_by: str | None = None
+    """The column of counts that says how many of a token's values are kept, where it is there."""
+    most: Callable[[Signal], int] | None = None
+    """Largest count, in a column of counts."""
+    adds_up: bool = False
+    """Whether the counts of a token are of runs of equal values, and add up to `most`; otherwise a
+    token has one count, of the first values."""
+    large: bool = False
+    """Whether a table may have more than 2^31 values of it."""
+    wide: bool = False
+    """Whether the array has a second axis even where a token has one value."""
+    in_scores: str | None = None
+    """Name of the array in `Scores`; None for the column's own."""
+
+    @property
+    def array(self) -> str:
+        """Name of the array in `Scores` that the column is made of."""
+        return self.in_scores or self.name
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether some signal does not have the column."""
+        return not self.per_token(Signal(1, entropy=False))
+
+
+def _topk(name: str, kind: Kind) -> ScoreColumn:
+    return ScoreColumn(name, kind, lambda s: s.k, counted_by="topk_count", large=True, wide=True)
+
+
+SCORE_COLUMNS = (
+    _topk("topk_ids", Kind.IDS),
+    _topk("topk_logprobs", Kind.LOGPROBS),
+    ScoreColumn("topk_count", Kind.NUMBERS, lambda s: int(s.ragged), most=lambda s: s.k),
+    ScoreColumn("tail_logprobs", Kind.MASSES, lambda s: s.tail_buckets, in_scores="tail"),
+    ScoreColumn("token_logprob", Kind.EXACT_LOGPROBS, lambda s: 1),
+    ScoreColumn("token_rank", Kind.NUMBERS, lambda s: 1),
+    ScoreColumn("entropy", Kind.ENTROPIES, lambda s: int(s.entropy)),
+    ScoreColumn("candidate_ids", Kind.IDS, lambda s: s.candidates, wide=True),
+    ScoreColumn("candidate_logprobs", Kind.LOGPROBS, lambda s: s.candidates, wide=True),
+    ScoreColumn("draw_ids", Kind.IDS, lambda s: s.draws, counted_by="draw_counts", wide=True),
+    ScoreColumn(
+        "draw_counts", Kind.NUMBERS, lambda s: s.draws, most=lambda s: s.draws, adds_up=True
+    ),
+)
+"""Every column of a score table besides `sequence_digest`, in its order. A further one comes last:
+the order is part of the stored bytes."""

@@ -4,6 +4,7 @@ One row is one sequence. Per-token lists start at the first response token and a
 response; top-k lists are flat, `tokens × k` values in rank order. Absent is null, never 0.0.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow as pa
 
 from schemas.columns import flat_values, list_lengths
 from schemas.errors import DataError
-from schemas.scoresignal import Signal
+from schemas.ragged import row_sums
+from schemas.scoresignal import SCORE_COLUMNS, Kind, ScoreColumn, Signal
 
 SCHEMA_VERSION = 1
 """Version of the tables and manifests that this code writes."""
@@ -68,24 +70,26 @@ ROLLOUT = pa.schema(
 """Sampled sequences; `finish_reason` is `stop` or `length`, `text` is for people only."""
 
 
-SCORES = pa.schema(
-    [
-        pa.field("sequence_digest", pa.string(), nullable=False),
-        pa.field("topk_ids", pa.large_list(pa.int32()), nullable=False),
-        pa.field("topk_logprobs", pa.large_list(pa.float32()), nullable=False),
-        pa.field("topk_count", IDS),
-        pa.field("tail_logprobs", LOGPROBS, nullable=False),
-        pa.field("token_logprob", LOGPROBS, nullable=False),
-        pa.field("token_rank", IDS, nullable=False),
-        pa.field("entropy", LOGPROBS),
-        pa.field("candidate_ids", IDS),
-        pa.field("candidate_logprobs", LOGPROBS),
-        pa.field("draw_ids", IDS),
-        pa.field("draw_counts", IDS),
-    ]
-)
+def _score_field(column: ScoreColumn) -> pa.Field:
+    """Return the field of a score column in memory."""
+    values = pa.int32() if column.kind.is_whole else pa.float32()
+    kind = pa.large_list(values) if column.large else pa.list_(values)
+    return pa.field(column.name, kind, nullable=column.is_optional)
+
+
+DIGEST = pa.field("sequence_digest", pa.string(), nullable=False)
+
+
+SCORES = pa.schema([DIGEST, *map(_score_field, SCORE_COLUMNS)])
 """Teacher scores in memory; a codec makes stored columns of them. Log-probabilities are in nats at
 temperature 1; a column is null where the signal does not have it."""
+
+
+def with_absent(columns: Mapping[str, Any]) -> pa.Table:
+    """Return the score table of the columns that there are, digests among them; others are null."""
+    rows = len(columns[DIGEST.name])
+    absent = {f.name: pa.nulls(rows, f.type) for f in SCORES if f.name not in columns}
+    return pa.table({**columns, **absent}, schema=SCORES)
 
 
 def check_table(table: pa.Table, schema: pa.Schema, *, where: str) -> None:
@@ -131,57 +135,63 @@ def check_scores(table: pa.Table, *, signal: Signal, where: str) -> None:
         DataError: as `check_table`; lengths or counts differ; NaN or a positive log-probability.
     """
     check_table(table, SCORES, where=where)
+    present = signal.columns
+    for column in SCORE_COLUMNS:
+        _check_present(table, column.name, column in present, where=where)
     tokens = list_lengths(table, "token_logprob")
-    _check_lengths(table, "token_rank", tokens, where=where)
-    if _check_present(table, "entropy", signal.entropy, where=where):
-        _check_lengths(table, "entropy", tokens, where=where)
-    _check_lengths(table, "tail_logprobs", tokens * signal.tail_buckets, where=where)
-    kept = tokens * signal.k
-    if _check_present(table, "topk_count", signal.ragged, where=where):
-        kept = _row_sums(table, "topk_count", tokens, high=signal.k, where=where)
-    for name in ("topk_ids", "topk_logprobs"):
-        _check_lengths(table, name, kept, where=where)
-    for name in ("candidate_ids", "candidate_logprobs"):
-        if _check_present(table, name, signal.candidates > 0, where=where):
-            _check_lengths(table, name, tokens * signal.candidates, where=where)
-    _check_draws(table, tokens, signal.draws, where=where)
-    for name in ("topk_logprobs", "tail_logprobs", "token_logprob", "candidate_logprobs"):
-        if not table.column(name).null_count:
-            _check_logprobs(table, name, where=where)
+    counted: dict[str | None, Any] = {
+        column.name: _check_counts(table, column, tokens, column.most(signal), where=where)
+        for column in present
+        if column.most is not None
+    }
+    for column in present:
+        if column.most is None:
+            lengths = counted.get(column.counted_by, tokens * column.per_token(signal))
+            _check_lengths(table, column.name, lengths, where=where)
+        if column.kind.is_logprob:
+            _check_logprobs(table, column.name, where=where)
+        if column.kind is Kind.FLOATS and np.isnan(flat_values(table, column.name)).any():
+            raise DataError(f"{where}: {column.name!r} holds NaN")
 
 
-def _check_draws(table: pa.Table, tokens: Any, draws: int, *, where: str) -> None:
-    present = _check_present(table, "draw_counts", draws > 0, where=where)
-    if not present or not _check_present(table, "draw_ids", True, where=where):
-        return
-    counts = list_lengths(table, "draw_counts")
-    _check_lengths(table, "draw_ids", counts, where=where)
-    sums = _row_sums(table, "draw_counts", counts, high=draws, where=where)
-    ends = np.cumsum(flat_values(table, "draw_counts"), dtype=np.int64)
-    if not np.array_equal(sums, tokens * draws) or np.count_nonzero(ends % draws == 0) != sum(
-        tokens
-    ):
-        raise DataError(f"{where}: 'draw_counts' does not add up to {draws} draws of every token")
+def check_ids(table: pa.Table, vocab_size: int, *, where: str) -> None:
+    """Make sure that every id of a score table is one of the vocabulary's.
+
+    Raises:
+        DataError: an id is negative or too large.
+    """
+    for column in SCORE_COLUMNS:
+        if column.kind is not Kind.IDS or table.column(column.name).null_count:
+            continue
+        values = flat_values(table, column.name)
+        if values.view(np.uint32).max(initial=0) >= vocab_size:  # a negative one is large
+            raise DataError(f"{where}: {column.name!r} holds an id outside [0, {vocab_size})")
 
 
-def _check_present(table: pa.Table, name: str, expected: bool, *, where: str) -> bool:
-    """Return whether a column has values; refuse another answer than the signal's."""
+def _check_present(table: pa.Table, name: str, expected: bool, *, where: str) -> None:
+    """Refuse another answer than the signal's to whether a column has values."""
     nulls = table.column(name).null_count
     if nulls != (0 if expected else table.num_rows):
         found = f"{nulls} nulls in {table.num_rows} rows"
         raise DataError(f"{where}: column {name!r} holds {found}, which its signal denies")
-    return expected
 
 
-def _row_sums(table: pa.Table, name: str, lengths: Any, *, high: int, where: str) -> Any:
-    """Return the sum of each row's counts, int64 [rows]; refuse counts outside [1, high]."""
+def _check_counts(
+    table: pa.Table, column: ScoreColumn, tokens: Any, most: int, *, where: str
+) -> Any:
+    """Return how many values each row has of what a column counts, int64 [rows]."""
+    name, values = column.name, flat_values(table, column.name)
+    lengths = list_lengths(table, name) if column.adds_up else tokens
     _check_lengths(table, name, lengths, where=where)
-    counts = flat_values(table, name)
-    if len(counts) and not (counts.min() >= 1 and counts.max() <= high):
-        raise DataError(f"{where}: {name!r} holds a count outside [1, {high}]")
-    sums = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    ends = np.cumsum(lengths)
-    return sums[ends] - sums[ends - lengths]
+    if len(values) and not (values.min() >= 1 and values.max() <= most):
+        raise DataError(f"{where}: {name!r} holds a count outside [1, {most}]")
+    sums = row_sums(values, lengths)
+    if not column.adds_up:
+        return sums
+    ends = np.cumsum(values, dtype=np.int64)
+    if not np.array_equal(sums, tokens * most) or (ends % most == 0).sum() != tokens.sum():
+        raise DataError(f"{where}: {name!r} does not add up to {most} draws of every token")
+    return lengths
 
 
 def _check_lengths(table: pa.Table, name: str, expected: Any, *, where: str) -> None:

@@ -38,7 +38,7 @@ def reprocess(
     ] = None,
     min_k: Annotated[int | None, typer.Option(min=1, help="Fewest ids with --top-p.")] = None,
     codec: Annotated[
-        str | None, typer.Option(help="Form of the shards: typed-v1 or packed-v1.")
+        str | None, typer.Option(help="Form of the shards, as score.codec names it.")
     ] = None,
     one_tail: Annotated[bool, typer.Option("--one-tail", help="Join the tail's buckets.")] = False,
     drop_candidates: Annotated[

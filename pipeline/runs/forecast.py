@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 
 from pipeline.runs.reporting import stage_seconds
 from pipeline.runs.run import Run
-from schemas.config.score import ScoreSection
+from schemas.config.run import signal_of
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
+from schemas.scoresignal import Kind, Signal
 
-BYTES_PER_ID, BYTES_PER_TOKEN = 6, 16
-"""Of a score shard before compression: per id of the top-k, and per response token besides."""
-
-
-BYTES_PER_BUCKET, BYTES_PER_CANDIDATE, BYTES_PER_DRAW = 4, 4, 8
-"""The same of each further part of the tail, of the student's own ids, and of the drawn ids."""
+BYTES_PER_VALUE, BYTES_PER_LOGPROB = 4, 2
+"""Of a score shard before compression: a log-probability that may be rounded has 16 bits."""
 
 
 OBJECTS_PER_UNIT = 2
@@ -86,19 +83,18 @@ def _limits(run: Run) -> _Rates:
     return _Rates(
         tokens_per_row=section.max_new_tokens,
         teacher_tokens_per_row=run.config.prompts.max_tokens + section.max_new_tokens,
-        bytes_per_token=_most_bytes(run.config.score, section.candidates),
+        bytes_per_token=_most_bytes(signal_of(run.config)),
         seconds={},
         basis="limits",
     )
 
 
-def _most_bytes(score: ScoreSection, candidates: int) -> int:
-    return (
-        BYTES_PER_TOKEN
-        + BYTES_PER_ID * score.k
-        + BYTES_PER_BUCKET * (score.tail_buckets - 1)
-        + BYTES_PER_CANDIDATE * candidates
-        + BYTES_PER_DRAW * score.draws
+def _most_bytes(signal: Signal) -> int:
+    """Return the bytes of a response token in `typed-v1`, the larger codec."""
+    return sum(
+        column.per_token(signal)
+        * (BYTES_PER_LOGPROB if column.kind is Kind.LOGPROBS else BYTES_PER_VALUE)
+        for column in signal.columns
     )
 
 

@@ -4,6 +4,7 @@ Arrays are padded where a position keeps fewer top-k ids (-1, -inf) and list a d
 it was drawn; columns hold what is kept, with counts. Shapes: T tokens, K top-k, R rows.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from pipeline.scores.scores import Scores
 from schemas.columns import flat_values, list_array, list_lengths
 from schemas.ragged import row_sums
-from schemas.scoresignal import Signal
-from schemas.tables import SCORES
+from schemas.scoresignal import SCORE_COLUMNS, ScoreColumn, Signal
+from schemas.tables import SCORES, with_absent
 
 Counts = NDArray[np.int64]
 
@@ -28,49 +29,31 @@ def table_of(digests: list[str], scores: Scores, lengths: Counts, signal: Signal
         lengths: int64 [R] tokens of each row.
         signal: what the scores hold.
     """
-    flat = {
-        "tail_logprobs": (scores.tail.reshape(-1), lengths * signal.tail_buckets),
-        "token_logprob": (scores.token_logprob, lengths),
-        "token_rank": (scores.token_rank, lengths),
-        **_topk(scores, lengths, signal),
-        **_draws(scores, lengths),
-    }
-    if scores.entropy is not None:
-        flat["entropy"] = scores.entropy, lengths
-    for name in ("candidate_ids", "candidate_logprobs"):
-        values = getattr(scores, name)
-        if values is not None:
-            flat[name] = values.reshape(-1), lengths * values.shape[1]
+    arrays = scores.arrays()
+    flat = {**_topk(scores, lengths, signal), **_draws(scores, lengths)}
+    for column in signal.columns:
+        values = arrays.get(column.array)
+        if column.name not in flat and values is not None:
+            flat[column.name] = values.reshape(-1), lengths * math.prod(values.shape[1:])
     columns = {n: list_array(v, counts, SCORES.field(n).type) for n, (v, counts) in flat.items()}
-    absent = {f.name: pa.nulls(len(lengths), f.type) for f in SCORES if f.name not in flat}
-    return pa.table({**absent, **columns, "sequence_digest": digests}, schema=SCORES)
+    return with_absent({"sequence_digest": pa.array(digests, pa.string()), **columns})
 
 
 def scores_of(table: pa.Table) -> Scores:
     """Return the arrays of a checked score table, rows joined."""
     tokens = int(list_lengths(table, "token_logprob").sum())
-    tail = flat_values(table, "tail_logprobs")
-    ids, logprobs = flat_values(table, "topk_ids"), flat_values(table, "topk_logprobs")
-    if not table.column("topk_count").null_count:
-        counts = flat_values(table, "topk_count")
-        ids, logprobs = _padded(ids, counts, -1), _padded(logprobs, counts, -np.inf)
-    further: dict[str, Any] = {}
-    if not table.column("entropy").null_count:
-        further["entropy"] = flat_values(table, "entropy")
-    for name in ("candidate_ids", "candidate_logprobs", "draw_ids"):
-        if not table.column(name).null_count:
-            values = flat_values(table, name)
-            if name == "draw_ids":
-                values = np.repeat(values, flat_values(table, "draw_counts"))
-            further[name] = _rectangle(values, tokens)
-    return Scores(
-        topk_ids=_rectangle(ids, tokens),
-        topk_logprobs=_rectangle(logprobs, tokens),
-        tail=tail if len(tail) == tokens else _rectangle(tail, tokens),
-        token_logprob=flat_values(table, "token_logprob"),
-        token_rank=flat_values(table, "token_rank"),
-        **further,
-    )
+    there = [column for column in SCORE_COLUMNS if not table.column(column.name).null_count]
+    counts = {c.name: (c, flat_values(table, c.name)) for c in there if c.most is not None}
+    arrays = {}
+    for column in there:
+        if column.most is not None:
+            continue
+        values = flat_values(table, column.name)
+        if column.counted_by in counts:
+            values = _uncounted(values, column, *counts[column.counted_by])
+        narrow = not column.wide and len(values) == tokens
+        arrays[column.array] = values if narrow else _rectangle(values, tokens)
+    return Scores.of(arrays)
 
 
 def _topk(scores: Scores, lengths: Counts, signal: Signal) -> dict[str, tuple[Any, Counts]]:
@@ -102,9 +85,14 @@ def _draws(scores: Scores, lengths: Counts) -> dict[str, tuple[Any, Counts]]:
     return {"draw_ids": (scores.draw_ids[first], per_row), "draw_counts": (counts, per_row)}
 
 
-def _padded(values: NDArray[Any], counts: NDArray[Any], fill: float) -> NDArray[Any]:
+def _uncounted(
+    values: NDArray[Any], column: ScoreColumn, counting: ScoreColumn, counts: NDArray[Any]
+) -> NDArray[Any]:
+    """Return as many values for each token as for every other one, tokens joined."""
+    if counting.adds_up:
+        return np.repeat(values, counts)
     kept = np.arange(counts.max(initial=0)) < counts[:, None]
-    rows = np.full(kept.shape, fill, dtype=values.dtype)
+    rows = np.full(kept.shape, -1 if column.kind.is_whole else -np.inf, dtype=values.dtype)
     rows[kept] = values
     return rows
 

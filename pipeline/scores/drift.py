@@ -14,7 +14,7 @@ from pipeline.scores.scores import Scores
 Nats = NDArray[np.float64]
 
 
-LOWEST = -100.0
+FLOOR_OF_LOGPROBS = -100.0
 """Log-probability that stands for −inf and whatever is lower."""
 
 
@@ -122,13 +122,13 @@ def _masses(scores: Scores, places: NDArray[np.int64]) -> tuple[Nats, Nats]:
 
 
 def _terms(p: Nats, q: Nats) -> Nats:
-    least = np.exp(LOWEST)
+    least = np.exp(FLOOR_OF_LOGPROBS)
     found: Nats = p * (np.log(np.maximum(p, least)) - np.log(np.maximum(q, least)))
     return found
 
 
 def _floored(logprobs: NDArray[np.float32]) -> Nats:
-    return np.maximum(logprobs.astype(np.float64), LOWEST)
+    return np.maximum(logprobs.astype(np.float64), FLOOR_OF_LOGPROBS)
 
 
 def _spread(values: Nats) -> Spread:

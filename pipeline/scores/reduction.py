@@ -4,15 +4,14 @@ What leaves the top-k goes to the tail, so that every position still sums to one
 K top-k, M tail buckets.
 """
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.scores.buckets import bucket_of
 from pipeline.scores.scores import Scores
 from schemas.columns import Floats, Ids
 from schemas.errors import ConfigError
-from schemas.scoresignal import Signal
+from schemas.scoresignal import FURTHER, Signal
 
 
 def check_derivable(source: Signal, target: Signal) -> None:
@@ -21,10 +20,10 @@ def check_derivable(source: Signal, target: Signal) -> None:
     Raises:
         ConfigError: the target asks for something that was not kept.
     """
-    for name, kept in (("tail_buckets", 1), ("candidates", 0), ("draws", 0)):
+    for name, off in FURTHER.items():
         found, wanted = getattr(source, name), getattr(target, name)
-        if wanted not in (found, kept):
-            raise ConfigError(f"{name} = {wanted} cannot be made from {found}: keep it, or {kept}")
+        if wanted not in (found, off):
+            raise ConfigError(f"{name} = {wanted} cannot be made from {found}: keep it, or {off}")
     if source.tail != target.tail or (target.entropy and not source.entropy):
         raise ConfigError(
             f"scores with a tail that is {source.tail} and {_entropy(source)} entropy cannot give "
@@ -58,16 +57,14 @@ def derive(scores: Scores, target: Signal) -> Scores:
         tail = np.logaddexp.reduce(tail, axis=1)
     left_TK = np.where(kept_TK, -np.inf, logprobs_TK)
     width = min(target.k, ids_TK.shape[1])
-    return replace(
-        scores,
-        topk_ids=np.where(kept_TK, ids_TK, -1)[:, :width].astype(np.int32),
-        topk_logprobs=np.where(kept_TK, logprobs_TK, -np.inf)[:, :width].astype(np.float32),
-        tail=_with(tail, ids_TK, left_TK),
-        entropy=scores.entropy if target.entropy else None,
-        candidate_ids=scores.candidate_ids if target.candidates else None,
-        candidate_logprobs=scores.candidate_logprobs if target.candidates else None,
-        draw_ids=scores.draw_ids if target.draws else None,
-    )
+    kept = {column.array for column in target.columns}
+    changed = {
+        "topk_ids": np.where(kept_TK, ids_TK, -1)[:, :width].astype(np.int32),
+        "topk_logprobs": np.where(kept_TK, logprobs_TK, -np.inf)[:, :width].astype(np.float32),
+        "tail": _with(tail, ids_TK, left_TK),
+    }
+    same = {name: values for name, values in scores.arrays().items() if name in kept}
+    return Scores.of({**same, **changed})
 
 
 def _kept(ids_TK: Ids, logprobs_TK: Floats, target: Signal) -> NDArray[np.bool_]:
@@ -89,12 +86,7 @@ def _with(tail: Floats, ids_TK: Ids, left_TK: Floats) -> Floats:
         total += moved
     else:
         token_TK = np.broadcast_to(np.arange(len(ids_TK))[:, None], ids_TK.shape)
-        np.add.at(total, (token_TK, bucket_of(ids_TK, tail.shape[1])), mass_TK)
+        np.add.at(total, (token_TK, bucket_of(ids_TK.astype(np.int64), tail.shape[1])), mass_TK)
         moved = moved[:, None]
     with np.errstate(divide="ignore"):
         return np.where(moved > 0, np.log(total), tail).astype(np.float32)
-
-
-def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
-    """Return the tail bucket of each id, as `pipeline.signals` forms them."""
-    return ((ids.astype(np.int64) * 2654435761 & 0xFFFFFFFF) * buckets) >> 32

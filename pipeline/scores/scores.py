@@ -1,12 +1,15 @@
 """Teacher scores as arrays, rows joined; log-probabilities in nats. Shapes: T tokens, K top-k."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.columns import Floats, Ids
 from schemas.errors import DataError
+from schemas.scoresignal import SCORE_COLUMNS
 from schemas.tables import LOGPROB_ROUNDING
 
 
@@ -24,6 +27,7 @@ class Scores:
         candidate_ids: int32 [T, N] the student's own ids, or None.
         candidate_logprobs: [T, N] of these ids, or None.
         draw_ids: int32 [T, D] ids drawn from the whole distribution, ascending, or None.
+        further: arrays of score columns that have no attribute here, [T] or [T, N], by name.
     """
 
     topk_ids: Ids
@@ -36,10 +40,29 @@ class Scores:
     candidate_logprobs: Floats | None = None
     draw_ids: Ids | None = None
 
+    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> "Scores":
+        """Return the scores of arrays by name, as `arrays` gives them."""
+        further = {name: v for name, v in arrays.items() if name not in cls.__dataclass_fields__}
+        own: dict[str, Any] = {name: v for name, v in arrays.items() if name not in further}
+        return cls(**own, further=further)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scores"]) -> "Scores":
+        """Return the scores of some parts, at least one, that have the same arrays."""
+        every = [part.arrays() for part in parts]
+        return cls.of({name: np.concatenate([one[name] for one in every]) for name in every[0]})
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that there are, by name."""
+        own = {name: v for name, v in vars(self).items() if name != "further" and v is not None}
+        return {**own, **self.further}
+
     def take(self, tokens: NDArray[np.int64]) -> "Scores":
         """Return the scores at some positions, in their order."""
-        there = {name: value for name, value in vars(self).items() if value is not None}
-        return Scores(**{name: value[tokens] for name, value in there.items()})
+        return Scores.of({name: values[tokens] for name, values in self.arrays().items()})
 
     def check(self, *, vocab_size: int, where: str) -> None:
         """Make sure that the numbers are log-probabilities and ids of a vocabulary.
@@ -47,15 +70,13 @@ class Scores:
         Raises:
             DataError: a NaN, a positive log-probability or an impossible id.
         """
-        highest = {}
-        for name in ("topk_logprobs", "tail", "token_logprob", "entropy"):
-            values = getattr(self, name)
-            if values is not None:
-                highest[name] = float(values.max(initial=-np.inf))  # NaN where there is one
+        arrays = self.arrays()
+        numbers = [c for c in SCORE_COLUMNS if c.array in arrays and not c.kind.is_whole]
+        highest = {c.array: float(arrays[c.array].max(initial=-np.inf)) for c in numbers}
         wrong = [name for name, value in highest.items() if np.isnan(value)]
         if wrong:
             raise DataError(f"{where}: the teacher's {wrong[0]} holds NaN; nothing was stored")
-        if max(highest["topk_logprobs"], highest["token_logprob"]) > LOGPROB_ROUNDING:
+        if any(highest[c.array] > LOGPROB_ROUNDING for c in numbers if c.kind.is_logprob):
             raise DataError(f"{where}: the teacher returned a positive log-probability")
         if self.topk_ids.max(initial=0) >= vocab_size or self._lacks_ids():
             raise DataError(f"{where}: the teacher returned an id outside [0, {vocab_size})")

@@ -7,9 +7,10 @@ Shapes: T tokens, K top-k, V vocabulary, M tail buckets, N candidates, D draws.
 import torch
 from torch import Tensor
 
+from pipeline.scores.buckets import bucket_of
 from schemas.scoresignal import Signal
 
-LOWEST = -1e30
+LOGIT_FOR_MINUS_INF = -1e30
 """Stands for a logit of -inf in products."""
 
 
@@ -22,7 +23,7 @@ def score_signals(
     candidates_TN: Tensor | None = None,
     uniforms_TD: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return the stored signals of T positions, named as the fields of `engine.Scores`.
+    """Return the stored signals of T positions, named as the arrays of `Scores`.
 
     Args:
         logits_TV: raw teacher logits; cast to float32 inside, overwritten where they are float32.
@@ -54,16 +55,11 @@ def score_signals(
         found["candidate_logprobs"] = shifted_TV.gather(-1, candidates_TN) - log_sum_T1
     if uniforms_TD is not None:
         found["draw_ids"] = _drawn(weights_TV, uniforms_TD)
-    finite_TV = shifted_TV.clamp_(min=LOWEST)  # so that 0 · -inf is 0
+    finite_TV = shifted_TV.clamp_(min=LOGIT_FOR_MINUS_INF)  # so that 0 · -inf is 0
     mean_T1 = torch.linalg.vecdot(weights_TV, finite_TV)[:, None] / sum_T1
     found["entropy"] = (log_sum_T1 - mean_T1)[:, 0].clamp(min=0.0)
     rest_TV = weights_TV.scatter_(-1, torch.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0)
     return {**found, "tail": _tail(rest_TV, signal.tail_buckets, sum_T1)}
-
-
-def bucket_of(ids: Tensor, buckets: int) -> Tensor:
-    """Return the tail bucket of each id, int64: a fixed hash partition of any vocabulary."""
-    return ((ids.long() * 2654435761 & 0xFFFFFFFF) * buckets) >> 32
 
 
 def _cut(top_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,11 @@ A codec is a pair of pure functions; its name, with its version, is in every sha
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.shards import typed
 from pipeline.shards.packed import columns as packed
 from pipeline.shards.packed.renumbering import Renumbering
-from schemas.columns import flat_values
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
 
@@ -68,17 +66,3 @@ def codec_named(name: object, *, where: str) -> Codec:
             "newer opd, or score again"
         )
     return found
-
-
-def check_ids(table: pa.Table, vocab_size: int, *, where: str) -> None:
-    """Make sure that every id of a score table is one of the vocabulary's.
-
-    Raises:
-        DataError: an id is negative or too large.
-    """
-    for name in ("topk_ids", "candidate_ids", "draw_ids"):
-        if table.column(name).null_count:
-            continue
-        values = flat_values(table, name)
-        if values.view(np.uint32).max(initial=0) >= vocab_size:  # a negative one is large
-            raise DataError(f"{where}: {name!r} holds an id outside [0, {vocab_size})")

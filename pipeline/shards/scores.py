@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.shards.codec import check_ids, codec_named
+from pipeline.shards.codec import codec_named
 from pipeline.shards.packed.renumbering import Renumbering
 from pipeline.shards.parquet import read_table, write_table
 from pipeline.store.records import create_record, find_record
@@ -20,7 +20,7 @@ from schemas.keys import renumbering_key, renumberings_folder
 from schemas.records.scores import RenumberingRecord, ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.scoresignal import Signal
-from schemas.tables import check_scores
+from schemas.tables import check_ids, check_scores
 
 
 def write_scores(

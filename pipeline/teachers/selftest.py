@@ -136,7 +136,7 @@ def scoring_noise(
 
     together = score(range(rows))
     back = token_index(lengths[::-1], np.arange(rows)[::-1])
-    others = [score(range(rows)[::-1]).take(back), _joined([score([i]) for i in range(rows)])]
+    others = [score(range(rows)[::-1]).take(back), Scores.joined([score([i]) for i in range(rows)])]
     gaps = np.concatenate([_gaps(together, other) for other in others])
     return Noise(int(lengths.sum()), float(gaps.mean()), float(gaps.max()))
 
@@ -146,11 +146,6 @@ def _gaps(one: Scores, other: Scores) -> Floats:
     pairs = [(one.token_logprob, other.token_logprob), (one.topk_logprobs, other.topk_logprobs)]
     gaps = [np.abs(np.subtract(*pair)).reshape(-1) for pair in pairs]
     return np.concatenate([gap[np.isfinite(gap)] for gap in gaps])
-
-
-def _joined(parts: Sequence[Scores]) -> Scores:
-    present = [name for name, value in vars(parts[0]).items() if value is not None]
-    return Scores(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in present})
 
 
 def _check_shape(scores: Scores, tokens: int, k: int, vocab_size: int) -> None:

@@ -29,6 +29,7 @@ from schemas.keys import scorer_folder, scorer_key
 from schemas.records.scores import ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.scoresignal import Signal
+from schemas.tables import DIGEST
 
 FORMATS = ("parquet", "jsonl")
 
@@ -114,26 +115,16 @@ def _write(
     storage: Storage, scorer: str, path: Path, shards: list[Shard], *, kind: str
 ) -> Iterator[Shard]:
     identity = read_record(storage, scorer_key(scorer), ScorerIdentity)
+    names = [DIGEST.name, *(column.name for column in Signal.of(identity.signal).columns)]
     words = {"scorer": scorer, "identity": identity.model_dump(mode="json")}
     file = TableFile(path, kind)
     try:
         for shard in shards:
-            table = read_scores(storage, shard, scorer=scorer)
-            table = table.drop_columns(_absent(identity))
+            table = read_scores(storage, shard, scorer=scorer).select(names)
             file.add(table.replace_schema_metadata({"opd_export": json.dumps(words)}))
             yield shard
     finally:
         file.close()
-
-
-def _absent(identity: ScorerIdentity) -> list[str]:
-    """Return the columns that a signal does not have, the same for all shards of a scorer."""
-    signal = Signal.of(identity.signal)
-    off = [] if signal.ragged else ["topk_count"]
-    off += [] if signal.entropy else ["entropy"]
-    off += [] if signal.candidates else ["candidate_ids", "candidate_logprobs"]
-    off += [] if signal.draws else ["draw_ids", "draw_counts"]
-    return off
 
 
 @contextmanager

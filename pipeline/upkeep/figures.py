@@ -15,6 +15,7 @@ from pipeline.scores.columns import scores_of
 from pipeline.scores.scores import Scores
 from schemas.columns import flat_values, list_lengths
 from schemas.ragged import offsets_within
+from schemas.scoresignal import SCORE_COLUMNS
 
 POSITIONS = 32
 """Position buckets: 0, 1, 2-3, 4-7, and so on in powers of two."""
@@ -36,7 +37,8 @@ SURE = 0.1
 """Nats of entropy up to which a probability of exactly 1 is no surprise."""
 
 
-COLUMNS = ("topk_logprobs", "tail_logprobs", "token_logprob", "entropy")
+COLUMNS = tuple(column.name for column in SCORE_COLUMNS if not column.kind.is_whole)
+"""Columns whose odd values are counted."""
 
 
 Counts = NDArray[np.int64]
@@ -85,7 +87,7 @@ class ScoreStats:
     def add(self, table: pa.Table) -> None:
         """Add the rows of a checked score table."""
         self.rows += table.num_rows
-        bucket_T = bucket_of(offsets_within(list_lengths(table, "token_logprob")))
+        bucket_T = position_bucket_of(offsets_within(list_lengths(table, "token_logprob")))
         if not len(bucket_T):
             return
         scores = scores_of(table)
@@ -150,7 +152,7 @@ class StopStats:
             self.probability[reason] += float(probability[mine].sum())
 
 
-def bucket_of(positions: NDArray[Any]) -> Counts:
+def position_bucket_of(positions: NDArray[Any]) -> Counts:
     """Return the bucket of each position: 0 for 0, 1 for 1, 2 for 2-3, 3 for 4-7, and so on."""
     bits = np.frexp(positions.astype(np.float64))[1]
     return np.asarray(np.minimum(bits, POSITIONS - 1), dtype=np.int64)

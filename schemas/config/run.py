@@ -6,6 +6,7 @@ results have no default. Fields made with `tuning` affect speed or place only, n
 
 import os
 import posixpath
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -123,12 +124,8 @@ class RunConfig(Section):
 def signal_of(config: RunConfig) -> Signal:
     """Return what a run's teachers keep of each position, as far as their engine has it."""
     section = config.score
-    asked = Signal(
-        k=section.k,
-        top_p=None if section.top_p == 1.0 else section.top_p,
-        min_k=section.min_k,
-        tail_buckets=section.tail_buckets,
-        candidates=config.rollout.candidates,
-        draws=section.draws,
-    )
-    return signal_for(section.engine, asked)
+    keys = {field.name for field in fields(Signal)} & set(ScoreSection.model_fields)
+    asked = {name: getattr(section, name) for name in keys}
+    asked["candidates"] = config.rollout.candidates
+    asked["top_p"] = None if section.top_p == 1.0 else section.top_p
+    return signal_for(section.engine, Signal(**asked))

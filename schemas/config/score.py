@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from schemas.config.engines import EngineSection
 from schemas.config.section import Positive, tuning
+from schemas.scoresignal import FURTHER
 
 
 class ScoreSection(EngineSection):
@@ -37,10 +38,11 @@ class ScoreSection(EngineSection):
             raise ValueError(f"min_k = {self.min_k} is above k = {self.k}")
         if self.top_p in (None, 1.0) and self.min_k != 1:
             raise ValueError("min_k needs top_p")
-        if self.engine == "server" and (self.tail_buckets > 1 or self.draws):
+        asked = [name for name, off in FURTHER.items() if getattr(self, name, off) != off]
+        if self.engine == "server" and asked:
             raise ValueError(
-                "tail_buckets and draws need full logits, which no server gives: set score.engine "
-                "to 'vllm' or 'hf'"
+                f"no server gives the full logits that {' and '.join(asked)} are made of: set "
+                "score.engine to 'vllm' or 'hf'"
             )
         if self.vllm.prefix_caching:
             raise ValueError("vllm.prefix_caching would leave positions without a score")

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from pipeline.scores.columns import scores_of, table_of
 from pipeline.scores.scores import Scores
-from pipeline.shards.codec import CODECS, check_ids, codec_named
+from pipeline.shards.codec import CODECS, codec_named
 from pipeline.shards.packed.quantization import COARSE, FINE
 from pipeline.shards.packed.renumbering import MAX_VOCABULARY, Renumbering
 from schemas.columns import list_lengths
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
+from schemas.tables import check_ids
 from tests.support.anyscores import make_scores, signals, through
 
 each_codec = pytest.mark.parametrize("codec", CODECS)

@@ -7,11 +7,11 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from pipeline.scores.scores import Scores
-from pipeline.shards.codec import CODECS, check_ids
+from pipeline.shards.codec import CODECS
 from pipeline.shards.packed.renumbering import MAX_VOCABULARY
 from pipeline.shards.parquet import read_table, write_table
 from schemas.scoresignal import Signal
-from schemas.tables import check_scores
+from schemas.tables import check_ids, check_scores
 
 INF = float("inf")
 EDGES = np.array([9e-4, 0.0, -1e-7, -0.5, -2.0, -30.0, -1e5, -INF], np.float32)

@@ -131,7 +131,7 @@ def reference_scores(
             found["token_logprob"].append(logprobs[token])
             found["token_rank"].append(1 + sum(x > logprobs[token] for x in logprobs))
             found["entropy"].append(-sum(math.exp(x) * x for x in logprobs))
-    return Scores(**{name: np.array(values) for name, values in found.items()})
+    return Scores.of({name: np.array(values) for name, values in found.items()})
 
 
 def assert_same_scores(found: Scores, expected: Scores, *, atol: float = 1e-5) -> None:

@@ -51,7 +51,7 @@ def expected_scores(
             found["tail"].append(math.log(rest) if rest else -math.inf)
             found["token_logprob"].append(logprobs[token])
             found["token_rank"].append(1 + int((logprobs > logprobs[token]).sum()))
-    return Scores(**{name: np.array(values) for name, values in found.items()})
+    return Scores.of({name: np.array(values) for name, values in found.items()})
 
 
 def assert_scores(found: Scores, expected: Scores) -> None:

@@ -166,7 +166,7 @@ def spoiled(name: str, value: float) -> Change:
         ("entropy", np.nan, "entropy holds NaN"),
         ("topk_logprobs", 0.1, "positive log-probability"),
         ("token_logprob", 0.1, "positive log-probability"),
-        ("tail", 0.1, "no log-probability"),
+        ("tail", 0.1, "positive log-probability"),
         ("topk_ids", V, f"an id outside \\[0, {V}\\)"),
         ("topk_ids", -1, f"an id outside \\[0, {V}\\)"),
     ],

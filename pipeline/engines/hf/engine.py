@@ -96,7 +96,7 @@ class HfEngine:
             order.extend(np.arange(starts[i], starts[i + 1]) for i in rows)
         joined = {n: np.concatenate([p[n].numpy() for p in parts]) for n in parts[0]}
         back = np.argsort(np.concatenate(order), kind="stable")
-        return Scores(**joined).take(back)
+        return Scores.of(joined).take(back)
 
     def shrink(self) -> bool:
         """Halve the tokens of a forward pass and of its logits; return whether that was left."""

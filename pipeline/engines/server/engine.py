@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
-
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.installed import engine_version
 from pipeline.engines.server.check import Probe
@@ -135,9 +133,7 @@ class ServerEngine:
                 f"the servers' likeliest ids hold fewer than {signal.k} of the student's; nothing "
                 "was stored. Lower score.k, or set score.engine to 'vllm' or 'hf'"
             )
-        parts = [vars(found[row]) for row in range(len(rows))]
-        names = [name for name, value in parts[0].items() if value is not None]
-        return Scores(**{name: np.concatenate([part[name] for part in parts]) for name in names})
+        return Scores.joined([found[row] for row in range(len(rows))])
 
     def shrink(self) -> bool:
         """Start a server of our own again with half the tokens in a forward pass, if any is left.

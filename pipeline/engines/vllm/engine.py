@@ -183,7 +183,7 @@ class _Taken:
         """
         self._fetch()
         rows = [self._rows[row] for row in range(len(self._lengths))]
-        return Scores(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        return Scores.of({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
     def _fetch(self) -> None:
         packed = self._host.take([self._base + row for row in self._waiting])

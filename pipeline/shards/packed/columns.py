@@ -5,6 +5,7 @@ Ids become numbers by frequency, log-probabilities levels of a grid; numbers bec
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,15 @@ from pipeline.shards.packed.varints import Counts
 from schemas.columns import flat_values, list_array, list_lengths
 from schemas.errors import DataError
 from schemas.ragged import row_sums
-from schemas.scoresignal import Signal
-from schemas.tables import LOGPROBS, SCORES, check_table
+from schemas.scoresignal import Kind, ScoreColumn, Signal
+from schemas.tables import DIGEST, SCORES, check_table, with_absent
 
-PLAIN = ("sequence_digest", "token_logprob")
-"""Columns that are stored as they are."""
+TOPK = ("topk_ids", "topk_logprobs")
+"""Columns that `topk` stores, in a shape of their own."""
+
+
+FIRST = ("tail_logprobs", "token_rank", "entropy")
+"""Columns of numbers that stand before the others in a file, whose bytes have an order."""
 
 
 Numbers = NDArray[np.int32]
@@ -49,15 +54,15 @@ def encode(
 
 
 def _encoded(table: pa.Table, signal: Signal, renumbering: Renumbering | None) -> pa.Table:
-    columns = {name: table.column(name) for name in PLAIN}
-    ways = _ways(signal, renumbering)
+    columns = {name: table.column(name) for name in _plain(signal).names}
     columns |= topk.encode(
-        ways.pop("topk_ids").to_numbers(flat_values(table, "topk_ids")),
+        _ids(renumbering).to_numbers(flat_values(table, "topk_ids")),
         flat_values(table, "topk_logprobs"),
         list_lengths(table, "topk_ids"),
         per_token=flat_values(table, "topk_count").astype(np.int64) if signal.ragged else signal.k,
     )
-    for name, way in ways.items():
+    for column in _coded(signal):
+        name, way = column.name, _way(column, signal, renumbering)
         columns |= put(name, way.to_numbers(flat_values(table, name)), list_lengths(table, name))
     return pa.table(columns, schema=_schema(signal))
 
@@ -76,24 +81,24 @@ def decode(
         DataError: a column is missing or of another type, or its bytes do not fit the others'.
     """
     check_table(table, _schema(signal), where=where)
-    columns = {name: table.column(name) for name in PLAIN}
-    ways = _ways(signal, renumbering)
-    ids = ways.pop("topk_ids")
+    columns = {name: table.column(name) for name in _plain(signal).names}
+    for column in _coded(signal):
+        name, way = column.name, _way(column, signal, renumbering)
+        numbers, counts = get(table, name, where)
+        if column.kind is Kind.IDS:
+            _check_numbers(numbers, name, vocab_size, where)
+        columns[name] = list_array(way.to_values(numbers), counts, SCORES.field(name).type)
 
     def to_ids(numbers: Numbers) -> Any:
-        return ids.to_values(_in_range(numbers, "topk_ids", vocab_size, where))
+        _check_numbers(numbers, "topk_ids", vocab_size, where)
+        return _ids(renumbering).to_values(numbers)
 
-    for name, way in ways.items():
-        numbers, counts = get(table, name, where)
-        found = way.to_values(_in_range(numbers, name, vocab_size, where))
-        columns[name] = list_array(found, counts, SCORES.field(name).type)
     entries = topk.num_entries(table)
     per_token = _per_token(columns, list_lengths(table, "token_logprob"), entries, signal, where)
     top = topk.decode(table, to_ids, per_token=per_token, where=where)
-    for name, found in zip(("topk_ids", "topk_logprobs"), top, strict=True):
+    for name, found in zip(TOPK, top, strict=True):
         columns[name] = list_array(found, entries, SCORES.field(name).type)
-    absent = {f.name: pa.nulls(table.num_rows, f.type) for f in SCORES if f.name not in columns}
-    return pa.table({**columns, **absent}, schema=SCORES)
+    return with_absent(columns)
 
 
 def _per_token(
@@ -115,23 +120,38 @@ def _per_token(
     return per_token
 
 
-def _ways(signal: Signal, renumbering: Renumbering | None) -> dict[str, _Way]:
-    """Return how each column of numbers is coded, for the columns that a signal has."""
-    plain = _Way(lambda v: v, lambda n: n)
-    ids = plain
-    if renumbering is not None:
-        ids = _Way(_lookup(renumbering.numbers_V), _lookup(renumbering.ids_V))
-    tail = FINE if signal.tail_buckets == 1 else COARSE
-    ways = {"topk_ids": ids, "tail_logprobs": _grid(tail), "token_rank": plain}
-    if signal.entropy:
-        ways["entropy"] = _Way(lambda v: levels(-v, drop=COARSE), lambda n: -values(n, drop=COARSE))
-    if signal.ragged:
-        ways["topk_count"] = plain
-    if signal.candidates:
-        ways |= {"candidate_ids": ids, "candidate_logprobs": _grid(FINE)}
-    if signal.draws:
-        ways |= {"draw_ids": ids, "draw_counts": plain}
-    return ways
+@lru_cache(maxsize=16)
+def _plain(signal: Signal) -> pa.Schema:
+    """Return the fields that are stored as they are in memory."""
+    exact = [c for c in signal.columns if c.kind in (Kind.EXACT_LOGPROBS, Kind.FLOATS)]
+    return pa.schema(
+        [DIGEST, *(SCORES.field(column.name).with_nullable(False) for column in exact)]
+    )
+
+
+def _coded(signal: Signal) -> list[ScoreColumn]:
+    """Return the columns besides the top-k whose values become numbers, in the file's order."""
+    there = {*_plain(signal).names, *TOPK}
+    coded = [column for column in signal.columns if column.name not in there]
+    return sorted(coded, key=lambda column: column.name not in FIRST)
+
+
+def _way(column: ScoreColumn, signal: Signal, renumbering: Renumbering | None) -> _Way:
+    """Return how the values of a column become numbers."""
+    ways = {
+        Kind.IDS: _ids(renumbering),
+        Kind.NUMBERS: _Way(lambda v: v, lambda n: n),
+        Kind.LOGPROBS: _grid(FINE),
+        Kind.MASSES: _grid(FINE if column.per_token(signal) == 1 else COARSE),
+        Kind.ENTROPIES: _Way(lambda v: levels(-v, drop=COARSE), lambda n: -values(n, drop=COARSE)),
+    }
+    return ways[column.kind]
+
+
+def _ids(renumbering: Renumbering | None) -> _Way:
+    if renumbering is None:
+        return _Way(lambda v: v, lambda n: n)
+    return _Way(_lookup(renumbering.numbers_V), _lookup(renumbering.ids_V))
 
 
 def _lookup(table_V: Numbers) -> Callable[[Any], Numbers]:
@@ -142,17 +162,15 @@ def _grid(drop: int) -> _Way:
     return _Way(lambda v: levels(v, drop=drop), lambda n: values(n, drop=drop))
 
 
+@lru_cache(maxsize=16)
 def _schema(signal: Signal) -> pa.Schema:
-    names = [*_ways(signal, None), "topk_long_steps"]
+    names = ["topk_ids", *(column.name for column in _coded(signal)), "topk_long_steps"]
     parts = [part for name in names for part in (name, f"{name}_more")]
-    halves = topk.HALVES
-    fields = [pa.field(name, pa.large_binary(), nullable=False) for name in [*parts, *halves]]
-    exact = pa.field("token_logprob", LOGPROBS, nullable=False)
-    return pa.schema([SCORES.field("sequence_digest"), exact, *fields])
+    fields = [pa.field(name, pa.large_binary(), nullable=False) for name in [*parts, *topk.HALVES]]
+    return pa.schema([*_plain(signal), *fields])
 
 
-def _in_range(numbers: Numbers, name: str, vocab_size: int, where: str) -> Numbers:
-    """Return numbers, of ids only where each is below the size of the vocabulary."""
-    if name.endswith("_ids") and numbers.max(initial=0) >= vocab_size:
+def _check_numbers(numbers: Numbers, name: str, vocab_size: int, where: str) -> None:
+    """Make sure that each number of an id is below the size of the vocabulary."""
+    if numbers.max(initial=0) >= vocab_size:
         raise DataError(f"{where}: {name!r} holds a number outside [0, {vocab_size})")
-    return numbers

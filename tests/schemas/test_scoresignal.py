@@ -1,0 +1,73 @@
+"""Signals and the table of score columns: what is there, what is named, what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import ConfigError, DataError
+from schemas.scoresignal import FURTHER, SCORE_COLUMNS, Kind, Signal, signal_for
+
+ALWAYS = ["topk_ids", "topk_logprobs", "tail_logprobs", "token_logprob", "token_rank"]
+
+
+@st.composite
+def signals(draw: st.DrawFn) -> Signal:
+    return Signal(
+        k=draw(st.integers(1, 9)),
+        top_p=draw(st.none() | st.floats(0.1, 0.9)),
+        tail_buckets=draw(st.integers(1, 4)),
+        candidates=draw(st.integers(0, 3)),
+        draws=draw(st.integers(0, 3)),
+        tail=draw(st.sampled_from(["exact", "derived"])),
+        entropy=draw(st.booleans()),
+    )
+
+
+@given(signals())
+def test_a_signal_comes_back_from_its_words(signal: Signal) -> None:
+    assert Signal.of(signal.words()) == signal
+
+
+def test_an_identity_names_what_is_not_off() -> None:
+    assert Signal(3).words() == {"k": 3}
+    assert Signal(3, draws=2, entropy=False).words() == {"k": 3, "draws": 2, "entropy": False}
+
+
+def test_a_signal_of_a_newer_opd_is_named() -> None:
+    with pytest.raises(DataError, match="signal 'momentum'.*install a newer opd"):
+        Signal.of({"k": 3, "momentum": True})
+
+
+@pytest.mark.parametrize(
+    ("signal", "further"),
+    [
+        (Signal(2, entropy=False), []),
+        (Signal(2), ["entropy"]),
+        (Signal(2, top_p=0.5), ["topk_count", "entropy"]),
+        (Signal(2, candidates=1, entropy=False), ["candidate_ids", "candidate_logprobs"]),
+        (Signal(2, draws=1, entropy=False), ["draw_ids", "draw_counts"]),
+    ],
+)
+def test_each_part_of_a_signal_has_its_columns(signal: Signal, further: list[str]) -> None:
+    names = [column.name for column in signal.columns]
+    assert sorted(names) == sorted([*ALWAYS, *further])
+    assert names == [column.name for column in SCORE_COLUMNS if column.name in names]
+
+
+def test_columns_that_every_signal_has_are_never_null() -> None:
+    assert [column.name for column in SCORE_COLUMNS if not column.is_optional] == ALWAYS
+
+
+def test_what_counts_is_a_number_and_comes_with_what_it_counts() -> None:
+    counts = {column.name: column for column in SCORE_COLUMNS if column.most is not None}
+    assert {column.counted_by for column in SCORE_COLUMNS} - {None} == counts.keys()
+    assert {column.kind for column in counts.values()} == {Kind.NUMBERS}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_server_gives_nothing_that_needs_full_logits(name: str) -> None:
+    signal = Signal.of({"k": 3, name: 2})
+    with pytest.raises(ConfigError, match=f"{name} needs full logits"):
+        signal_for("server", signal)
+    assert signal_for("hf", signal) == signal
+    assert signal_for("server", Signal(3)) == Signal(3, tail="derived", entropy=False)
