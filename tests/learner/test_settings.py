@@ -1,13 +1,20 @@
-"""The learning rate at each step of a run against its definition."""
+"""Settings of the learner: the learning rate at each step, and what DeepSpeed is told."""
 
 import math
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.learner.settings import learning_rate_at
+from pipeline.learner.settings import (
+    LearnerSettings,
+    engine_config,
+    learning_rate_at,
+    seed_dropout,
+)
+from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
 
 PEAK = 2e-3
@@ -67,3 +74,44 @@ def test_a_decay_that_ends_inside_the_warmup_is_a_step_down(decay: int) -> None:
     train = section(schedule="linear", warmup_steps=5, decay_steps=decay, decay_floor=0.1)
     assert learning_rate_at(4, train) == PEAK
     assert learning_rate_at(6, train) == pytest.approx(PEAK / 10)
+
+
+@given(
+    st.sampled_from(["float32", "bfloat16"]),
+    st.integers(0, 3),
+    st.booleans(),
+    st.sampled_from(["cpu", "cuda"]),
+    st.integers(1, 9),
+)
+def test_deepspeed_is_told_what_the_section_says(
+    dtype: str, stage: int, offload: bool, device: str, accumulation: int
+) -> None:
+    train = section(
+        dtype=dtype,
+        zero_stage=stage,
+        offload_optimizer=offload and stage > 0,
+        device=device,
+        max_grad_norm=0.25,
+    )
+    settings = LearnerSettings(train, LossConfig(kind="forward_kl"), accumulation)
+    found = engine_config(settings)
+    assert found["gradient_accumulation_steps"] == accumulation
+    assert found["gradient_clipping"] == 0.25
+    assert found["bf16"]["enabled"] == (dtype == "bfloat16")
+    assert found["data_types"] == {"grad_accum_dtype": "fp32"}
+    zero = found["zero_optimization"]
+    assert zero["stage"] == (stage if dtype == "float32" else {0: 2, 1: 2}.get(stage, stage))
+    pinned = {"device": "cpu", "pin_memory": device == "cuda"}
+    assert zero.get("offload_optimizer") == (pinned if offload and stage else None)
+
+
+def test_what_is_left_out_depends_on_seed_step_and_process() -> None:
+    drawn = set()
+    with torch.random.fork_rng():
+        for given_ in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]:
+            seed_dropout(*given_)
+            first = torch.rand(4).tolist()
+            seed_dropout(*given_)
+            assert torch.rand(4).tolist() == first
+            drawn.add(tuple(first))
+    assert len(drawn) == 4

@@ -65,3 +65,20 @@ def test_uniforms_are_flat_in_pairs_of_steps_and_of_rows(seeds: str) -> None:
         counts = np.histogram2d(x, y, bins=8, range=[[0, 1], [0, 1]])[0]
         expected = len(x) / 64
         assert ((counts - expected) ** 2 / expected).sum() < 63 + 4 * math.sqrt(2 * 63)
+
+
+PARTS = st.lists(st.integers(-(2**60), 2**60) | st.text(max_size=5), min_size=1, max_size=4)
+
+
+@given(PARTS, PARTS)
+def test_a_seed_depends_on_every_part_and_on_their_order(
+    one: list[int | str], other: list[int | str]
+) -> None:
+    assert 0 <= derived_seed(*one) < 2**63
+    assert (derived_seed(*one) == derived_seed(*other)) == (one == other)
+    assert derived_seed(*one, *other) != derived_seed(*one)
+
+
+def test_seeds_are_those_of_the_runs_before() -> None:
+    assert derived_seed("sample", 7, 0, "p", 0, 0) == 1040940198059628102
+    assert derived_seed("1") != derived_seed(1)

@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import DataError
-from schemas.records import record as manifest
-from schemas.records.record import Record, Versioned
+from schemas.records import index, runs, scores, shards, training
+from schemas.records.record import Record
 from schemas.records.shards import Commit, Shard
 from schemas.tables import SCHEMA_VERSION
 
@@ -21,8 +21,9 @@ VALUES: dict[Any, Any] = {str: "é", int: 3, float: 0.25, bool: True, Any: [1, N
 
 KINDS = [
     kind
-    for kind in vars(manifest).values()
-    if isinstance(kind, type) and issubclass(kind, Record) and kind not in (Record, Versioned)
+    for module in (index, runs, scores, shards, training)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Record) and kind.__module__ == module.__name__
 ]
 
 

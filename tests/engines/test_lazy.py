@@ -1,0 +1,138 @@
+"""An engine that is opened when it is first needed: once, with less where memory runs out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline.engines.engine import Engine, Sample
+from pipeline.engines.lazy import LazyEngine
+from pipeline.scores.scores import Scores
+from schemas.errors import CapacityError
+
+
+class Small:
+    """An engine with a memory that holds `holds` tokens, and halves what it tries."""
+
+    name, version, vocab_size, context_length = "small", "1", 9, 9
+
+    def __init__(self, tries: int = 64, *, least: int = 1) -> None:
+        """Begin with `tries` tokens in a forward pass."""
+        self.tries, self.least, self.closed = tries, least, 0
+
+    def generate(self, *args: Any, **kwargs: Any) -> list[Sample]:
+        """Refuse: nothing is sampled here."""
+        raise AssertionError
+
+    def score(self, *args: Any, **kwargs: Any) -> Scores:
+        """Refuse: nothing is scored here."""
+        raise AssertionError
+
+    def shrink(self) -> bool:
+        """Halve the tokens of a forward pass."""
+        self.tries //= 2
+        return self.tries >= self.least
+
+    def close(self) -> None:
+        """Count."""
+        self.closed += 1
+
+
+class Keeper:
+    """Who may have an engine already, and takes those of stages that ended well."""
+
+    def __init__(self, engine: Engine | None = None, *, takes: bool = True) -> None:
+        """Hold an engine, or none yet."""
+        self.engine, self.takes = engine, takes
+
+    def find(self) -> Engine | None:
+        """Give the engine away."""
+        engine, self.engine = self.engine, None
+        return engine
+
+    def keep(self, engine: Engine) -> bool:
+        """Hold an engine again."""
+        self.engine = engine if self.takes else None
+        return self.takes
+
+
+def within(holds: int) -> Callable[[Any], int]:
+    """Return work that a memory of some tokens has room for."""
+
+    def work(engine: Any) -> int:
+        if engine.tries > holds:
+            raise CapacityError(f"no room for {engine.tries}")
+        return int(engine.tries)
+
+    return work
+
+
+def test_an_engine_is_opened_at_its_first_use_and_closed_at_the_end() -> None:
+    opened = list[Small]()
+
+    def open_one() -> Small:
+        opened.append(Small())
+        return opened[-1]
+
+    with LazyEngine(open_one):
+        pass
+    assert opened == []
+    with LazyEngine(open_one) as engine:
+        assert engine.get() is engine.get() is opened[0]
+        assert opened[0].closed == 0
+    with pytest.raises(KeyError), LazyEngine(open_one) as engine:
+        engine.get()
+        raise KeyError
+    assert [one.closed for one in opened] == [1, 1]
+
+
+def test_work_is_repeated_with_half_until_it_fits_and_each_time_is_told() -> None:
+    notes, small = list[str](), Small()
+    with LazyEngine(lambda: small, notes.append) as engine:
+        assert engine.call(within(20)) == 16
+        assert [note.split(";")[0] for note in notes] == ["no room for 64", "no room for 32"]
+        assert engine.call(within(20)) == 16 and len(notes) == 2  # it is not tried with more again
+
+
+def test_where_there_is_no_less_the_error_stands_and_the_engine_is_closed() -> None:
+    notes, small = list[str](), Small(least=16)
+    with (
+        pytest.raises(CapacityError, match="no room for 16"),
+        LazyEngine(lambda: small, notes.append) as engine,
+    ):
+        engine.call(within(15))
+    assert len(notes) == 2 and small.closed == 1
+
+
+def test_other_errors_of_the_work_are_not_tried_again() -> None:
+    def fail(engine: Engine) -> None:
+        raise ValueError
+
+    small = Small()
+    with LazyEngine(lambda: small) as engine, pytest.raises(ValueError):
+        engine.call(fail)
+    assert small.tries == 64
+
+
+def test_a_kept_engine_is_used_and_given_back_open() -> None:
+    kept = Small()
+    keeper = Keeper(kept)
+    with LazyEngine(Small, keeping=keeper) as engine:
+        assert engine.get() is kept and keeper.engine is None
+        assert engine.start_s == 0.0
+    assert keeper.engine is kept and kept.closed == 0
+    with LazyEngine(Small, keeping=keeper):
+        pass
+    assert keeper.engine is kept  # it was not asked for
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_an_engine_is_closed_after_an_error_and_where_nobody_keeps_it(takes: bool) -> None:
+    keeper = Keeper(first := Small(), takes=takes)
+    with pytest.raises(KeyError), LazyEngine(Small, keeping=keeper) as engine:
+        engine.get()
+        raise KeyError
+    assert first.closed == 1 and keeper.engine is None
+    with LazyEngine(Small, keeping=keeper) as engine:
+        second = engine.get()
+    assert isinstance(second, Small) and second.closed == (not takes)

@@ -1,0 +1,71 @@
+"""Figures of optimizer steps: means over trained tokens, stored whole, refused where impossible."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.learner.batches import StepPlan
+from pipeline.learner.metrics import Step, step_metrics, steps_shard
+from pipeline.runs.run import Run
+from pipeline.shards.parquet import read_table
+from pipeline.store.storage import Storage
+from schemas.errors import DataError
+from tests.support.minimal import parse
+
+FIGURE = st.integers(-1000, 1000).map(lambda n: n / 8)
+
+
+def plan(tokens: int) -> StepPlan:
+    return StepPlan(micro=((np.arange(2),),), trained_tokens=tokens)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), FIGURE), min_size=1, max_size=9), FIGURE)
+def test_figures_are_means_weighted_by_the_weights_of_tokens(
+    tokens: list[tuple[int, float]], loss: float
+) -> None:
+    totals = {
+        "loss": loss,
+        "weight": float(sum(weight for weight, _ in tokens)),
+        "forward_kl": sum(weight * value for weight, value in tokens),
+    }
+    found = step_metrics(totals, plan(len(tokens)), 0.5, 1e-3)
+    expected = [value for weight, value in tokens for _ in range(weight)]
+    assert found["forward_kl"] == pytest.approx(sum(expected) / len(expected))
+    assert found["loss"] == pytest.approx(loss / len(tokens))
+    assert (found["tokens"], found["learning_rate"], found["grad_norm"]) == (
+        len(tokens),
+        1e-3,
+        0.5,
+    )
+    assert "weight" not in found
+
+
+def test_a_step_without_trained_tokens_has_figures_of_nought() -> None:
+    found = step_metrics({"loss": 0.0, "weight": 0.0, "forward_kl": 0.0}, plan(0), None, 1e-3)
+    assert (found["loss"], found["forward_kl"], found["grad_norm"]) == (0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_or_a_norm_that_is_no_number_ends_the_training(value: float) -> None:
+    with pytest.raises(DataError, match="the loss became"):
+        step_metrics({"loss": value, "weight": 1.0}, plan(1), 1.0, 1e-3)
+    with pytest.raises(DataError, match="the gradient norm became"):
+        step_metrics({"loss": 1.0, "weight": 1.0}, plan(1), value, 1e-3)
+
+
+def test_steps_are_stored_whole_and_summed_up_by_their_tokens(memory: Storage) -> None:
+    run = Run(parse(), memory)
+    steps: list[Step] = [
+        {"loss": 1.0, "tokens": 30.0, "grad_norm": None, "learning_rate": 0.1},
+        {"loss": 5.0, "tokens": 10.0, "grad_norm": 2.0, "learning_rate": 0.3},
+    ]
+    shard, means = steps_shard(run, 3, 40, steps)
+    table, metadata = read_table(memory.read_shard(shard), where="x")
+    assert shard.key.startswith("runs/demo/metrics/") and shard.rows == 2
+    assert table.column("step").to_pylist() == [40, 41]
+    assert table.drop_columns(["step"]).to_pylist() == [dict(sorted(s.items())) for s in steps]
+    assert (metadata["run"], metadata["round"]) == ("demo", 3)
+    assert means == {"loss": pytest.approx(2.0), "learning_rate": pytest.approx(0.15)}

@@ -1,0 +1,210 @@
+"""Sampling of a unit: every row of its table against the engine's own sample."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.engines.engine import Sample, Sampling
+from pipeline.engines.lazy import LazyEngine
+from pipeline.quickstart.addition import VOCABULARY, make_tokenizer
+from pipeline.runs.plan import Unit, cut_units, sample_seeds
+from pipeline.runs.units import Worker
+from pipeline.scores.scores import Scores
+from pipeline.shards.parquet import read_table
+from pipeline.stages.samples import SampleJob, check_fits, run_sampling, sample_unit
+from pipeline.store.storage import Storage
+from schemas.columns import Ids
+from schemas.errors import CapacityError, ConfigError, DataError
+from schemas.fingerprint import sequence_digest
+from schemas.tables import PROMPTS, check_rollout
+from tests.support.countedwork import Recorder
+
+V, LIMIT = len(VOCABULARY), 6
+PROMPT_IDS = [[4, 5, 6], [7], [8, 9], [3, 3, 3, 3], [5, 4]]
+SAMPLING = Sampling(1.0, 1.0, 0, LIMIT, (2,))
+TOKENIZER: Any = make_tokenizer()
+
+
+def prompt_table() -> pa.Table:
+    rows = [
+        {
+            "prompt_id": f"p{row}",
+            "prompt_ids": ids,
+            "text": None,
+            "reference": str(row) if row else None,
+            "teacher": "math" if row == 2 else None,
+            "weight": 1 + row / 2,
+            "metadata": None,
+        }
+        for row, ids in enumerate(PROMPT_IDS)
+    ]
+    return pa.Table.from_pylist(rows, schema=PROMPTS)
+
+
+JOB = SampleJob(
+    label="rollout",
+    round_index=3,
+    policy_version="policy",
+    seed=7,
+    default_teacher="main",
+    sampling=SAMPLING,
+    prompts=prompt_table(),
+)
+
+
+def drawn(seed: int, candidates: int) -> Sample:
+    """Return the sample of a seed."""
+    random = np.random.default_rng(seed)
+    tokens = int(random.integers(1, LIMIT + 1))
+    shape = (tokens, candidates)
+    own = candidates > 0
+    return Sample(
+        ids=random.integers(3, V, tokens).astype(np.int32),
+        logprobs=-random.exponential(1, tokens).astype(np.float32),
+        finish_reason="length" if tokens == LIMIT else "stop",
+        candidate_ids=random.integers(0, V, shape).astype(np.int32) if own else None,
+        candidate_logprobs=-random.exponential(1, shape).astype(np.float32) if own else None,
+    )
+
+
+class Seeded:
+    """An engine whose samples are a function of their seeds."""
+
+    name, version, vocab_size, context_length = "seeded", "1", V, 10
+
+    def __init__(self, *, room: int = 99) -> None:
+        """Begin with a memory for so many prompts at once."""
+        self.room, self.asked = room, list[int]()
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return the samples of the seeds."""
+        self.asked.append(len(prompts))
+        if self.room < len(prompts):
+            raise CapacityError("no room")
+        return [drawn(seed, sampling.candidates) for seed in seeds]
+
+    def score(self, *args: Any, **kwargs: Any) -> Scores:
+        """Refuse: nothing is scored here."""
+        raise AssertionError("sampling asked for scores")
+
+    def shrink(self) -> bool:
+        """Make room."""
+        self.room *= 2
+        return True
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def units_of(rows: Sequence[int], *, samples: int = 2, per_unit: int = 2) -> list[Unit]:
+    picked = np.array(rows)
+    epochs = np.arange(len(rows)) // 3
+    return cut_units(picked, epochs, samples_per_prompt=samples, prompts_per_unit=per_unit)
+
+
+@pytest.mark.parametrize("candidates", [0, 2])
+def test_every_row_is_the_sample_of_its_prompt_and_seed(candidates: int) -> None:
+    job = replace(JOB, sampling=replace(SAMPLING, candidates=candidates))
+    (unit,) = units_of([4, 2, 0, 2], per_unit=9)
+    table = sample_unit(job, unit, Seeded(), TOKENIZER)
+    check_rollout(table, where="x")
+    keys = [f"p{row}" for row in unit.rows]
+    seeds = sample_seeds(unit, keys, seed=7, round_index=3)
+    found = table.to_pylist()
+    assert len(found) == len(set(seeds)) == 8
+    prompts = JOB.prompts.to_pylist()
+    for place, row in enumerate(found):
+        prompt, sample = prompts[unit.rows[place]], drawn(seeds[place], candidates)
+        assert row["seed"] == seeds[place]
+        for name in ("prompt_id", "prompt_ids", "weight", "reference"):
+            assert row[name] == prompt[name]
+        assert row["response_ids"] == sample.ids.tolist()
+        assert row["rollout_student_logprobs"] == sample.logprobs.tolist()
+        assert row["response_mask"] == [True] * len(sample.ids)
+        assert row["finish_reason"] == sample.finish_reason
+        assert row["sequence_digest"] == sequence_digest(prompt["prompt_ids"], sample.ids)
+        assert row["text"] == TOKENIZER.decode(sample.ids.tolist())
+        assert row["teacher"] == (prompt["teacher"] or "main")
+        assert (row["round"], row["policy_version"]) == (3, "policy")
+        own = (row["student_topk_ids"], row["student_topk_logprobs"])
+        if sample.candidate_ids is None or sample.candidate_logprobs is None:
+            assert own == (None, None)
+        else:
+            assert own[0] == sample.candidate_ids.reshape(-1).tolist()
+            assert own[1] == sample.candidate_logprobs.reshape(-1).tolist()
+    names = [row["sequence_id"] for row in found]
+    assert len(set(names)) == 8 and names[0] == "3/p4/0/0" and names[-1] == "3/p2/1/1"
+
+
+@pytest.mark.parametrize(("longest", "fits"), [(4, True), (5, False)])
+def test_the_longest_prompt_and_its_response_must_fit(longest: int, fits: bool) -> None:
+    prompts = JOB.prompts.set_column(
+        1, PROMPTS.field("prompt_ids"), pa.array([[3]] * 4 + [[3] * longest], pa.list_(pa.int32()))
+    )
+    job = replace(JOB, prompts=prompts)
+    check_fits(Seeded(), job, np.array([0, 1]))  # the long one is not of this unit
+    if fits:
+        check_fits(Seeded(), job, np.array([0, 4]))
+    else:
+        with pytest.raises(ConfigError, match="5 tokens and max_new_tokens = 6 make 11.* holds 10"):
+            check_fits(Seeded(), job, np.array([0, 4]))
+
+
+def test_an_id_that_the_model_does_not_have_is_refused() -> None:
+    small = Seeded()
+    small.vocab_size = 9
+    with pytest.raises(ConfigError, match="holds id 9, but the student's vocabulary ends at 8"):
+        check_fits(small, JOB, np.array([2]))
+    small.vocab_size = 10
+    check_fits(small, JOB, np.array([2]))
+
+
+def run(
+    storage: Storage, engine: LazyEngine, *, worker: Worker | None = None, finish: Any = None
+) -> Any:
+    return run_sampling(
+        storage,
+        "stage",
+        JOB,
+        units_of([0, 1, 2, 3, 4]),
+        fingerprint="f",
+        finish=finish or (lambda table: table),
+        engine=engine,
+        tokenizer=TOKENIZER,
+        worker=worker or Worker(),
+        progress=Recorder(),
+    )
+
+
+def test_units_are_sampled_once_by_all_workers_together(memory: Storage) -> None:
+    with LazyEngine(lambda: Seeded(room=2)) as engine:  # four rows at once are too many at first
+        assert run(memory, engine, worker=Worker(1, 2)) == (None, 1)
+        done, computed = run(memory, engine)
+    assert computed == 2 and [unit.unit for unit in done] == ["u00000", "u00001", "u00002"]
+    with LazyEngine(lambda: pytest.fail("an engine was opened for nothing")) as none:
+        assert run(memory, none) == (done, 0)
+    for unit, expected in zip(done, units_of([0, 1, 2, 3, 4]), strict=True):
+        table, metadata = read_table(memory.read_shard(unit.shard), where="x")
+        assert table.equals(sample_unit(JOB, expected, Seeded(), TOKENIZER))
+        assert metadata["sampling"] == SAMPLING.words() | {"stop_token_ids": [2]}
+        assert (metadata["engine"], metadata["policy_version"]) == ("seeded", "policy")
+        tokens = sum(len(ids) for ids in table.column("response_ids").to_pylist())
+        assert (unit.shard.rows, unit.shard.tokens) == (table.num_rows, tokens)
+
+
+def test_the_last_change_to_a_table_is_checked_before_it_is_stored(memory: Storage) -> None:
+    def spoil(table: pa.Table) -> pa.Table:
+        mask = pa.array([[]] * table.num_rows, table.schema.field("response_mask").type)
+        return table.set_column(
+            table.column_names.index("response_mask"), table.schema.field("response_mask"), mask
+        )
+
+    with LazyEngine(Seeded) as engine, pytest.raises(DataError, match="stage u0000"):
+        run(memory, engine, finish=spoil)
+    assert memory.names("rollouts") == memory.names("stage/commits") == set()
