@@ -76,9 +76,7 @@ class Known:
         assert signal == Signal(K) and kwargs == {"vocab_size": V}
         self.asked.append(len(prompts))
         parts = [exact(p, r) for p, r in zip(prompts, responses, strict=True)]
-        names = [name for name, value in vars(parts[0]).items() if value is not None]
-        joined = Scores(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
-        return self.change(joined, responses)
+        return self.change(Scores.joined(parts), responses)
 
     def shrink(self) -> bool:
         """Return that there is no less to try."""
