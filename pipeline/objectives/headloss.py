@@ -6,7 +6,6 @@ N trained tokens of one chunk.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,6 @@ from pipeline.models.head import Head
 from pipeline.objectives.losses import DIAGNOSTICS, token_losses
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import LossConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -5,42 +5,20 @@ S support = top-k and sampled token, C categories = S and one tail bucket, V voc
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from pipeline.objectives.sides import Sides
 from pipeline.objectives.targets import Targets
-from schemas.config.loss import LossConfig
+from schemas.config.loss import LossConfig, LossKind
 from schemas.errors import DataError
 
-DIAGNOSTICS = (
-    "forward_kl",
-    "reverse_kl",
-    "sampled_reverse_kl",
-    "student_mass",
-    "teacher_mass",
-    "student_entropy",
-    "token_logprob",
-    "rollout_kl",
-    "floored",
-    "tail_clamped",
-)
-"""Names of the per-token diagnostics that `token_losses` returns."""
+_NEG_INF, _MAX_LOG_RATIO = -math.inf, 20.0
 
 
-_NEG_INF = -math.inf
-
-
-_MAX_LOG_RATIO = 20.0
-
-
-class _Categories(NamedTuple):
-    """Both sides on support and tail bucket; `log_q_TC` is finite also where `exists_TC` is not."""
-
-    log_p_TC: Tensor
-    log_q_TC: Tensor
-    exists_TC: Tensor
+_PerToken = Callable[[Sides, LossConfig], Tensor]
 
 
 def token_losses(
@@ -67,39 +45,14 @@ def token_losses(
     logits_TV = logits_TV.float()
     if not bool(live_T.all()):  # a copy of the logits, so only where there is something to hide
         logits_TV = logits_TV.masked_fill(~live_T[:, None], 0.0)
-    log_z_T = logits_TV.logsumexp(-1)
-    token_T = logits_TV.gather(-1, targets.token_ids_T[:, None])[:, 0] - log_z_T
-    if loss.kind == "policy_gradient":
-        with torch.no_grad():
-            sides = _categories(logits_TV, log_z_T, targets)
-        loss_T = _policy_gradient(token_T, targets, loss)
-    else:
-        sides = _categories(logits_TV, log_z_T, targets)
-        loss_T = _divergence(sides, loss)
+    sides = Sides(logits_TV, logits_TV.logsumexp(-1), targets)
+    loss_T = LOSSES[loss.kind](sides, loss)
     with torch.no_grad():
-        values = _diagnostics(sides, targets, loss.teacher_logprob_floor)
-        values["student_entropy"] = torch.special.entr(logits_TV.softmax(-1)).sum(-1)
-        values["token_logprob"] = token_T.detach()
-        floored_T = targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor)
-        values["sampled_reverse_kl"] = token_T - floored_T
-        values["rollout_kl"] = _rollout_kl(token_T, targets)
-        values = {name: torch.where(live_T, values[name].float(), 0.0) for name in DIAGNOSTICS}
+        values = {
+            name: torch.where(live_T, diagnostic(sides, loss).float(), 0.0)
+            for name, diagnostic in DIAGNOSTICS.items()
+        }
     return torch.where(live_T, loss_T, 0.0), values
-
-
-def _categories(logits_TV: Tensor, log_z_T: Tensor, targets: Targets) -> _Categories:
-    full_T = targets.valid_TS.sum(-1) == logits_TV.shape[-1]
-    outside_TV = logits_TV.scatter(-1, targets.ids_TS, _NEG_INF)
-    if targets.ids_TS.shape[-1] >= logits_TV.shape[-1]:
-        # logsumexp of nothing but -inf has a NaN gradient: leave such rows something to sum
-        outside_TV = outside_TV.masked_fill(full_T[:, None], 0.0)
-    tail_T = outside_TV.logsumexp(-1)
-    support_TS = logits_TV.gather(-1, targets.ids_TS)
-    return _Categories(
-        log_p_TC=torch.cat([targets.logprobs_TS, targets.tail_T[:, None]], dim=-1),
-        log_q_TC=torch.cat([support_TS, tail_T[:, None]], dim=-1) - log_z_T[:, None],
-        exists_TC=torch.cat([targets.valid_TS, ~full_T[:, None]], dim=-1),
-    )
 
 
 def _kl(log_a_TC: Tensor, log_b_TC: Tensor, present_TC: Tensor) -> Tensor:
@@ -109,34 +62,38 @@ def _kl(log_a_TC: Tensor, log_b_TC: Tensor, present_TC: Tensor) -> Tensor:
     return (log_a_TC.exp() * (log_a_TC - log_b_TC)).sum(-1)
 
 
-def _forward_kl(sides: _Categories) -> Tensor:
-    return _kl(sides.log_p_TC, sides.log_q_TC, sides.exists_TC & (sides.log_p_TC > _NEG_INF))
+def _forward_kl(sides: Sides, loss: LossConfig) -> Tensor:
+    """Return KL(teacher‖student); a category that the teacher gives nothing adds nothing."""
+    log_p_TC, log_q_TC, exists_TC = sides.categories
+    return _kl(log_p_TC, log_q_TC, exists_TC & (log_p_TC > _NEG_INF))
 
 
-def _reverse_kl(sides: _Categories, floor: float) -> Tensor:
-    return _kl(sides.log_q_TC, sides.log_p_TC.clamp(min=floor), sides.exists_TC)
+def _reverse_kl(sides: Sides, loss: LossConfig) -> Tensor:
+    """Return KL(student‖teacher), the teacher floored."""
+    log_p_TC, log_q_TC, exists_TC = sides.categories
+    return _kl(log_q_TC, log_p_TC.clamp(min=loss.teacher_logprob_floor), exists_TC)
 
 
-def _divergence(sides: _Categories, loss: LossConfig) -> Tensor:
-    """Return the divergence of each token; the ends of `beta` are the two KLs, not their limits.
+def _jsd(sides: Sides, loss: LossConfig) -> Tensor:
+    """Return the generalised Jensen-Shannon divergence; its ends are the two KLs, not their limits.
 
-    Source: generalised Jensen-Shannon divergence of GKD, arXiv 2306.13649.
+    Source: GKD, arXiv 2306.13649.
     """
-    if loss.kind == "forward_kl" or (loss.kind == "jsd" and loss.beta == 0.0):
-        return _forward_kl(sides)
-    if loss.kind == "reverse_kl" or loss.beta == 1.0:
-        return _reverse_kl(sides, loss.teacher_logprob_floor)
-    log_p_TC = sides.log_p_TC.clamp(min=loss.teacher_logprob_floor)
-    log_m_TC = torch.logaddexp(
-        sides.log_q_TC + math.log1p(-loss.beta), log_p_TC + math.log(loss.beta)
-    )
-    teacher_T = _kl(log_p_TC, log_m_TC, sides.exists_TC)
-    student_T = _kl(sides.log_q_TC, log_m_TC, sides.exists_TC)
+    if loss.beta == 0.0:
+        return _forward_kl(sides, loss)
+    if loss.beta == 1.0:
+        return _reverse_kl(sides, loss)
+    log_p_TC, log_q_TC, exists_TC = sides.categories
+    log_p_TC = log_p_TC.clamp(min=loss.teacher_logprob_floor)
+    log_m_TC = torch.logaddexp(log_q_TC + math.log1p(-loss.beta), log_p_TC + math.log(loss.beta))
+    teacher_T = _kl(log_p_TC, log_m_TC, exists_TC)
+    student_T = _kl(log_q_TC, log_m_TC, exists_TC)
     return loss.beta * teacher_T + (1.0 - loss.beta) * student_T
 
 
-def _policy_gradient(token_T: Tensor, targets: Targets, loss: LossConfig) -> Tensor:
+def _policy_gradient(sides: Sides, loss: LossConfig) -> Tensor:
     """Return -ρ·A, A = log p(y) - log q(y); the cap is a detached factor, so gradients stay."""
+    targets, token_T = sides.targets, sides.student_token_logprob_T
     now_T = token_T.detach()
     advantage_T = targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor) - now_T
     if loss.advantage_clip is not None:
@@ -150,24 +107,52 @@ def _policy_gradient(token_T: Tensor, targets: Targets, loss: LossConfig) -> Ten
     return -advantage_T * ratio_T * (token_T - now_T).exp()
 
 
-def _rollout_kl(token_T: Tensor, targets: Targets) -> Tensor:
+LOSSES: dict[LossKind, _PerToken] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "jsd": _jsd,
+    "policy_gradient": _policy_gradient,
+}
+"""The loss of each token in nats, by `loss.kind`."""
+
+
+def _sampled_reverse_kl(sides: Sides, loss: LossConfig) -> Tensor:
+    teacher_T = sides.targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor)
+    return sides.student_token_logprob_T - teacher_T
+
+
+def _student_mass(sides: Sides, loss: LossConfig) -> Tensor:
+    student_TS = sides.categories.log_q_TC[:, :-1].exp()
+    return student_TS.masked_fill(~sides.targets.valid_TS, 0.0).sum(-1)
+
+
+def _floored(sides: Sides, loss: LossConfig) -> Tensor:
+    log_p_TC, _, exists_TC = sides.categories
+    return ((log_p_TC < loss.teacher_logprob_floor) & exists_TC).any(-1)
+
+
+def _rollout_kl(sides: Sides, loss: LossConfig) -> Tensor:
     """Return μ-samples' estimate r − 1 − log r of KL(μ‖q), r = q/μ, μ what the rollout drew from.
 
     Source: the low-variance estimator k3 of Schulman, "Approximating KL divergence", 2020.
     """
-    if targets.rollout_logprob_T is None:
+    token_T, rollout_T = sides.student_token_logprob_T, sides.targets.rollout_logprob_T
+    if rollout_T is None:
         return torch.zeros_like(token_T)
-    log_ratio_T = (token_T - targets.rollout_logprob_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    log_ratio_T = (token_T - rollout_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     return torch.expm1(log_ratio_T) - log_ratio_T
 
 
-def _diagnostics(sides: _Categories, targets: Targets, floor: float) -> dict[str, Tensor]:
-    student_TS = sides.log_q_TC[:, :-1].exp().masked_fill(~targets.valid_TS, 0.0)
-    return {
-        "forward_kl": _forward_kl(sides),
-        "reverse_kl": _reverse_kl(sides, floor),
-        "student_mass": student_TS.sum(-1),
-        "teacher_mass": targets.logprobs_TS.exp().sum(-1),
-        "floored": ((sides.log_p_TC < floor) & sides.exists_TC).any(-1),
-        "tail_clamped": targets.tail_clamped_T,
-    }
+DIAGNOSTICS: dict[str, _PerToken] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "sampled_reverse_kl": _sampled_reverse_kl,
+    "student_mass": _student_mass,
+    "teacher_mass": lambda sides, _: sides.targets.logprobs_TS.exp().sum(-1),
+    "student_entropy": lambda sides, _: torch.special.entr(sides.logits_TV.softmax(-1)).sum(-1),
+    "token_logprob": lambda sides, _: sides.student_token_logprob_T,
+    "rollout_kl": _rollout_kl,
+    "floored": _floored,
+    "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,
+}
+"""What is told of each token beside its loss, by the name of its metric."""

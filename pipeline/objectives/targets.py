@@ -116,7 +116,7 @@ def build_targets(
         column = column.double() if column.is_floating_point() else column.long()
         return torch.where(trained, column, otherwise)
 
-    scores = _Scores(
+    stored = _Stored(
         ids_TK=live(topk_ids_TK, -1),
         logprobs_TK=live(topk_logprobs_TK, _NEG_INF),
         tail_T=live(tail_T, _NEG_INF),
@@ -124,12 +124,12 @@ def build_targets(
         token_logprob_T=live(token_logprob_T, 0.0),
         rollout_logprob_T=None if rollout_logprob_T is None else live(rollout_logprob_T, 0.0),
     )
-    _check_ids(scores, vocab_size)
-    _check_logprobs(scores)
-    return _normalised(scores, weight_T.float(), vocab_size)
+    _check_ids(stored, vocab_size)
+    _check_logprobs(stored)
+    return _normalised(stored, weight_T.float(), vocab_size)
 
 
-class _Scores(NamedTuple):
+class _Stored(NamedTuple):
     """What the store holds, in float64; positions of weight 0 are blank: id 0 has all mass."""
 
     ids_TK: Tensor
@@ -140,14 +140,14 @@ class _Scores(NamedTuple):
     rollout_logprob_T: Tensor | None
 
 
-def _normalised(scores: _Scores, weight_T: Tensor, vocab_size: int) -> Targets:
-    token_T1, rollout_T = scores.token_ids_T[:, None], scores.rollout_logprob_T
-    new_T = ~(scores.ids_TK == token_T1).any(-1)
-    valid_TS = torch.cat([scores.ids_TK >= 0, new_T[:, None]], dim=-1)
-    ids_TS = torch.cat([scores.ids_TK, token_T1], dim=-1)
-    logprobs_TS = torch.cat([scores.logprobs_TK, scores.token_logprob_T[:, None]], dim=-1)
+def _normalised(stored: _Stored, weight_T: Tensor, vocab_size: int) -> Targets:
+    token_T1, rollout_T = stored.token_ids_T[:, None], stored.rollout_logprob_T
+    new_T = ~(stored.ids_TK == token_T1).any(-1)
+    valid_TS = torch.cat([stored.ids_TK >= 0, new_T[:, None]], dim=-1)
+    ids_TS = torch.cat([stored.ids_TK, token_T1], dim=-1)
+    logprobs_TS = torch.cat([stored.logprobs_TK, stored.token_logprob_T[:, None]], dim=-1)
     logprobs_TS = logprobs_TS.masked_fill(~valid_TS, _NEG_INF)
-    tail_T, clamped_T = _without_token(scores, new_T)
+    tail_T, clamped_T = _without_token(stored, new_T)
     full_T = valid_TS.sum(-1) == vocab_size
     tail_T = tail_T.masked_fill(full_T, _NEG_INF)
     log_mass_T = torch.cat([logprobs_TS, tail_T[:, None]], dim=-1).logsumexp(-1)
@@ -157,20 +157,20 @@ def _normalised(scores: _Scores, weight_T: Tensor, vocab_size: int) -> Targets:
         logprobs_TS=(logprobs_TS - log_mass_T[:, None]).float(),
         valid_TS=valid_TS,
         tail_T=(tail_T - log_mass_T).float(),
-        token_ids_T=scores.token_ids_T,
-        token_logprob_T=scores.token_logprob_T.float(),
+        token_ids_T=stored.token_ids_T,
+        token_logprob_T=stored.token_logprob_T.float(),
         weight_T=weight_T,
         tail_clamped_T=clamped_T & ~full_T & (weight_T > 0),
         rollout_logprob_T=None if rollout_T is None else rollout_T.float(),
     )
 
 
-def _without_token(scores: _Scores, new_T: Tensor) -> tuple[Tensor, Tensor]:
+def _without_token(stored: _Stored, new_T: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tail without the token where it is new, and where rounding had to be clamped."""
-    token_T, tail_T = scores.token_logprob_T, scores.tail_T
+    token_T, tail_T = stored.token_logprob_T, stored.tail_T
     clamped_T = new_T & (token_T > tail_T - _TAIL_EPSILON)
-    gap_T = (token_T - tail_T.masked_fill(tail_T == _NEG_INF, 0.0)).clamp(max=-_TAIL_EPSILON)
-    rest_T = (-torch.expm1(gap_T)).log()  # of the tail, as a log share
+    share_T = (token_T - tail_T.masked_fill(tail_T == _NEG_INF, 0.0)).clamp(max=-_TAIL_EPSILON)
+    rest_T = (-torch.expm1(share_T)).log()  # both of the tail, as log shares
     return torch.where(new_T, tail_T + rest_T, tail_T), clamped_T
 
 
@@ -189,9 +189,9 @@ def _refuse(bad_T: Tensor, found: str) -> None:
         raise DataError(f"{found} at {count} of {len(bad_T)} positions, the first is {first}")
 
 
-def _check_ids(scores: _Scores, vocab_size: int) -> None:
-    ids_TK, token_T = scores.ids_TK, scores.token_ids_T
-    padding_TK = (ids_TK < 0) & (scores.logprobs_TK == _NEG_INF)
+def _check_ids(stored: _Stored, vocab_size: int) -> None:
+    ids_TK, token_T = stored.ids_TK, stored.token_ids_T
+    padding_TK = (ids_TK < 0) & (stored.logprobs_TK == _NEG_INF)
     bad_TK = ~padding_TK & ((ids_TK < 0) | (ids_TK >= vocab_size))
     _refuse(bad_TK.any(-1), f"teacher top-k id outside the vocabulary of {vocab_size}")
     bad_T = (token_T < 0) | (token_T >= vocab_size)
@@ -201,12 +201,12 @@ def _check_ids(scores: _Scores, vocab_size: int) -> None:
     _refuse(same_TK.any(-1), "duplicate teacher top-k ids")
 
 
-def _check_logprobs(scores: _Scores) -> None:
+def _check_logprobs(stored: _Stored) -> None:
     for owner, logprobs in [
-        ("teacher top-k", scores.logprobs_TK),
-        ("teacher tail", scores.tail_T),
-        ("teacher sampled-token", scores.token_logprob_T),
-        ("rollout", scores.rollout_logprob_T),
+        ("teacher top-k", stored.logprobs_TK),
+        ("teacher tail", stored.tail_T),
+        ("teacher sampled-token", stored.token_logprob_T),
+        ("rollout", stored.rollout_logprob_T),
     ]:
         if logprobs is not None:
             bad = ~(logprobs <= LOGPROB_ROUNDING)

@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.config.section import (
-    Section,
-)
+from schemas.config.section import Section
+
+LossKind = Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"]
 
 
 class LossConfig(Section):
     """`[loss]`: the objective over teacher support and tail bucket."""
 
-    kind: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"]
+    kind: LossKind
     """`forward_kl` = KL(teacher‖student), `reverse_kl` = KL(student‖teacher), `jsd` = generalised
     Jensen-Shannon, `policy_gradient` = sampled token, advantage log p_teacher − log q_student."""
     beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5

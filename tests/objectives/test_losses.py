@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.objectives.losses import DIAGNOSTICS, token_losses
+from pipeline.objectives.losses import DIAGNOSTICS, LOSSES, token_losses
 from pipeline.objectives.targets import Targets
-from schemas.config.loss import LossConfig
+from schemas.config.loss import LossConfig, LossKind
 from schemas.errors import DataError
 from tests.support.lossreference import (
     ALL,
@@ -90,6 +91,10 @@ def rollout_kl(log_q_T: Tensor, targets: Targets) -> Tensor:
         return torch.zeros_like(log_q_T)
     ratio_T = (log_q_T - targets.rollout_logprob_T.double()).exp()
     return ratio_T - 1 - ratio_T.log()
+
+
+def test_every_kind_of_the_configuration_has_its_loss_and_is_tested_here() -> None:
+    assert set(LOSSES) == set(get_args(LossKind)) == {loss.kind for loss in ALL}
 
 
 def test_the_estimate_of_the_rollouts_kl_is_unbiased() -> None:
