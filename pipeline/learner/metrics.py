@@ -41,9 +41,13 @@ def step_metrics(
 def steps_shard(
     run: Run, round_index: int, first_step: int, steps: Sequence[Step]
 ) -> tuple[Shard, dict[str, float]]:
-    """Store a round's optimizer steps; return where, and their means weighted by tokens."""
-    names = sorted(steps[0])
-    columns = {name: pa.array([step[name] for step in steps], pa.float64()) for name in names}
+    """Store a round's optimizer steps; return where, and their means weighted by tokens.
+
+    A figure that only some steps have, for another opd took the others, is null there and has no
+    mean.
+    """
+    names = sorted({name for step in steps for name in step})
+    columns = {name: pa.array([step.get(name) for step in steps], pa.float64()) for name in names}
     number = pa.array(range(first_step, first_step + len(steps)), pa.int64())
     table = pa.table({"step": number, **columns})
     data = write_table(table, {"run": run.name, "round": round_index})

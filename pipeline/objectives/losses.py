@@ -150,7 +150,7 @@ DIAGNOSTICS: dict[str, _PerToken] = {
     "student_mass": _student_mass,
     "teacher_mass": lambda sides, _: sides.targets.logprobs_TS.exp().sum(-1),
     "student_entropy": lambda sides, _: torch.special.entr(sides.logits_TV.softmax(-1)).sum(-1),
-    "token_logprob": lambda sides, _: sides.student_token_logprob_T,
+    "student_token_logprob": lambda sides, _: sides.student_token_logprob_T,
     "rollout_kl": _rollout_kl,
     "floored": _floored,
     "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,

@@ -13,6 +13,7 @@ from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
+from schemas.records.training import TrainManifest
 from tests.support.minimal import parse
 
 FIGURE = st.integers(-1000, 1000).map(lambda n: n / 8)
@@ -69,3 +70,39 @@ def test_steps_are_stored_whole_and_summed_up_by_their_tokens(memory: Storage) -
     assert table.drop_columns(["step"]).to_pylist() == [dict(sorted(s.items())) for s in steps]
     assert (metadata["run"], metadata["round"]) == ("demo", 3)
     assert means == {"loss": pytest.approx(2.0), "learning_rate": pytest.approx(0.15)}
+
+
+def test_a_round_that_another_opd_began_keeps_the_names_of_both(memory: Storage) -> None:
+    before: Step = {"loss": 1.0, "tokens": 10.0, "token_logprob": -3.0}
+    after: Step = {"loss": 2.0, "tokens": 10.0, "student_token_logprob": -2.0}
+    shard, means = steps_shard(Run(parse(), memory), 0, 0, [before, after])
+    table, _ = read_table(memory.read_shard(shard), where="x")
+    assert table.column("token_logprob").to_pylist() == [-3.0, None]
+    assert table.column("student_token_logprob").to_pylist() == [None, -2.0]
+    assert means == {"loss": 1.5}
+
+
+def test_a_train_manifest_with_names_of_before_is_read(memory: Storage) -> None:
+    run = Run(parse(), memory)
+    before: Step = {"loss": 1.0, "tokens": 10.0, "token_logprob": -3.0}
+    shard, means = steps_shard(run, 0, 0, [before])
+    assert means == {"loss": 1.0, "token_logprob": -3.0}
+    written = TrainManifest(
+        run="tiny",
+        round=0,
+        fingerprint="f",
+        policy_version_in="a",
+        policy_version_out="b",
+        shards=(),
+        rows=1,
+        stale_rows=0,
+        untrained_rows=0,
+        tokens=10,
+        first_step=0,
+        steps=1,
+        optimizer_restarted=False,
+        metrics=shard,
+        summary=means,
+    )
+    run.storage.put(run.manifest_key(0, "train"), written.to_bytes())
+    assert run.train(0) == written

@@ -125,7 +125,7 @@ def test_the_diagnostics_are_those_of_the_definitions() -> None:
         "student_mass": (log_q_TV.exp() * support_TV).sum(-1),
         "teacher_mass": (log_p_TV.exp() * support_TV).sum(-1),
         "student_entropy": -(log_q_TV.exp() * log_q_TV).sum(-1),
-        "token_logprob": log_q_T,
+        "student_token_logprob": log_q_T,
         "rollout_kl": rollout_kl(log_q_T, targets),
         "floored": torch.zeros(9),
         "tail_clamped": torch.zeros(9),

@@ -65,5 +65,5 @@ def test_a_sampled_token_that_the_teacher_forbids_stays_finite(k: int) -> None:
         loss_T, grad_TV = loss_and_gradient(logits_TV, targets, loss)
         assert bool(loss_T.isfinite().all()) and bool(grad_TV.isfinite().all())
     _, found = token_losses(logits_TV, targets, ON_POLICY)
-    assert torch.equal(found["sampled_reverse_kl"], found["token_logprob"] + 30.0)
+    assert torch.equal(found["sampled_reverse_kl"], found["student_token_logprob"] + 30.0)
     assert not bool(targets.tail_clamped_T.any())
