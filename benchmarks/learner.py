@@ -41,13 +41,13 @@ from benchmarks.losses import naive_loss
 from pipeline.engines.hf.engine import HfEngine
 from pipeline.engines.lazy import LazyEngine
 from pipeline.learner.batches import StepPlan, plan_steps
-from pipeline.learner.data import Batch, RoundData
-from pipeline.learner.learner import Learner, batch_inputs
+from pipeline.learner.data import RoundData
+from pipeline.learner.learner import Learner, batch_inputs, batch_targets
 from pipeline.learner.ranks import join_ranks
 from pipeline.learner.settings import LearnerSettings
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
-from pipeline.objectives.targets import Targets, build_targets
+from pipeline.objectives.targets import Targets
 from pipeline.shards.scores import write_scores
 from pipeline.store.storage import Storage
 from pipeline.teachers.reading import score_table
@@ -100,7 +100,7 @@ class _Ours:
     def __init__(self, source: ModelSource, data: RoundData, plan: StepPlan) -> None:
         train = TrainSection(
             learning_rate=RATE,
-            sequences_per_step=len(data.unit_rows),
+            sequences_per_step=sum(len(rows) for micro in plan.micro for rows in micro),
             device="cpu",
             micro_batch_tokens=MICRO_TOKENS,
         )
@@ -137,7 +137,7 @@ class _Plain:
         )
         vocab = int(self._model.lm_head.weight.shape[0])
         batches = [data.batch(micro[0]) for micro in plan.micro]
-        self._micro = [_Micro(*batch_inputs(b, "cpu"), _targets(b, vocab)) for b in batches]
+        self._micro = [_Micro(*batch_inputs(b, "cpu"), batch_targets(b, vocab)) for b in batches]
         self._tokens, self.loss = plan.trained_tokens, 0.0
 
     def __call__(self) -> int:
@@ -156,25 +156,12 @@ class _Plain:
         return self._tokens
 
 
-def _targets(batch: Batch, vocab: int) -> Targets:
-    tokens = {name: torch.from_numpy(np.array(values)) for name, values in batch.tokens.items()}
-    return build_targets(
-        tokens["topk_ids"],
-        tokens["topk_logprobs"],
-        tail_T=tokens["tail"],
-        token_ids_T=tokens["token_ids"],
-        token_logprob_T=tokens["token_logprob"],
-        weight_T=tokens["weight"],
-        vocab_size=vocab,
-    )
-
-
 def _plan(data: RoundData, rows: int) -> StepPlan:
-    order = np.arange(rows, dtype=np.int64)
+    order, lengths = np.arange(rows, dtype=np.int64), data.read_lengths(oldest_round=0)
     plans = plan_steps(
         [order],
-        data.total_tokens,
-        data.trained_tokens,
+        lengths.total_tokens_R,
+        lengths.trained_tokens_R,
         per_step=rows,
         micro_tokens=MICRO_TOKENS,
         processes=1,
@@ -199,7 +186,7 @@ def _scored_round(folder: Path, size: Size, rows: int, *, seed: int) -> RoundDat
     shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
     units = [UnitShard(unit="u00000", shard=shard)]
     manifests = {TEACHER: _score_manifest(rollout, units, scorer.key)}
-    return RoundData(storage, rollout, manifests, oldest_round=0, keep=1)
+    return RoundData(storage, rollout, manifests, keep=1)
 
 
 def _score_manifest(

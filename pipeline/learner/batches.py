@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.learner.sequences import Lengths, Rows
 from pipeline.models.padding import length_batches
+from schemas.config.train import TrainSection
+from schemas.errors import DataError
 from schemas.randomness import derived_seed
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,44 @@ class StepPlan:
     micro: tuple[tuple[Rows, ...], ...]
     trained_tokens: int
     """Tokens with a loss, over all processes: the loss is divided by it."""
+
+
+def round_steps(
+    lengths: Lengths, train: TrainSection, *, run_seed: int, round_index: int, processes: int
+) -> list[StepPlan]:
+    """Return the optimizer steps of a round: which rows each takes, on every process.
+
+    Args:
+        lengths: of the round's rows.
+        train: settings of the learner.
+        run_seed: root of the run's randomness.
+        round_index: the round.
+        processes: data-parallel processes.
+
+    Raises:
+        DataError: no row can be trained.
+    """
+    usable_R = lengths.usable_R
+    if not usable_R.any():
+        raise DataError(
+            f"round {round_index} has no row to train on: {int((~lengths.fresh_R).sum())} are "
+            "stale, the others have no token of the student's own"
+        )
+    seed = derived_seed("train", run_seed, round_index)
+    orders: list[Rows] = []
+    for epoch in range(train.epochs):
+        order = epoch_order(
+            lengths.unit_rows_U, seed=seed, epoch=epoch, shuffle_shards=train.shuffle_shards
+        )
+        orders.append(order[usable_R[order]])
+    return plan_steps(
+        orders,
+        lengths.total_tokens_R,
+        lengths.trained_tokens_R,
+        per_step=train.sequences_per_step,
+        micro_tokens=train.micro_batch_tokens,
+        processes=processes,
+    )
 
 
 def epoch_order(unit_rows: Rows, *, seed: int, epoch: int, shuffle_shards: int) -> Rows:

@@ -1,55 +1,43 @@
 """The sequences of a round with their teacher scores, read shard by shard for the learner.
 
 Promises: every shard is verified, aligned with its rollout by sequence digest and of the expected
-scorer; at most `keep` shards are held. Shapes: T tokens, K top-k.
+scorer; at most `keep` units are held, and `keep` rollouts that wait for their scores.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.learner.sequences import (
+    Batch,
+    Lengths,
+    Rows,
+    TeacherColumns,
+    join_batches,
+    join_teachers,
+)
 from pipeline.scores.columns import scores_of
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
 from pipeline.store.storage import Storage
 from schemas.columns import flat_values, list_lengths
 from schemas.errors import DataError, IdentityError
-from schemas.ragged import token_index
+from schemas.ragged import row_sums, token_index
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
 
-Rows = NDArray[np.int64]
+LENGTH_COLUMNS = ("prompt_ids", "response_mask", "round", "policy_version")
+"""Columns that lengths, age and policy of rows are read from."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Some sequences, their response tokens joined in order.
-
-    Attributes:
-        rows: prompt and response ids of each sequence.
-        prompt_tokens: int64 [rows].
-        response_tokens: int64 [rows].
-        tokens: per-token arrays [T]: `token_ids`, `token_logprob`, `tail`, `weight` (0 where a
-            token is not trained), `rollout_logprob`; and `topk_ids`, `topk_logprobs` [T, K].
-    """
-
-    rows: list[NDArray[np.int32]]
-    prompt_tokens: Rows
-    response_tokens: Rows
-    tokens: dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class _Unit:
-    prompt_ids: NDArray[np.int32]
-    prompt_tokens: Rows
-    response_tokens: Rows
-    tokens: dict[str, NDArray[Any]]
+ROW_COLUMNS = (
+    *("prompt_ids", "response_ids", "response_mask", "rollout_student_logprobs"),
+    *("weight", "teacher", "sequence_digest"),
+)
+"""Columns that rows are trained from."""
 
 
 class RoundData:
@@ -61,50 +49,61 @@ class RoundData:
         rollout: RolloutManifest,
         scores: dict[str, ScoreManifest],
         *,
-        oldest_round: int,
         keep: int,
     ) -> None:
-        """Read the lengths of all rows; the scores are read when a batch needs them.
+        """Read nothing yet.
 
         Args:
             storage: the store.
             rollout: the sampled shards.
             scores: score manifest of each teacher.
-            oldest_round: rows sampled before it are stale and are not trained.
             keep: units held in memory.
         """
         self._storage, self._rollout, self._scores = storage, rollout, scores
         self._keep: int = keep
-        self._held: OrderedDict[int, _Unit] = OrderedDict()
-        lengths = [self._lengths(u.shard, oldest_round) for u in rollout.units]
-        self.unit_rows: Rows = np.array([len(part[0]) for part in lengths], dtype=np.int64)
-        self.total_tokens, self.trained_tokens, fresh = (
-            np.concatenate([part[i] for part in lengths]) for i in range(3)
-        )
-        self.fresh: NDArray[np.bool_] = fresh.astype(bool)
-        """Rows that are not stale."""
+        self._held: OrderedDict[int, Batch] = OrderedDict()
+        self._unscored: dict[int, pa.Table] = {}
+        self._unit_rows_U: Rows = np.array([u.shard.rows for u in rollout.units], dtype=np.int64)
 
-    def _lengths(self, shard: Any, oldest_round: int) -> tuple[Rows, Rows, Rows]:
-        table = read_rollout(self._storage, shard)
-        _check_policy(self._storage.url(shard.key), table, self._rollout)
-        responses = list_lengths(table, "response_ids")
-        row = np.repeat(np.arange(len(responses)), responses)
-        mask = flat_values(table, "response_mask").astype(np.int64)
-        trained = np.bincount(row, weights=mask, minlength=len(responses)).astype(np.int64)
-        fresh = table.column("round").to_numpy() >= oldest_round
-        return list_lengths(table, "prompt_ids") + responses, trained, fresh.astype(np.int64)
+    def read_lengths(self, *, oldest_round: int) -> Lengths:
+        """Return the lengths of all rows, from one reading of every rollout shard.
+
+        The first `keep` of them stay, so that their rows need no second reading.
+
+        Args:
+            oldest_round: rows sampled before it are stale.
+
+        Raises:
+            DataError: a shard is missing, corrupt or misshapen.
+            IdentityError: a shard was sampled by another policy or in a later round.
+        """
+        parts = [self._unit_lengths(index, oldest_round) for index in range(len(self._unit_rows_U))]
+        total, trained, fresh = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return Lengths(self._unit_rows_U, total, trained, fresh)
 
     def batch(self, rows: Rows) -> Batch:
         """Return the sequences of some rows, grouped by unit."""
-        ends = np.cumsum(self.unit_rows)
+        ends = np.cumsum(self._unit_rows_U)
         units = np.searchsorted(ends, rows, side="right")
         parts = []
         for index in np.unique(units).tolist():
-            local = rows[units == index] - (ends[index] - self.unit_rows[index])
-            parts.append(_take(self._unit(index), local))
-        return _join(parts)
+            local = rows[units == index] - (ends[index] - self._unit_rows_U[index])
+            parts.append(self._unit(index).take(local))
+        return join_batches(parts)
 
-    def _unit(self, index: int) -> _Unit:
+    def _unit_lengths(self, index: int, oldest_round: int) -> tuple[Rows, Rows, NDArray[np.bool_]]:
+        shard = self._rollout.units[index].shard
+        keeps = len(self._unscored) < self._keep
+        table = read_rollout(self._storage, shard, columns=None if keeps else LENGTH_COLUMNS)
+        _check_policy(self._storage.url(shard.key), table, self._rollout)
+        if keeps:
+            self._unscored[index] = table.select(ROW_COLUMNS)
+        responses = list_lengths(table, "response_mask")
+        trained = row_sums(flat_values(table, "response_mask").astype(np.int64), responses)
+        fresh = table.column("round").to_numpy() >= oldest_round
+        return list_lengths(table, "prompt_ids") + responses, trained, fresh
+
+    def _unit(self, index: int) -> Batch:
         if index in self._held:
             self._held.move_to_end(index)
             return self._held[index]
@@ -113,25 +112,25 @@ class RoundData:
             self._held.popitem(last=False)
         return unit
 
-    def _load(self, index: int) -> _Unit:
-        shard = self._rollout.units[index].shard
-        table = read_rollout(self._storage, shard)
+    def _load(self, index: int) -> Batch:
+        table = self._unscored.pop(index, None)
+        if table is None:
+            shard = self._rollout.units[index].shard
+            table = read_rollout(self._storage, shard).select(ROW_COLUMNS)
         responses = list_lengths(table, "response_ids")
         row_weight = table.column("weight").to_numpy().astype(np.float32)
         mask = flat_values(table, "response_mask").astype(np.float32)
-        return _Unit(
-            prompt_ids=flat_values(table, "prompt_ids"),
-            prompt_tokens=list_lengths(table, "prompt_ids"),
-            response_tokens=responses,
-            tokens={
-                "token_ids": flat_values(table, "response_ids"),
-                "weight": np.repeat(row_weight, responses) * mask,
-                "rollout_logprob": flat_values(table, "rollout_student_logprobs"),
-                **self._scores_of(index, table, responses),
-            },
+        return Batch(
+            prompt_ids_P=flat_values(table, "prompt_ids"),
+            prompt_tokens_B=list_lengths(table, "prompt_ids"),
+            response_tokens_B=responses,
+            token_ids_T=flat_values(table, "response_ids"),
+            weight_T=np.repeat(row_weight, responses) * mask,
+            rollout_logprob_T=flat_values(table, "rollout_student_logprobs"),
+            teacher=self._teacher_columns(index, table, responses),
         )
 
-    def _scores_of(self, index: int, table: pa.Table, responses: Rows) -> dict[str, Any]:
+    def _teacher_columns(self, index: int, table: pa.Table, responses: Rows) -> TeacherColumns:
         """Return the scores of a unit's tokens, each row by its own teacher."""
         parts, places = [], []
         teachers = table.column("teacher")
@@ -143,7 +142,7 @@ class RoundData:
             scores = read_scores(self._storage, unit.shard, scorer=manifest.scorer)
             where = self._storage.url(unit.shard.key)
             _check_aligned(where, scores, table.take(pa.array(rows)))
-            parts.append(_score_arrays(scores))
+            parts.append(_teacher_columns(scores))
             places.append(token_index(responses, rows))
         covered = sum(len(place) for place in places)
         if covered != responses.sum():
@@ -152,50 +151,18 @@ class RoundData:
                 "no teacher's scores: run `opd score` for every teacher of the configuration"
             )
         back = np.argsort(np.concatenate(places), kind="stable")
-        return {name: values[back] for name, values in _stacked(parts).items()}
+        return join_teachers(parts).take(back)
 
 
-def _score_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
+def _teacher_columns(table: pa.Table) -> TeacherColumns:
     """Return what the losses read of a score table; buckets of the tail become one."""
     scores = scores_of(table)
     tail = scores.tail
-    return {
-        "token_logprob": scores.token_logprob,
-        "tail": tail if tail.ndim == 1 else np.logaddexp.reduce(tail, axis=1),
-        "topk_ids": scores.topk_ids,
-        "topk_logprobs": scores.topk_logprobs,
-    }
-
-
-def _stacked(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Return arrays joined by name; top-k arrays are padded to the widest."""
-    width = max(part["topk_ids"].shape[1] for part in parts)
-    fills = {"topk_ids": -1, "topk_logprobs": -np.inf}
-    for name, fill in fills.items():
-        for part in parts:
-            missing = width - part[name].shape[1]
-            if missing:
-                part[name] = np.pad(part[name], ((0, 0), (0, missing)), constant_values=fill)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _take(unit: _Unit, rows: Rows) -> Batch:
-    tokens = token_index(unit.response_tokens, rows)
-    prompts = unit.prompt_ids[token_index(unit.prompt_tokens, rows)]
-    prompt_tokens, response_tokens = unit.prompt_tokens[rows], unit.response_tokens[rows]
-    taken = {name: values[tokens] for name, values in unit.tokens.items()}
-    heads = np.split(prompts, np.cumsum(prompt_tokens)[:-1])
-    tails = np.split(taken["token_ids"], np.cumsum(response_tokens)[:-1])
-    joined = [np.concatenate(pair) for pair in zip(heads, tails, strict=True)]
-    return Batch(joined, prompt_tokens, response_tokens, taken)
-
-
-def _join(parts: list[Batch]) -> Batch:
-    return Batch(
-        rows=[row for part in parts for row in part.rows],
-        prompt_tokens=np.concatenate([p.prompt_tokens for p in parts]),
-        response_tokens=np.concatenate([p.response_tokens for p in parts]),
-        tokens=_stacked([part.tokens for part in parts]),
+    return TeacherColumns(
+        topk_ids_TK=scores.topk_ids,
+        topk_logprobs_TK=scores.topk_logprobs,
+        tail_T=tail if tail.ndim == 1 else np.logaddexp.reduce(tail, axis=1),
+        token_logprob_T=scores.token_logprob,
     )
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.probe import make_probe, write_probe
 from pipeline.checkpoints.publishing import publish_checkpoint
-from pipeline.learner.data import Batch
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, batch_inputs, token_logprobs
 from pipeline.learner.ranks import from_main
+from pipeline.learner.sequences import Batch
 from pipeline.models.adapters import adapter_settings
 from pipeline.models.loading import load_model
 from pipeline.models.lora import write_adapter
@@ -61,9 +61,8 @@ def publish_student(
             _export(run, learner, weights, source, Path(name))
             made = replace(source, location=name)
             found_T = _check_export(run, made, probe, expected.cpu())
-            write_probe(
-                Path(name), make_probe(probe.rows, probe.prompt_tokens.tolist(), found_T.numpy())
-            )
+            lengths = probe.prompt_tokens_B.tolist()
+            write_probe(Path(name), make_probe(probe.id_rows(), lengths, found_T.numpy()))
             publish_checkpoint(
                 run,
                 index,
@@ -97,9 +96,9 @@ def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tenso
     with torch.inference_mode():
         logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
         found_T = token_logprobs(logits, ids_BT, states_2T)
-    gap_T = (found_T - expected_T).abs()
+    difference_T = (found_T - expected_T).abs()
     exact = dtype == "float32" and run.config.train.dtype == "float32"
-    found = float(gap_T.max() if exact else gap_T.mean())
+    found = float(difference_T.max() if exact else difference_T.mean())
     allowed = run.config.train.verify_tolerance if exact else LOW_PRECISION_NATS
     if not found <= allowed:
         raise DataError(

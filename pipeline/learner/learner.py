@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.learner.batches import Rows, StepPlan
-from pipeline.learner.data import Batch, RoundData
+from pipeline.learner.batches import StepPlan
+from pipeline.learner.data import RoundData
 from pipeline.learner.metrics import step_metrics
 from pipeline.learner.module import DistillationModule, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together
+from pipeline.learner.sequences import Batch, Rows, untrained_batch
 from pipeline.learner.settings import LearnerSettings, engine_config
 from pipeline.models.head import head_of
 from pipeline.models.lora import adapter_parameters
@@ -28,8 +28,6 @@ from pipeline.models.source import ModelSource
 from pipeline.objectives.losses import DIAGNOSTICS
 from pipeline.objectives.targets import Targets, build_targets
 from schemas.errors import DataError
-
-_Inputs = tuple[Batch, Targets]
 
 
 class Learner:
@@ -71,9 +69,9 @@ class Learner:
             group["lr"] = learning_rate
         scale = self._settings.accumulation * self._ranks.count / max(plan.trained_tokens, 1)
         sums = dict.fromkeys(("loss", "weight", *DIAGNOSTICS), 0.0)
-        spare, norm = _spare(plan), None
+        norm = None
         for micro in plan.micro:
-            batch, targets = together(partial(self._inputs, data, micro, spare))
+            batch, targets = together(partial(self._inputs, data, micro[self._ranks.rank]))
             loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
             self._engine.backward(loss)
             if self._engine.is_gradient_accumulation_boundary():
@@ -166,23 +164,9 @@ class Learner:
         state: dict[str, Tensor] = self._student.state_dict(keep_vars=True)
         return state
 
-    def _inputs(self, data: RoundData, micro: tuple[Rows, ...], spare: Rows) -> _Inputs:
-        batch = _own_batch(data, micro[self._ranks.rank], spare)
-        return batch, self._targets(batch)
-
-    def _targets(self, batch: Batch) -> Targets:
-        tokens = {name: torch.from_numpy(np.array(v)) for name, v in batch.tokens.items()}
-        targets = build_targets(
-            tokens["topk_ids"],
-            tokens["topk_logprobs"],
-            tail_T=tokens["tail"],
-            token_ids_T=tokens["token_ids"],
-            token_logprob_T=tokens["token_logprob"],
-            weight_T=tokens["weight"],
-            rollout_logprob_T=tokens["rollout_logprob"],
-            vocab_size=self.vocab_size,
-        )
-        return targets.to(self._ranks.device)
+    def _inputs(self, data: RoundData, rows: Rows) -> tuple[Batch, Targets]:
+        batch = data.batch(rows) if len(rows) else untrained_batch()
+        return batch, batch_targets(batch, self.vocab_size).to(self._ranks.device)
 
     def _grad_norm(self) -> float | None:
         """Return the gradient norm before clipping where DeepSpeed does not keep it (stage 0)."""
@@ -204,22 +188,27 @@ def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Ten
     return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
 
 
-def _spare(plan: StepPlan) -> Rows:
-    """Return the shortest row of a step, for processes that have none of a micro-batch."""
-    return [rows for micro in plan.micro for rows in micro if len(rows)][-1][-1:]
-
-
-def _own_batch(data: RoundData, rows: Rows, spare: Rows) -> Batch:
-    """Return a process's rows; where it has none, a spare one of which nothing is trained."""
-    if len(rows):
-        return data.batch(rows)
-    batch = data.batch(spare)
-    batch.tokens["weight"] = np.zeros_like(batch.tokens["weight"])
-    return batch
-
-
 def batch_inputs(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return padded ids and mask [B, T], and the states [2, T] that predict response tokens."""
-    ids_BT, mask_BT = padded(batch.rows, device, left=False)
-    states_2T = response_positions(batch.prompt_tokens, batch.response_tokens)
+    ids_BT, mask_BT = padded(batch.id_rows(), device, left=False)
+    states_2T = response_positions(batch.prompt_tokens_B, batch.response_tokens_B)
     return ids_BT, mask_BT, states_2T.to(device)
+
+
+def batch_targets(batch: Batch, vocab_size: int) -> Targets:
+    """Return the teacher's side of a batch's response tokens, checked.
+
+    Raises:
+        DataError: as `build_targets`.
+    """
+    teacher = batch.teacher
+    return build_targets(
+        torch.from_numpy(teacher.topk_ids_TK),
+        torch.from_numpy(teacher.topk_logprobs_TK),
+        tail_T=torch.from_numpy(teacher.tail_T),
+        token_ids_T=torch.from_numpy(batch.token_ids_T),
+        token_logprob_T=torch.from_numpy(teacher.token_logprob_T),
+        weight_T=torch.from_numpy(batch.weight_T),
+        rollout_logprob_T=torch.from_numpy(batch.rollout_logprob_T),
+        vocab_size=vocab_size,
+    )

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.checkpoints.opening import opened_model
-from pipeline.learner.batches import StepPlan, epoch_order, plan_steps
-from pipeline.learner.data import RoundData, Rows
+from pipeline.learner.batches import StepPlan, round_steps
+from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner
-from pipeline.learner.ranks import (
-    Ranks,
-    from_main,
-    gather_objects,
-    together,
-)
+from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
+from pipeline.learner.sequences import Lengths, Rows
 from pipeline.learner.settings import LearnerSettings, learning_rate_at, seed_dropout
 from pipeline.learner.states import find_state, load_state, misfit, save_state
 from pipeline.models.source import ModelSource
@@ -25,9 +21,7 @@ from pipeline.runs.reporting import Progress
 from pipeline.runs.run import Run
 from pipeline.store.commit import committed_units
 from schemas.config.train import TrainSection
-from schemas.errors import DataError
 from schemas.keys import commit_key
-from schemas.randomness import derived_seed
 from schemas.records.training import StateManifest
 
 PROBE_TOKENS = 256
@@ -39,7 +33,47 @@ PROBE_FROM_ROWS = 64
 
 
 @dataclass(frozen=True)
-class RoundWork:
+class TrainedRound:
+    """What training a round left in the store, besides the checkpoint, and what it took."""
+
+    state: StateManifest
+    """After the last step."""
+    lengths: Lengths
+    trained_tokens: int
+    """Of all steps."""
+    new_steps: int
+    """Steps of this call; those before a crash are in the state too."""
+
+
+def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progress) -> TrainedRound:
+    """Train what is left of a round and publish the student; every process must call.
+
+    Raises:
+        DataError: a shard is damaged, there is nothing to train on, a loss is not a number, or the
+            export differs.
+        IdentityError: a shard holds the scores of another teacher, or rows of another policy.
+    """
+    train = run.config.train
+    data = RoundData(run.storage, inputs.rollout, inputs.scores, keep=2 * train.shuffle_shards)
+    oldest_round = inputs.round_index - train.max_staleness
+    lengths = from_main(lambda: data.read_lengths(oldest_round=oldest_round))
+    steps = together(
+        lambda: round_steps(
+            lengths,
+            train,
+            run_seed=run.config.run.seed,
+            round_index=inputs.round_index,
+            processes=ranks.count,
+        )
+    )
+    work = _Work(run, inputs, data, steps, ranks, progress)
+    with _policy_source(work) as source:
+        state, new_steps = _train(work, source, _probe_rows(lengths.total_tokens_R))
+    return TrainedRound(state, lengths, sum(step.trained_tokens for step in steps), new_steps)
+
+
+@dataclass(frozen=True)
+class _Work:
     """Everything that one process needs to train a round."""
 
     run: Run
@@ -61,20 +95,8 @@ class RoundWork:
         return commit_key(folder, f"step-{step:06d}-{kind}")
 
 
-def round_data(run: Run, inputs: TrainInputs) -> RoundData:
-    """Return the rows of a round as the learner reads them."""
-    train = run.config.train
-    return RoundData(
-        run.storage,
-        inputs.rollout,
-        inputs.scores,
-        oldest_round=inputs.round_index - train.max_staleness,
-        keep=2 * train.shuffle_shards,
-    )
-
-
 @contextmanager
-def policy_source(work: RoundWork) -> Iterator[ModelSource]:
+def _policy_source(work: _Work) -> Iterator[ModelSource]:
     """Give a machine's processes one copy of the checkpoint that sampled the round."""
     ranks, policy = work.ranks, work.inputs.policy
     with ExitStack() as stack:
@@ -84,35 +106,7 @@ def policy_source(work: RoundWork) -> Iterator[ModelSource]:
         yield source
 
 
-def planned_steps(run: Run, round_index: int, data: RoundData, ranks: Ranks) -> list[StepPlan]:
-    """Return the optimizer steps of a round: which rows each takes, on every rank."""
-    train = run.config.train
-    usable = data.fresh & (data.trained_tokens > 0)
-    if not usable.any():
-        raise DataError(
-            f"round {round_index} has no row to train on: {int((~data.fresh).sum())} are stale, "
-            "the others have no token of the student's own"
-        )
-    orders: list[Rows] = []
-    for epoch in range(train.epochs):
-        order = epoch_order(
-            data.unit_rows,
-            seed=derived_seed("train", run.config.run.seed, round_index),
-            epoch=epoch,
-            shuffle_shards=train.shuffle_shards,
-        )
-        orders.append(order[usable[order]])
-    return plan_steps(
-        orders,
-        data.total_tokens,
-        data.trained_tokens,
-        per_step=train.sequences_per_step,
-        micro_tokens=train.micro_batch_tokens,
-        processes=ranks.count,
-    )
-
-
-def train_round(work: RoundWork, source: ModelSource) -> tuple[StateManifest, int]:
+def _train(work: _Work, source: ModelSource, probe: Rows) -> tuple[StateManifest, int]:
     """Train the steps that are left and publish the student; return the final state."""
     settings = LearnerSettings(
         train=work.train, loss=work.run.config.loss, accumulation=len(work.steps[0].micro)
@@ -127,7 +121,7 @@ def train_round(work: RoundWork, source: ModelSource) -> tuple[StateManifest, in
             work.inputs,
             learner,
             source=source,
-            probe=work.data.batch(_probe_rows(work.data)),
+            probe=from_main(lambda: work.data.batch(probe)),
             state=state,
             state_key=work.state_key(len(state.steps)),
         )
@@ -136,14 +130,14 @@ def train_round(work: RoundWork, source: ModelSource) -> tuple[StateManifest, in
     return state, len(state.steps) - begun
 
 
-def _probe_rows(data: RoundData) -> Rows:
+def _probe_rows(total_tokens_R: Rows) -> Rows:
     """Return a few short rows to compare an export with: their logits are held whole."""
-    short = np.argsort(data.total_tokens[:PROBE_FROM_ROWS], kind="stable")
-    fits = np.cumsum(data.total_tokens[short]) <= PROBE_TOKENS
+    short = np.argsort(total_tokens_R[:PROBE_FROM_ROWS], kind="stable")
+    fits = np.cumsum(total_tokens_R[short]) <= PROBE_TOKENS
     return np.sort(short[: max(1, int(fits.sum()))])
 
 
-def _resume(work: RoundWork, learner: Learner) -> StateManifest:
+def _resume(work: _Work, learner: Learner) -> StateManifest:
     """Restore the newest state that fits: of this round, else the end of the last one."""
     inside, before, notes = from_main(lambda: _find_states(work))
     for note in notes:
@@ -167,7 +161,7 @@ def _resume(work: RoundWork, learner: Learner) -> StateManifest:
 _Found = tuple[StateManifest | None, StateManifest | None, list[str]]
 
 
-def _find_states(work: RoundWork) -> _Found:
+def _find_states(work: _Work) -> _Found:
     """Return the newest state of this round, else that of the last, and what could not be used."""
     folder = work.run.stage_folder(work.inputs.round_index, "train")
     notes: list[str] = []
@@ -185,7 +179,7 @@ def _find_states(work: RoundWork) -> _Found:
     return None, before, notes
 
 
-def _usable(work: RoundWork, key: str | None) -> tuple[StateManifest | None, str]:
+def _usable(work: _Work, key: str | None) -> tuple[StateManifest | None, str]:
     """Return a state that this learner can load, or None and why not."""
     state = find_state(work.run, key)
     if state is None:
@@ -194,7 +188,7 @@ def _usable(work: RoundWork, key: str | None) -> tuple[StateManifest | None, str
     return (None, why) if why else (state, "")
 
 
-def _loop(work: RoundWork, learner: Learner, state: StateManifest) -> StateManifest:
+def _loop(work: _Work, learner: Learner, state: StateManifest) -> StateManifest:
     total, every = len(work.steps), work.train.save_steps
     work.progress.start("train", total, len(state.steps))
     try:

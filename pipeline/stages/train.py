@@ -7,9 +7,9 @@ again after a crash, the stage goes on from the last saved state.
 from contextlib import nullcontext
 
 from pipeline.learner.inputs import TrainInputs, find_work
-from pipeline.learner.loop import RoundWork, planned_steps, policy_source, round_data, train_round
+from pipeline.learner.loop import TrainedRound, train_round
 from pipeline.learner.metrics import steps_shard
-from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined, together
+from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.states import drop_states
 from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.run import Run, pin_run
@@ -18,7 +18,7 @@ from pipeline.store.records import create_record
 from pipeline.store.writer import writer
 from schemas.errors import DataError
 from schemas.keys import commit_key
-from schemas.records.training import StateManifest, TrainManifest
+from schemas.records.training import TrainManifest
 
 KEEP_STATES = 2
 """Rounds whose final optimizer state is kept; older ones are deleted."""
@@ -45,18 +45,14 @@ def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
 def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) -> StageResult:
     with writer(run.storage) if ranks.is_main else nullcontext():
         from_main(lambda: pin_run(run))
-        data = together(lambda: round_data(run, inputs))
-        steps = together(lambda: planned_steps(run, inputs.round_index, data, ranks))
-        work = RoundWork(run, inputs, data, steps, ranks, progress)
-        with policy_source(work) as source:
-            state, trained = train_round(work, source)
-        manifest = from_main(lambda: _finish(work, state))
-    return finished_result(run, manifest, trained=trained)
+        trained = train_round(run, inputs, ranks, progress=progress)
+        manifest = from_main(lambda: _finish(run, inputs, trained))
+    return finished_result(run, manifest, trained=trained.new_steps)
 
 
-def _finish(work: RoundWork, state: StateManifest) -> TrainManifest:
+def _finish(run: Run, inputs: TrainInputs, trained: TrainedRound) -> TrainManifest:
     """Write and return the train manifest; for the main process alone."""
-    run, inputs, data = work.run, work.inputs, work.data
+    state, lengths = trained.state, trained.lengths
     shard, summary = steps_shard(run, inputs.round_index, inputs.first_step, state.steps)
     checkpoint = run.checkpoint(inputs.round_index + 1)
     if checkpoint is None:
@@ -68,12 +64,12 @@ def _finish(work: RoundWork, state: StateManifest) -> TrainManifest:
         policy_version_in=inputs.policy.policy_version,
         policy_version_out=checkpoint.policy_version,
         shards=inputs.shard_keys(),
-        rows=int((data.fresh & (data.trained_tokens > 0)).sum()),
-        stale_rows=int((~data.fresh).sum()),
-        untrained_rows=int((data.fresh & (data.trained_tokens == 0)).sum()),
-        tokens=sum(step.trained_tokens for step in work.steps),
+        rows=int(lengths.usable_R.sum()),
+        stale_rows=int((~lengths.fresh_R).sum()),
+        untrained_rows=int((lengths.fresh_R & ~lengths.usable_R).sum()),
+        tokens=trained.trained_tokens,
         first_step=inputs.first_step,
-        steps=len(work.steps),
+        steps=len(state.steps),
         optimizer_restarted=state.optimizer_restarted,
         metrics=shard,
         summary=summary,

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.learner.batches import Rows, StepPlan, epoch_order, plan_steps
+from pipeline.learner.batches import StepPlan, epoch_order, plan_steps
+from pipeline.learner.sequences import Rows
 
 SHARDS = st.lists(st.integers(1, 6), min_size=1, max_size=9)
 

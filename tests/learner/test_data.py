@@ -15,6 +15,7 @@ from schemas.errors import DataError, IdentityError
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
 from schemas.records.shards import UnitShard
+from tests.support.countedreads import CountedReads
 from tests.support.tinytables import (
     K,
     make_scorer,
@@ -25,7 +26,6 @@ from tests.support.tinytables import (
 )
 
 SIZES = (5, 1, 7, 4)
-PER_TOKEN = {"tail": "tail_logprobs", "token_logprob": "token_logprob"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,9 @@ class Stored:
     rollout: RolloutManifest
     manifests: dict[str, ScoreManifest]
 
-    def open(self, storage: Storage, *, oldest_round: int = 0, keep: int = 9) -> RoundData:
+    def open(self, storage: Storage, *, keep: int = 9) -> RoundData:
         """Return the learner's view."""
-        return RoundData(
-            storage, self.rollout, self.manifests, oldest_round=oldest_round, keep=keep
-        )
+        return RoundData(storage, self.rollout, self.manifests, keep=keep)
 
 
 def store(
@@ -77,25 +75,25 @@ def reference_rows(stored: Stored) -> list[dict[str, Any]]:
 def assert_batch(data: RoundData, rows: list[int], expected: list[dict[str, Any]]) -> None:
     batch = data.batch(np.array(rows))
     wanted = [expected[i] for i in sorted(rows, key=lambda i: expected[i]["unit"])]
-    assert [r.tolist() for r in batch.rows] == [w["prompt_ids"] + w["response_ids"] for w in wanted]
-    assert batch.prompt_tokens.tolist() == [len(w["prompt_ids"]) for w in wanted]
-    assert batch.response_tokens.tolist() == [len(w["response_ids"]) for w in wanted]
+    ids = [row.tolist() for row in batch.id_rows()]
+    assert ids == [w["prompt_ids"] + w["response_ids"] for w in wanted]
+    assert batch.prompt_tokens_B.tolist() == [len(w["prompt_ids"]) for w in wanted]
+    assert batch.response_tokens_B.tolist() == [len(w["response_ids"]) for w in wanted]
 
     def joined(name: str) -> list[Any]:
         return [value for w in wanted for value in w[name]]
 
-    tokens = {name: values.tolist() for name, values in batch.tokens.items()}
-    assert set(tokens) == {*PER_TOKEN, "token_ids", "weight", "rollout_logprob", "topk_ids"} | {
-        "topk_logprobs"
-    }
-    assert tokens["token_ids"] == joined("response_ids")
-    assert tokens["rollout_logprob"] == joined("rollout_student_logprobs")
-    for name, column in PER_TOKEN.items():
-        assert tokens[name] == joined(column)
-    for name in ("topk_ids", "topk_logprobs"):
-        assert batch.tokens[name].shape == (len(tokens["token_ids"]), K)
-        assert batch.tokens[name].reshape(-1).tolist() == joined(name)
-    assert tokens["weight"] == [
+    assert batch.token_ids_T.tolist() == joined("response_ids")
+    assert batch.rollout_logprob_T.tolist() == joined("rollout_student_logprobs")
+    assert batch.teacher.tail_T.tolist() == joined("tail_logprobs")
+    assert batch.teacher.token_logprob_T.tolist() == joined("token_logprob")
+    for column, values_TK in (
+        ("topk_ids", batch.teacher.topk_ids_TK),
+        ("topk_logprobs", batch.teacher.topk_logprobs_TK),
+    ):
+        assert values_TK.shape == (len(batch.token_ids_T), K)
+        assert values_TK.reshape(-1).tolist() == joined(column)
+    assert batch.weight_T.tolist() == [
         w["weight"] if own else 0.0 for w in wanted for own in w["response_mask"]
     ]
 
@@ -107,7 +105,6 @@ def test_a_batch_equals_a_reading_row_by_row(
 ) -> None:
     stored = store(memory, teachers)
     data, expected = stored.open(memory, keep=keep), reference_rows(stored)
-    assert data.unit_rows.tolist() == list(SIZES)
     random = np.random.default_rng(0)
     assert_batch(data, list(range(sum(SIZES))), expected)
     for size in range(1, 12):
@@ -120,19 +117,24 @@ def test_lengths_of_all_rows_are_known_before_any_score_is_read(memory: Storage)
     stored = store(memory)
     for unit in stored.manifests["main"].units:
         memory.delete(unit.shard.key)
-    data, expected = stored.open(memory), reference_rows(stored)
-    assert data.total_tokens.tolist() == [
+    found, expected = stored.open(memory).read_lengths(oldest_round=0), reference_rows(stored)
+    assert found.unit_rows_U.tolist() == list(SIZES)
+    assert found.total_tokens_R.tolist() == [
         len(row["prompt_ids"]) + len(row["response_ids"]) for row in expected
     ]
-    assert data.trained_tokens.tolist() == [sum(row["response_mask"]) for row in expected]
-    assert data.fresh.all()
+    assert found.trained_tokens_R.tolist() == [sum(row["response_mask"]) for row in expected]
+    assert found.fresh_R.all()
+    assert found.usable_R.tolist() == [any(row["response_mask"]) for row in expected]
 
 
 @pytest.mark.parametrize("oldest_round", [0, 2, 3, 9])
 def test_rows_sampled_before_the_oldest_round_are_stale(memory: Storage, oldest_round: int) -> None:
     stored = store(memory, rounds=(0, 1, 2, 3))
-    data = stored.open(memory, oldest_round=oldest_round)
-    assert data.fresh.tolist() == [row["round"] >= oldest_round for row in reference_rows(stored)]
+    found = stored.open(memory).read_lengths(oldest_round=oldest_round)
+    fresh = [row["round"] >= oldest_round for row in reference_rows(stored)]
+    assert found.fresh_R.tolist() == fresh
+    masks = [row["response_mask"] for row in reference_rows(stored)]
+    assert found.usable_R.tolist() == [f and any(m) for f, m in zip(fresh, masks, strict=True)]
 
 
 def test_only_the_units_used_last_are_held(memory: Storage) -> None:
@@ -153,6 +155,24 @@ def test_only_the_units_used_last_are_held(memory: Storage) -> None:
         read(1)
 
 
+@pytest.mark.parametrize("keep", [1, 3, 4])
+def test_as_many_rollouts_as_are_held_are_read_once_and_the_others_twice(
+    request: pytest.FixtureRequest, keep: int
+) -> None:
+    memory = CountedReads(f"memory://{abs(hash(request.node.nodeid))}")
+    stored = store(memory)
+    data = stored.open(memory, keep=keep)
+    data.read_lengths(oldest_round=0)
+    rollouts = [unit.shard.key for unit in stored.rollout.units]
+    scores = [unit.shard.key for unit in stored.manifests["main"].units]
+    assert [memory.reads[key] for key in rollouts] == [1] * len(SIZES)
+    assert not any(memory.reads[key] for key in scores)
+    for row in np.random.default_rng(keep).permutation(np.cumsum([0, *SIZES])[:-1]):
+        data.batch(np.array([row]))
+    assert [memory.reads[key] for key in rollouts] == [1] * keep + [2] * (len(SIZES) - keep)
+    assert [memory.reads[key] for key in scores] == [1] * len(SIZES)
+
+
 def swapped(manifest: ScoreManifest, one: int, other: int) -> ScoreManifest:
     units = list(manifest.units)
     names = [unit.unit for unit in units]
@@ -165,7 +185,7 @@ def swapped(manifest: ScoreManifest, one: int, other: int) -> ScoreManifest:
 def test_scores_of_another_unit_are_named(memory: Storage) -> None:
     stored = store(memory)
     manifest = swapped(stored.manifests["main"], 0, 2)
-    data = RoundData(memory, stored.rollout, {"main": manifest}, oldest_round=0, keep=4)
+    data = RoundData(memory, stored.rollout, {"main": manifest}, keep=4)
     with pytest.raises(DataError) as caught:
         data.batch(np.array([0]))
     assert memory.url(manifest.units[0].shard.key) in str(caught.value)
@@ -177,7 +197,7 @@ def test_rows_in_another_order_are_refused(memory: Storage) -> None:
     stored = store(memory)
     turned = [table.take(list(range(table.num_rows))[::-1]) for table in stored.scores["main"]]
     manifests = {"main": store_scores(memory, turned, make_scorer())}
-    data = RoundData(memory, stored.rollout, manifests, oldest_round=0, keep=4)
+    data = RoundData(memory, stored.rollout, manifests, keep=4)
     with pytest.raises(DataError, match="row by row"):
         data.batch(np.array([0]))
 
@@ -197,7 +217,7 @@ def test_scores_with_the_right_digests_and_other_lengths_are_refused(memory: Sto
     digests = table.column("sequence_digest").to_pylist()
     wrong = pa.table({"sequence_digest": digests, **cut}, schema=table.schema)
     manifests = {"main": store_scores(memory, [wrong], make_scorer())}
-    data = RoundData(memory, stored.rollout, manifests, oldest_round=0, keep=4)
+    data = RoundData(memory, stored.rollout, manifests, keep=4)
     with pytest.raises(DataError, match="another number of scored tokens"):
         data.batch(np.array([0]))
 
@@ -205,7 +225,7 @@ def test_scores_with_the_right_digests_and_other_lengths_are_refused(memory: Sto
 def test_a_teacher_without_scores_is_named(memory: Storage) -> None:
     stored = store(memory, ("main", "second"))
     manifests = {"main": stored.manifests["main"]}
-    data = RoundData(memory, stored.rollout, manifests, oldest_round=0, keep=4)
+    data = RoundData(memory, stored.rollout, manifests, keep=4)
     missing = sum(
         len(row["response_ids"])
         for row in reference_rows(stored)
@@ -220,7 +240,7 @@ def test_scores_of_another_scorer_are_refused(memory: Storage) -> None:
     stored = store(memory)
     foreign = store_scores(memory, stored.scores["main"], make_scorer("foreign"))
     claimed = foreign.model_copy(update={"scorer": stored.manifests["main"].scorer})
-    data = RoundData(memory, stored.rollout, {"main": claimed}, oldest_round=0, keep=4)
+    data = RoundData(memory, stored.rollout, {"main": claimed}, keep=4)
     with pytest.raises(IdentityError, match="holds scores of scorer"):
         data.batch(np.array([0]))
 
@@ -234,24 +254,27 @@ def with_unit(memory: Storage, **fields: Any) -> tuple[Stored, RolloutManifest, 
     return stored, rollout, memory.url(other.shard.key)
 
 
-def test_a_shard_of_another_policy_in_this_round_is_refused(memory: Storage) -> None:
+@pytest.mark.parametrize("keep", [0, 4])
+def test_a_shard_of_another_policy_in_this_round_is_refused(memory: Storage, keep: int) -> None:
     stored, rollout, where = with_unit(memory, rounds=(1,))
     with pytest.raises(IdentityError) as caught:
-        RoundData(memory, rollout, stored.manifests, oldest_round=0, keep=4)
+        RoundData(memory, rollout, stored.manifests, keep=keep).read_lengths(oldest_round=0)
     assert where in str(caught.value)
     assert "policy-b" in str(caught.value) and "policy-a" in str(caught.value)
 
 
-def test_a_shard_of_a_round_to_come_is_refused(memory: Storage) -> None:
+@pytest.mark.parametrize("keep", [0, 4])
+def test_a_shard_of_a_round_to_come_is_refused(memory: Storage, keep: int) -> None:
     stored, rollout, where = with_unit(memory, rounds=(2,))
     with pytest.raises(IdentityError, match=f"{where} was sampled by round 2"):
-        RoundData(memory, rollout, stored.manifests, oldest_round=0, keep=4)
+        RoundData(memory, rollout, stored.manifests, keep=keep).read_lengths(oldest_round=0)
 
 
 def test_rows_of_an_older_round_may_be_of_an_older_policy(memory: Storage) -> None:
     stored, rollout, _ = with_unit(memory, rounds=(0,))
-    data = RoundData(memory, rollout, stored.manifests, oldest_round=1, keep=4)
-    assert data.unit_rows.tolist() == [*SIZES, 3] and not data.fresh.any()
+    data = RoundData(memory, rollout, stored.manifests, keep=4)
+    found = data.read_lengths(oldest_round=1)
+    assert found.unit_rows_U.tolist() == [*SIZES, 3] and not found.fresh_R.any()
 
 
 @pytest.mark.parametrize("kind", ["rollout", "scores"])
@@ -264,3 +287,6 @@ def test_a_corrupt_shard_is_named(memory: Storage, kind: str) -> None:
     memory.put(key, bytes(data))
     with pytest.raises(DataError, match=f"{key} is corrupt"):
         stored.open(memory).batch(np.array([sum(SIZES) - SIZES[3] - 1]))
+    if kind == "rollout":
+        with pytest.raises(DataError, match=f"{key} is corrupt"):
+            stored.open(memory, keep=1).read_lengths(oldest_round=0)

@@ -285,14 +285,15 @@ def test_a_loss_that_is_no_number_stops_the_run(setup: Setup, learners: Any) -> 
 
 def test_an_impossible_target_stops_the_step(setup: Setup, learners: Any) -> None:
     learner, plan = learners(), setup.plans(ALL_AT_ONCE)[0]
-    unit = setup.data._unit(0).tokens["token_logprob"]
-    saved = unit.copy()
+    unit = setup.data._unit(0)
+    nothing_T = np.full_like(unit.teacher.token_logprob_T, np.nan)
+    damaged = replace(unit, teacher=replace(unit.teacher, token_logprob_T=nothing_T))
     try:
-        unit[:] = np.nan
+        setup.data._held[0] = damaged
         with pytest.raises(DataError, match="NaN"):
             learner.step(plan, setup.data, RATE)
     finally:
-        unit[:] = saved
+        setup.data._held[0] = unit
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -18,13 +18,13 @@ from torch import Tensor
 from pipeline.engines.hf.engine import HfEngine
 from pipeline.engines.lazy import LazyEngine
 from pipeline.learner.batches import StepPlan, plan_steps
-from pipeline.learner.data import Batch, RoundData
-from pipeline.learner.learner import Learner, batch_inputs
+from pipeline.learner.data import RoundData
+from pipeline.learner.learner import Learner, batch_inputs, batch_targets
 from pipeline.learner.ranks import Ranks, join_ranks
+from pipeline.learner.sequences import Batch
 from pipeline.learner.settings import LearnerSettings
 from pipeline.models.source import ModelSource
 from pipeline.objectives.losses import token_losses
-from pipeline.objectives.targets import build_targets
 from pipeline.store.storage import Storage
 from pipeline.teachers.reading import score_table
 from schemas.config.engines import EngineSection
@@ -55,11 +55,11 @@ class Setup:
     def plans(self, micro_tokens: int) -> list[StepPlan]:
         """Return the steps over all rows, whose lengths and weights differ."""
         order = np.arange(ROWS, dtype=np.int64)
-        data = self.data
+        lengths = self.data.read_lengths(oldest_round=0)
         return plan_steps(
             [order],
-            data.total_tokens,
-            data.trained_tokens,
+            lengths.total_tokens_R,
+            lengths.trained_tokens_R,
             per_step=PER_STEP,
             micro_tokens=micro_tokens,
             processes=1,
@@ -112,7 +112,7 @@ def scored_round(folder: Path) -> Iterator[Setup]:
     tables = [rollout_table(ROWS // 2, seed=seed, vocab=VOCAB) for seed in range(2)]
     scores = [score_table(t, LazyEngine(lambda: engine), scorer.identity)[0] for t in tables]
     rollout, scored = store_rollout(storage, tables), store_scores(storage, scores, scorer)
-    data = RoundData(storage, rollout, {scorer.name: scored}, oldest_round=0, keep=2)
+    data = RoundData(storage, rollout, {scorer.name: scored}, keep=2)
     gc.collect()
     gc.freeze()  # every learner that is closed runs the collector
     yield Setup(ModelSource(str(student), None, False), data, join_ranks("cpu"))
@@ -170,19 +170,9 @@ def reference(setup: Setup, loss: LossConfig, model: Any) -> Trained:
         batch = setup.data.batch(np.arange(start, start + PER_STEP))
         ids_BT, mask_BT, states_2T = batch_inputs(batch, "cpu")
         logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
-        columns = {name: torch.from_numpy(np.array(v)) for name, v in batch.tokens.items()}
-        targets = build_targets(
-            columns["topk_ids"],
-            columns["topk_logprobs"],
-            tail_T=columns["tail"],
-            token_ids_T=columns["token_ids"],
-            token_logprob_T=columns["token_logprob"],
-            weight_T=columns["weight"],
-            rollout_logprob_T=columns["rollout_logprob"],
-            vocab_size=VOCAB,
-        )
+        targets = batch_targets(batch, VOCAB)
         loss_T, _ = token_losses(logits_BTV[states_2T[0], states_2T[1]], targets, loss)
-        valid = int((columns["weight"] > 0).sum())
+        valid = int((batch.weight_T > 0).sum())
         total = (loss_T * targets.weight_T).sum() / valid
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call] # torch's gap

@@ -111,11 +111,10 @@ def test_three_workers_finish_a_round_whatever_dies(
     assert rollout is not None
     assert manifest is not None
     assert (len(manifest.units), manifest.rows) == (UNITS, UNITS)
-    data = RoundData(run.storage, rollout, {"main": manifest}, oldest_round=0, keep=2)
-    every_row = data.batch(
-        data.fresh.nonzero()[0]
-    )  # each aligned with its own sequence, or refused
-    assert len(every_row.rows) == UNITS
+    data = RoundData(run.storage, rollout, {"main": manifest}, keep=2)
+    lengths = data.read_lengths(oldest_round=0)
+    every_row = data.batch(lengths.fresh_R.nonzero()[0])  # each aligned with its own, or refused
+    assert len(every_row.id_rows()) == UNITS
     assert not run.storage.create(f"{SCORE}/manifest.json", b"another")
     assert cli.ok("score", "-c", config, "--round", "0")["teacher_tokens"] == 0
 

@@ -1,0 +1,142 @@
+"""Sequences as the learner trains on them: ids, and columns of their response tokens. Pure.
+
+Shapes: B sequences; P prompt tokens and T response tokens, those of all sequences end to end;
+K top-k; R rows of a round, in the order of its rollout manifest; U its units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.columns import Floats, Ids
+from schemas.ragged import token_index
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """How long the rows of a round are, and which of them may be trained."""
+
+    unit_rows_U: Rows
+    total_tokens_R: Rows
+    """Prompt and response."""
+    trained_tokens_R: Rows
+    """Of the student's own."""
+    fresh_R: NDArray[np.bool_]
+    """False where the sampling policy lags too much."""
+
+    @property
+    def usable_R(self) -> NDArray[np.bool_]:
+        """Return which rows are trained: neither stale nor without a token of the student's own."""
+        return self.fresh_R & (self.trained_tokens_R > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherColumns:
+    """What a teacher says of response tokens, as the losses read it; log-probabilities in nats."""
+
+    topk_ids_TK: Ids
+    """Negative where a position keeps fewer ids than another."""
+    topk_logprobs_TK: Floats
+    """-inf where the id is negative."""
+    tail_T: Floats
+    """Log mass outside the top-k, that of all buckets; -inf where there is none."""
+    token_logprob_T: Floats
+    """Of the token that stands there."""
+
+    def take(self, tokens: Rows) -> "TeacherColumns":
+        """Return the columns of some tokens, in their order."""
+        return TeacherColumns(
+            topk_ids_TK=self.topk_ids_TK[tokens],
+            topk_logprobs_TK=self.topk_logprobs_TK[tokens],
+            tail_T=self.tail_T[tokens],
+            token_logprob_T=self.token_logprob_T[tokens],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some sequences with the columns of their response tokens. Nobody writes into its arrays."""
+
+    prompt_ids_P: Ids
+    prompt_tokens_B: Rows
+    response_tokens_B: Rows
+    token_ids_T: Ids
+    weight_T: Floats
+    """0 where a token is not trained."""
+    rollout_logprob_T: Floats
+    """Under the policy that sampled, nats."""
+    teacher: TeacherColumns
+
+    def id_rows(self) -> list[Ids]:
+        """Return prompt and response ids of each sequence."""
+        prompts = np.split(self.prompt_ids_P, np.cumsum(self.prompt_tokens_B)[:-1])
+        responses = np.split(self.token_ids_T, np.cumsum(self.response_tokens_B)[:-1])
+        return [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+
+    def take(self, rows: Rows) -> "Batch":
+        """Return some sequences, in the order of `rows`."""
+        tokens = token_index(self.response_tokens_B, rows)
+        return Batch(
+            prompt_ids_P=self.prompt_ids_P[token_index(self.prompt_tokens_B, rows)],
+            prompt_tokens_B=self.prompt_tokens_B[rows],
+            response_tokens_B=self.response_tokens_B[rows],
+            token_ids_T=self.token_ids_T[tokens],
+            weight_T=self.weight_T[tokens],
+            rollout_logprob_T=self.rollout_logprob_T[tokens],
+            teacher=self.teacher.take(tokens),
+        )
+
+
+def untrained_batch() -> Batch:
+    """Return the shortest sequence there is, of which nothing is trained.
+
+    For a process that has no rows of a micro-batch: every process must take part in each.
+    """
+    one, zero, zeros = np.ones(1, np.int64), np.zeros(1, np.int32), np.zeros(1, np.float32)
+    return Batch(
+        prompt_ids_P=zero,
+        prompt_tokens_B=one,
+        response_tokens_B=one,
+        token_ids_T=zero,
+        weight_T=zeros,
+        rollout_logprob_T=zeros,
+        teacher=TeacherColumns(zero[:, None], zeros[:, None], zeros - np.inf, zeros),
+    )
+
+
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """Return the sequences of some batches, one after another."""
+    return Batch(
+        prompt_ids_P=np.concatenate([part.prompt_ids_P for part in parts]),
+        prompt_tokens_B=np.concatenate([part.prompt_tokens_B for part in parts]),
+        response_tokens_B=np.concatenate([part.response_tokens_B for part in parts]),
+        token_ids_T=np.concatenate([part.token_ids_T for part in parts]),
+        weight_T=np.concatenate([part.weight_T for part in parts]),
+        rollout_logprob_T=np.concatenate([part.rollout_logprob_T for part in parts]),
+        teacher=join_teachers([part.teacher for part in parts]),
+    )
+
+
+def join_teachers(parts: Sequence[TeacherColumns]) -> TeacherColumns:
+    """Return columns of tokens end to end; a narrower top-k is padded to the widest."""
+    width = max(part.topk_ids_TK.shape[1] for part in parts)
+    return TeacherColumns(
+        topk_ids_TK=np.concatenate([_padded(p.topk_ids_TK, width, -1) for p in parts]),
+        topk_logprobs_TK=np.concatenate(
+            [_padded(p.topk_logprobs_TK, width, -np.inf) for p in parts]
+        ),
+        tail_T=np.concatenate([part.tail_T for part in parts]),
+        token_logprob_T=np.concatenate([part.token_logprob_T for part in parts]),
+    )
+
+
+def _padded(values_TK: NDArray[Any], width: int, fill: float) -> NDArray[Any]:
+    missing = width - values_TK.shape[1]
+    if not missing:
+        return values_TK
+    return np.pad(values_TK, ((0, 0), (0, missing)), constant_values=fill)
