@@ -1,7 +1,7 @@
 """`index`: looking sequences up among ten million, and whether history slows that or costs memory.
 
 Every look-up opens the index anew in a process of its own, as `opd score` does, and asks for 4,096
-sequences, half of which are known. The runs are written as compaction leaves them.
+sequences, half of which are known. The segments are written as compaction leaves them.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.kit.measure import Case, Result, Spread, Timing, in_child, peak_bytes, spread, timed
 from pipeline.cache.index.entries import ENTRY, SHARD, unique_entries
 from pipeline.cache.index.index import Index
-from pipeline.cache.index.segments import write_run
+from pipeline.cache.index.segments import write_segment
 from pipeline.store.storage import Storage
 from schemas.keys import index_folder, index_state_key
 from schemas.records.index import IndexRun, IndexState
@@ -26,7 +26,7 @@ SHORT = 100
 """How many times shorter the history is that the long one is compared with."""
 UNIT_ROWS = 4096
 LEVELS = (0.01, 0.09, 0.9)
-"""Shares of the sequences in the run of each level."""
+"""Shares of the sequences in the segment of each level."""
 
 
 class CountingStorage(Storage):
@@ -70,7 +70,7 @@ def build(root: Path, sequences: int, seed: int) -> None:
     """Write an index of random sequences, and digests to ask for: half of them are in it."""
     storage, folder = Storage(str(root)), index_folder("bench")
     random = np.random.default_rng(seed)
-    runs: list[IndexRun | None] = []
+    segments: list[IndexRun | None] = []
     keys = []
     for share in LEVELS:
         rows = max(1, int(sequences * share))
@@ -80,8 +80,10 @@ def build(root: Path, sequences: int, seed: int) -> None:
         entries["shard"], entries["row"] = np.divmod(np.arange(rows), UNIT_ROWS)
         table = np.zeros(rows // UNIT_ROWS + 1, dtype=SHARD)
         table["sha256"] = b"ab" * 32
-        runs.append(write_run(storage, folder, unique_entries(entries), table))
-    storage.create(index_state_key(folder, 1), IndexState(number=1, runs=tuple(runs)).to_bytes())
+        segments.append(write_segment(storage, folder, unique_entries(entries), table))
+    storage.create(
+        index_state_key(folder, 1), IndexState(number=1, runs=tuple(segments)).to_bytes()
+    )
     asked = random.choice(np.concatenate(keys), ASKED // 2, replace=False).tolist()
     asked += random.integers(0, 2**64, ASKED // 2, dtype=np.uint64).tolist()
     (root / "asked.json").write_text(json.dumps([f"{key:016x}{0:016x}" for key in asked]))

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.cache.index.index import Index
-from pipeline.cache.index.segments import CompactedError, keys_of_run, read_table
+from pipeline.cache.index.segments import CompactedError, keys_of_segment, read_table
 from pipeline.store.records import READERS, find_record
 from pipeline.store.storage import Storage
 from pipeline.upkeep.inventory import cache_commits
@@ -141,10 +141,10 @@ def _keys_of_index(storage: Storage, index: Index, scorer: str) -> set[str]:
     states = index_part(index.folder, "states")
     for name in storage.names(states):
         state = find_record(storage, f"{states}/{name}", IndexState)
-        for run in state.runs if state is not None else ():
-            found |= set() if run is None else keys_of_run(run)
-    for run in index.state.runs:
-        if run is not None:
-            digests = read_table(storage, run)["sha256"].tolist()
+        for segment in state.runs if state is not None else ():
+            found |= set() if segment is None else keys_of_segment(segment)
+    for segment in index.state.runs:
+        if segment is not None:
+            digests = read_table(storage, segment)["sha256"].tolist()
             found |= {shard_key(data_folder(scorer), d.decode()) for d in digests}
     return found

@@ -1,4 +1,4 @@
-"""Compaction of the sequence index: new units become a run, short runs become longer ones.
+"""Compaction of the sequence index: new units become a segment, short segments become longer ones.
 
 Promises: any process may do it at any time and die in it; whoever is first makes the next state,
 and nobody deletes what a state that counts may name. Cost: an entry is written again about
@@ -7,7 +7,12 @@ sixteen times per level, and there is one level per factor of sixteen.
 
 from pipeline.cache.index.entries import shard_table
 from pipeline.cache.index.index import Index, joined_units, newest_state
-from pipeline.cache.index.segments import CompactedError, keys_of_run, merge_runs, write_run
+from pipeline.cache.index.segments import (
+    CompactedError,
+    keys_of_segment,
+    merge_segments,
+    write_segment,
+)
 from pipeline.store.records import create_record
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key, index_part, index_state_key, scorer_folder, stem
@@ -18,11 +23,11 @@ NEW_UNITS = 16
 
 
 FIRST_LEVEL_ROWS = 1 << 20
-"""Entries of the first level's run at most."""
+"""Entries of the first level's segment at most."""
 
 
 GROWTH = 16
-"""How many times more the next level's run may hold."""
+"""How many times more the next level's segment may hold."""
 
 
 def compact(
@@ -38,7 +43,7 @@ def compact(
         storage: the store.
         index: the index; refreshed by this.
         new_units: units below which nothing is done.
-        first_level_rows: entries of the first level's run at most.
+        first_level_rows: entries of the first level's segment at most.
     """
     if len(index.units) < new_units:
         return False
@@ -50,11 +55,11 @@ def compact(
     before = index.state
     written: set[str] = set()
     try:
-        runs = _merged(storage, index, written, first_level_rows)
+        segments = _merged(storage, index, written, first_level_rows)
     except CompactedError:
         _delete(storage, written)
         return False
-    state = IndexState(number=before.number + 1, runs=tuple(runs))
+    state = IndexState(number=before.number + 1, runs=tuple(segments))
     first = storage.create(index_state_key(index.folder, state.number), state.to_bytes())
     if not first:
         _delete(storage, written)
@@ -72,28 +77,28 @@ def compact(
 def _merged(
     storage: Storage, index: Index, written: set[str], first_level_rows: int
 ) -> list[IndexRun | None]:
-    """Return the runs of all levels with the new units among them; note what was written."""
+    """Return the segments of all levels with the new units among them; note what was written."""
     entries, shards = joined_units(list(index.units.values()))
-    carried = write_run(storage, index.folder, entries, shard_table(shards))
-    written |= keys_of_run(carried)
-    runs = list(index.state.runs)
+    carried = write_segment(storage, index.folder, entries, shard_table(shards))
+    written |= keys_of_segment(carried)
+    segments = list(index.state.runs)
     level = 0
     while True:
-        if level == len(runs):
-            runs.append(None)
-        older = runs[level]
+        if level == len(segments):
+            segments.append(None)
+        older = segments[level]
         if older is not None:
-            carried = merge_runs(storage, index.folder, older, carried)
-            written |= keys_of_run(carried) - keys_of_run(older)
+            carried = merge_segments(storage, index.folder, older, carried)
+            written |= keys_of_segment(carried) - keys_of_segment(older)
         if carried.rows <= first_level_rows * GROWTH**level:
-            runs[level] = carried
-            return runs
-        runs[level] = None
+            segments[level] = carried
+            return segments
+        segments[level] = None
         level += 1
 
 
-def _keys(runs: tuple[IndexRun | None, ...]) -> set[str]:
-    return {key for run in runs if run is not None for key in keys_of_run(run)}
+def _keys(segments: tuple[IndexRun | None, ...]) -> set[str]:
+    return {key for segment in segments if segment is not None for key in keys_of_segment(segment)}
 
 
 def _delete(storage: Storage, keys: set[str]) -> None:

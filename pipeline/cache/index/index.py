@@ -1,7 +1,7 @@
 """The sequence index of a scorer: which shard and row hold the scores of a token sequence.
 
 Layout below `cache/<scorer>/index/`: `new/<unit>`, one object per scored unit, written before the
-unit's commit and holding it; `parts/` and `tables/`, the pieces of merged runs;
+unit's commit and holding it; `parts/` and `tables/`, the pieces of merged segments;
 `states/<number>.json`, create-only, of which the highest counts. Promises: a look-up reads a
 bounded number of objects, whatever the history; a kill at any moment and any number of writers
 lose no entry. The index is a hint: what it names is verified before it is used.
@@ -22,7 +22,7 @@ from pipeline.cache.index.entries import (
     sorted_entries,
     unique_entries,
 )
-from pipeline.cache.index.segments import NOWHERE, CompactedError, find_in_run, read_table
+from pipeline.cache.index.segments import NOWHERE, CompactedError, find_in_segment, read_table
 from pipeline.store.records import find_record
 from pipeline.store.storage import Storage
 from schemas.errors import DataError, StorageError
@@ -55,7 +55,7 @@ class Hits:
 
 @dataclass(frozen=True)
 class NewUnit:
-    """A scored unit that is not merged into a run yet; its entries all name its own shard."""
+    """A scored unit that is not merged into a segment yet; its entries all name its own shard."""
 
     commit: CacheCommit
     entries: Entries
@@ -71,7 +71,7 @@ class Index:
         self.units: dict[str, NewUnit] = {}
         """Units that are not merged yet, by name."""
         self.state = IndexState(number=0, runs=())
-        """The merged runs."""
+        """The merged segments."""
         self._is_read = False
         self._tables: dict[str, Entries] = {}
 
@@ -153,22 +153,24 @@ class Index:
             known = place >= 0
             hits.shards.extend(shards)
             _note(hits, order[known], entries[place[known]], 0)
-        for run in self.state.runs:
+        for segment in self.state.runs:
             left = order[hits.shard[order] < 0]
-            if run is None or not len(left):
+            if segment is None or not len(left):
                 continue
-            found = find_in_run(self._storage, run, keys[left])
+            found = find_in_segment(self._storage, segment, keys[left])
             known = found["row"] != NOWHERE
             if known.any():
-                self._note_run(hits, left[known], found[known], run)
+                self._note_segment(hits, left[known], found[known], segment)
         return hits
 
-    def _note_run(self, hits: Hits, asked: Positions, found: Entries, run: IndexRun) -> None:
-        if run.table not in self._tables:
-            self._tables[run.table] = read_table(self._storage, run)
+    def _note_segment(
+        self, hits: Hits, asked: Positions, found: Entries, segment: IndexRun
+    ) -> None:
+        if segment.table not in self._tables:
+            self._tables[segment.table] = read_table(self._storage, segment)
         numbers, found["shard"] = np.unique(found["shard"], return_inverse=True)
         base = len(hits.shards)
-        hits.shards.extend(self._shard(row) for row in self._tables[run.table][numbers])
+        hits.shards.extend(self._shard(row) for row in self._tables[segment.table][numbers])
         _note(hits, asked, found, base)
 
     def _shard(self, row: np.void) -> Shard:

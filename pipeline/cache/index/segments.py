@@ -1,7 +1,8 @@
-"""Runs of the sequence index: sorted entries in immutable parts, and a table of their shards.
+"""Segments of the sequence index: sorted entries in immutable parts, a table of their shards.
 
-Promises: memory is bounded by a few parts, whatever the length of a run; parts have names of their
-own, so that whoever writes one is the only one that may delete it.
+Promises: memory is bounded by a few parts, whatever the length of a segment; parts have names of
+their own, so that whoever writes one is the only one that may delete it. Records call a segment a
+run, as stored objects do.
 """
 
 import uuid
@@ -45,17 +46,17 @@ class CompactedError(Exception):
     """An object of the index is gone: newer ones stand in its place."""
 
 
-def find_in_run(storage: Storage, run: IndexRun, keys: Keys) -> Entries:
-    """Return the entry of each sorted key in a run; its row is `NOWHERE` where there is none.
+def find_in_segment(storage: Storage, segment: IndexRun, keys: Keys) -> Entries:
+    """Return the entry of each sorted key in a segment; its row is `NOWHERE` where there is none.
 
     Raises:
-        CompactedError: the run was replaced.
+        CompactedError: the segment was replaced.
     """
     found = np.zeros(len(keys), dtype=ENTRY)
     found["row"] = NOWHERE
-    first = np.array([part.first for part in run.parts], dtype="<u8")
-    last = np.array([part.last for part in run.parts], dtype="<u8")
-    rows = np.array([part.rows for part in run.parts], dtype=np.int64)
+    first = np.array([part.first for part in segment.parts], dtype="<u8")
+    last = np.array([part.last for part in segment.parts], dtype="<u8")
+    rows = np.array([part.rows for part in segment.parts], dtype=np.int64)
     looked = windows(keys, first, last, rows)
     asked = np.flatnonzero(looked.stop > looked.start)
     if not len(asked):
@@ -63,7 +64,7 @@ def find_in_run(storage: Storage, run: IndexRun, keys: Keys) -> Entries:
     reads, read_of_key = joined(looked.take(asked), GAP)
     batch = np.cumsum(reads.stop - reads.start) // BATCH
     for number in np.unique(batch):
-        entries = _read(storage, run, reads.take(np.flatnonzero(batch == number)))
+        entries = _read(storage, segment, reads.take(np.flatnonzero(batch == number)))
         mine = asked[batch[read_of_key] == number]
         place = find(entries, keys[mine])
         known = place >= 0
@@ -71,17 +72,17 @@ def find_in_run(storage: Storage, run: IndexRun, keys: Keys) -> Entries:
     return found
 
 
-def read_table(storage: Storage, run: IndexRun) -> Entries:
-    """Return the shards that a run's entries name, as an array of `SHARD`.
+def read_table(storage: Storage, segment: IndexRun) -> Entries:
+    """Return the shards that a segment's entries name, as an array of `SHARD`.
 
     Raises:
-        CompactedError: the run was replaced.
+        CompactedError: the segment was replaced.
     """
-    return _parse(storage, run.table, storage.get(run.table), SHARD)
+    return _parse(storage, segment.table, storage.get(segment.table), SHARD)
 
 
-def write_run(storage: Storage, folder: str, entries: Entries, table: Entries) -> IndexRun:
-    """Write sorted entries as a run.
+def write_segment(storage: Storage, folder: str, entries: Entries, table: Entries) -> IndexRun:
+    """Write sorted entries as a segment.
 
     Args:
         storage: the store.
@@ -95,13 +96,13 @@ def write_run(storage: Storage, folder: str, entries: Entries, table: Entries) -
     )
 
 
-def merge_runs(storage: Storage, folder: str, older: IndexRun, newer: IndexRun) -> IndexRun:
-    """Write a run that holds the entries of two; of equal keys the newer one's stay.
+def merge_segments(storage: Storage, folder: str, older: IndexRun, newer: IndexRun) -> IndexRun:
+    """Write a segment that holds the entries of two; of equal keys the newer one's stay.
 
-    Parts of the older run into which no key falls are taken over as they are.
+    Parts of the older segment into which no key falls are taken over as they are.
 
     Raises:
-        CompactedError: one of the runs was replaced.
+        CompactedError: one of the segments was replaced.
     """
     tables = read_table(storage, older), read_table(storage, newer)
     parts: list[IndexPart] = []
@@ -119,16 +120,16 @@ def merge_runs(storage: Storage, folder: str, older: IndexRun, newer: IndexRun) 
     return IndexRun(parts=tuple(parts), table=table)
 
 
-def keys_of_run(run: IndexRun) -> set[str]:
-    """Return the keys of the objects that a run consists of."""
-    return {run.table, *(part.key for part in run.parts)}
+def keys_of_segment(segment: IndexRun) -> set[str]:
+    """Return the keys of the objects that a segment consists of."""
+    return {segment.table, *(part.key for part in segment.parts)}
 
 
 class _Slices:
-    """Entries of a run by key, read part by part in rising order."""
+    """Entries of a segment by key, read part by part in rising order."""
 
-    def __init__(self, storage: Storage, run: IndexRun) -> None:
-        self._storage, self._left = storage, list(run.parts)
+    def __init__(self, storage: Storage, segment: IndexRun) -> None:
+        self._storage, self._left = storage, list(segment.parts)
         self._held = np.zeros(0, dtype=ENTRY)
 
     def between(self, start: int, stop: int) -> Entries:
@@ -165,15 +166,15 @@ def _read_part(storage: Storage, part: IndexPart) -> Entries:
     return _parse(storage, part.key, storage.get(part.key), ENTRY)
 
 
-def _read(storage: Storage, run: IndexRun, reads: Windows) -> Entries:
+def _read(storage: Storage, segment: IndexRun, reads: Windows) -> Entries:
     size = ENTRY.itemsize
     bounds: Sequence[list[int]] = np.stack([reads.start * size, reads.stop * size]).T.tolist()
     ranges = [
-        (run.parts[part].key, start, stop)
+        (segment.parts[part].key, start, stop)
         for part, (start, stop) in zip(reads.part.tolist(), bounds, strict=True)
     ]
     blocks = storage.read_ranges(ranges)
-    return _parse(storage, run.table, None if blocks is None else b"".join(blocks), ENTRY)
+    return _parse(storage, segment.table, None if blocks is None else b"".join(blocks), ENTRY)
 
 
 def _parse(storage: Storage, key: str, data: bytes | None, kind: np.dtype) -> Entries:
