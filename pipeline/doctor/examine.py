@@ -18,7 +18,8 @@ from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.files import require_prompt_file
 from pipeline.runs.run import SOFTWARE, Run
 from pipeline.store.writer import honours_create
-from schemas.errors import ConfigError, IdentityError, OpdError
+from pipeline.teachers.limits import check_context, check_vocabulary
+from schemas.errors import OpdError
 
 State = Literal["ok", "warning", "failed"]
 
@@ -146,7 +147,7 @@ def _prompts(run: Run) -> Finding:
 
 def _student(run: Run) -> Finding:
     source = student_source(run)
-    return _fitting("student", source, load_settings(source), run, spare=0)
+    return _fitting("student", source, run, scores=False)
 
 
 def _teacher(run: Run, name: str) -> Finding:
@@ -157,22 +158,14 @@ def _teacher(run: Run, name: str) -> Finding:
     ours, theirs = (model_tokenizer(one) for one in (student_source(run), source))
     check_same_tokenizer(ours, theirs, teacher_name=name, mode=section.tokenizer_check)
     student = load_settings(student_source(run)).vocab_size
-    if vocabulary_size(theirs) > student:
-        raise IdentityError(
-            f"the tokenizer of teachers.{name} has {vocabulary_size(theirs)} ids, but the "
-            f"student's vocabulary has {student}: the student cannot learn the rest"
-        )
-    return _fitting(label, source, load_settings(source), run, spare=1)
+    check_vocabulary(name, vocabulary_size(theirs), student)
+    return _fitting(label, source, run, scores=True)
 
 
-def _fitting(label: str, source: ModelSource, settings: Any, run: Run, *, spare: int) -> Finding:
+def _fitting(label: str, source: ModelSource, run: Run, *, scores: bool) -> Finding:
     """Return that the longest sequence fits a model, and a place more where it scores."""
-    needed = run.config.prompts.max_tokens + run.config.rollout.max_new_tokens + spare
+    settings = load_settings(source)
+    needed = check_context(run, settings, label=label, scores=scores)
     held = getattr(settings, "max_position_embeddings", None)
-    if held is not None and held < needed:
-        raise ConfigError(
-            f"{label} holds {held} tokens, but prompts.max_tokens + rollout.max_new_tokens"
-            f"{' + 1' if spare else ''} = {needed}: lower one of them"
-        )
     words = f"{source.location}: {settings.vocab_size} ids, {held} tokens, {needed} needed"
     return Finding(label, "ok", words, {"context": held, "needed": needed})

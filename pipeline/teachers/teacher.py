@@ -14,6 +14,7 @@ from pipeline.models.tokenizer import load_tokenizer, model_tokenizer, vocabular
 from pipeline.models.tokenizeridentity import check_same_tokenizer, tokenizer_digest
 from pipeline.runs.run import Run
 from pipeline.store.records import create_record
+from pipeline.teachers.limits import check_context, check_vocabulary, longest
 from schemas.config.run import signal_of
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
@@ -62,7 +63,7 @@ class Scorer:
             run.config.score,
             self.source,
             dtype=self.identity.dtype,
-            max_tokens=_longest(run),
+            max_tokens=longest(run),
             note=note,
         )
         if engine.version != self.identity.engine_version:
@@ -90,14 +91,13 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     source = find_model(config, section, f"teachers.{teacher}")
     settings = load_settings(source)
     tokenizer = model_tokenizer(source)
-    _check_context(run, teacher, settings)
+    check_context(run, settings, label=f"teachers.{teacher}", scores=True)
     with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
         student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
         check_same_tokenizer(student, tokenizer, teacher_name=teacher, mode=section.tokenizer_check)
         student_vocab = int(load_settings(policy).vocab_size)
-    vocab_size = _shared_vocab(
-        teacher, settings.vocab_size, student_vocab, vocabulary_size(tokenizer)
-    )
+    check_vocabulary(teacher, vocabulary_size(tokenizer), student_vocab)
+    vocab_size = min(int(settings.vocab_size), student_vocab)
     if config.score.k > vocab_size:
         raise ConfigError(
             f"score.k = {config.score.k}, but the vocabulary has {vocab_size} ids: lower it"
@@ -105,7 +105,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     identity = ScorerIdentity(
         model=model_identity(source),
         engine=config.score.engine,
-        engine_version=scoring_version(config.score, _longest(run)),
+        engine_version=scoring_version(config.score, longest(run)),
         dtype=section.dtype,
         quantization=_quantization(settings),
         tokenizer=tokenizer_digest(tokenizer),
@@ -131,7 +131,7 @@ def _fitting_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scor
             f"teachers.{teacher}.scores = {name!r} was scored with tokenizer {identity.tokenizer}, "
             f"but the student's is {digest}: its ids may mean other text"
         )
-    _shared_vocab(teacher, identity.vocab_size, vocab_size, identity.vocab_size)
+    check_vocabulary(teacher, identity.vocab_size, vocab_size)
     return Scorer(teacher, identity, None)
 
 
@@ -160,31 +160,6 @@ def _check_consistent(run: Run, teacher: str) -> None:
             f"{teacher!r} is to score it: another teacher biases the gradient. Score with "
             f"{known!r}, or remove student.sft_teacher to allow it"
         )
-
-
-def _check_context(run: Run, teacher: str, settings: Any) -> None:
-    needed = _longest(run) + 1
-    held = getattr(settings, "max_position_embeddings", None)
-    if held is not None and held < needed:
-        raise ConfigError(
-            f"teachers.{teacher} holds {held} tokens, but prompts.max_tokens + "
-            f"rollout.max_new_tokens + 1 = {needed}: lower one of them"
-        )
-
-
-def _longest(run: Run) -> int:
-    """Return the most tokens of a prompt and its response."""
-    return run.config.prompts.max_tokens + run.config.rollout.max_new_tokens
-
-
-def _shared_vocab(teacher: str, held: int, student: int, used: int) -> int:
-    """Return how many ids may enter the top-k: those that the student has too."""
-    if used > student:
-        raise IdentityError(
-            f"the tokenizer of teachers.{teacher} has {used} ids, but the student's vocabulary has "
-            f"{student}: the student cannot learn the rest"
-        )
-    return min(int(held), student)
 
 
 def _quantization(settings: Any) -> str | None:
