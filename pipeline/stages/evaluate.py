@@ -36,7 +36,7 @@ from pipeline.stages.sampler import (
     stop_tokens,
     student_weights,
 )
-from pipeline.stages.samples import SampleJob, run_sampling
+from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
 from pipeline.store.records import create_record
 from pipeline.store.writer import writer
 from schemas.config.evaluation import EvalSection
@@ -161,19 +161,10 @@ def _grade(
                 "reward": [section.reward, section.pattern, section.require_stop],
             }
         )
+        grader = _Grader(run, section, tokenizer)
+        stage = SampleStage(run.storage, subject.folder, job, units, digest, tokenizer, grader)
         with lazy_engine(run, section, weights, keeper=keeper, progress=progress) as engine:
-            shards, computed = run_sampling(
-                run.storage,
-                subject.folder,
-                job,
-                units,
-                fingerprint=digest,
-                finish=_Grader(run, section, tokenizer),
-                engine=engine,
-                tokenizer=tokenizer,
-                worker=worker,
-                progress=progress,
-            )
+            shards, computed = run_sampling(stage, engine, worker=worker, progress=progress)
     manifest = None
     if shards is not None:
         manifest = _summary(run, subject, shards, digest, policy_version)

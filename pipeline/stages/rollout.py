@@ -18,7 +18,7 @@ from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker
 from pipeline.stages.sampler import lazy_engine, stop_strings, stop_tokens, student_weights
-from pipeline.stages.samples import SampleJob, run_sampling
+from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
 from pipeline.store.records import check_fingerprint, create_record
 from pipeline.store.writer import writer
 from schemas.fingerprint import fingerprint
@@ -93,19 +93,9 @@ def _sample_round(
             prompts=read_prompts(run.storage, prompts),
         )
         weights = student_weights(run, policy, source)
+        stage = SampleStage(run.storage, folder, job, units, plan.fingerprint, tokenizer)
         with lazy_engine(run, section, weights, keeper=keeper, progress=progress) as engine:
-            shards, computed = run_sampling(
-                run.storage,
-                folder,
-                job,
-                units,
-                fingerprint=plan.fingerprint,
-                finish=lambda table: table,
-                engine=engine,
-                tokenizer=tokenizer,
-                worker=worker,
-                progress=progress,
-            )
+            shards, computed = run_sampling(stage, engine, worker=worker, progress=progress)
     manifest = None
     if shards is not None:
         manifest = RolloutManifest(

@@ -49,30 +49,51 @@ class SampleJob:
         }
 
 
+@dataclass(frozen=True)
+class SampleStage:
+    """All units of one sampling stage, and where they go."""
+
+    storage: Storage
+    folder: str
+    """The stage's folder."""
+    job: SampleJob
+    units: Sequence[Unit]
+    fingerprint: str
+    """Digest of the stage's work."""
+    tokenizer: Any
+    """For the text that people read."""
+    finish: Callable[[pa.Table], pa.Table] = lambda table: table
+    """Last change to a unit's table before it is stored, such as grading."""
+
+    def sample(self, unit: Unit, engine: LazyEngine) -> int:
+        """Sample and commit a unit; return its tokens."""
+        opened = engine.get()
+        check_fits(opened, self.job, unit.rows)
+        table = engine.call(lambda e: sample_unit(self.job, unit, e, self.tokenizer))
+        table = self.finish(table)
+        check_rollout(table, where=f"{self.folder} {unit.name}")
+        data = write_table(table, self.job.metadata(opened), token_column="response_ids")
+        tokens = int(list_lengths(table, "response_ids").sum())
+        shard = content_shard(ROLLOUTS, data, rows=table.num_rows, tokens=tokens)
+        publish(
+            self.storage,
+            self.folder,
+            unit.name,
+            shard=shard,
+            data=data,
+            fingerprint=self.fingerprint,
+        )
+        return tokens
+
+
 def run_sampling(
-    storage: Storage,
-    folder: str,
-    job: SampleJob,
-    units: Sequence[Unit],
-    *,
-    fingerprint: str,
-    finish: Callable[[pa.Table], pa.Table],
-    engine: LazyEngine,
-    tokenizer: Any,
-    worker: Worker,
-    progress: Progress,
+    stage: SampleStage, engine: LazyEngine, *, worker: Worker, progress: Progress
 ) -> tuple[tuple[UnitShard, ...] | None, int]:
     """Sample and commit the units that lack a commit.
 
     Args:
-        storage: the store.
-        folder: the stage's folder.
-        job: what the units share.
-        units: all units of the stage.
-        fingerprint: digest of the stage's work.
-        finish: last change to a unit's table before it is stored, such as grading.
+        stage: the units.
         engine: the student, opened when the first unit is missing.
-        tokenizer: for the text that people read.
         worker: which units are ours.
         progress: told of each unit.
 
@@ -83,30 +104,23 @@ def run_sampling(
 
     def compute(index: int) -> int:
         nonlocal computed
-        unit, opened = units[index], engine.get()
-        check_fits(opened, job, unit.rows)
-        table = finish(engine.call(lambda e: sample_unit(job, unit, e, tokenizer)))
-        check_rollout(table, where=f"{folder} {unit.name}")
-        data = write_table(table, job.metadata(opened), token_column="response_ids")
-        tokens = int(list_lengths(table, "response_ids").sum())
-        shard = content_shard(ROLLOUTS, data, rows=table.num_rows, tokens=tokens)
-        publish(storage, folder, unit.name, shard=shard, data=data, fingerprint=fingerprint)
+        tokens = stage.sample(stage.units[index], engine)
         computed += 1
         return tokens
 
-    names = [unit.name for unit in units]
+    storage, folder, names = stage.storage, stage.folder, [unit.name for unit in stage.units]
     done = run_units(
         storage,
         folder,
         names,
-        label=job.label,
+        label=stage.job.label,
         worker=worker,
         compute=compute,
         progress=progress,
     )
     if not done.issuperset(names):
         return None, computed
-    commits = [read_commit(storage, folder, name, fingerprint=fingerprint) for name in names]
+    commits = [read_commit(storage, folder, n, fingerprint=stage.fingerprint) for n in names]
     return tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits), computed
 
 

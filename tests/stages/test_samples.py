@@ -15,7 +15,7 @@ from pipeline.runs.plan import Unit, cut_units, sample_seeds
 from pipeline.runs.units import Worker
 from pipeline.scores.scores import Scores
 from pipeline.shards.parquet import read_table
-from pipeline.stages.samples import SampleJob, check_fits, run_sampling, sample_unit
+from pipeline.stages.samples import SampleJob, SampleStage, check_fits, run_sampling, sample_unit
 from pipeline.store.storage import Storage
 from schemas.columns import Ids
 from schemas.errors import CapacityError, ConfigError, DataError
@@ -168,18 +168,16 @@ def test_an_id_that_the_model_does_not_have_is_refused() -> None:
 def run(
     storage: Storage, engine: LazyEngine, *, worker: Worker | None = None, finish: Any = None
 ) -> Any:
-    return run_sampling(
+    stage = SampleStage(
         storage,
         "stage",
         JOB,
         units_of([0, 1, 2, 3, 4]),
         fingerprint="f",
-        finish=finish or (lambda table: table),
-        engine=engine,
         tokenizer=TOKENIZER,
-        worker=worker or Worker(),
-        progress=Recorder(),
+        finish=finish or (lambda table: table),
     )
+    return run_sampling(stage, engine, worker=worker or Worker(), progress=Recorder())
 
 
 def test_units_are_sampled_once_by_all_workers_together(memory: Storage) -> None:
