@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.progress import BarProgress, EventProgress, QuietProgress
+from pipeline.runs.figures import EvalFigures, ScoreFigures, TrainFigures
 from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.status import RoundStatus, RunStatus
 
@@ -60,8 +61,9 @@ def print_json(value: dict[str, Any]) -> None:
 def result_json(result: StageResult, seconds: float) -> dict[str, Any]:
     """Return the JSON object of a stage's result."""
     fields = asdict(result)
-    extra = fields.pop("extra")
-    return {**fields, "seconds": round(seconds, 3), **extra}
+    fields.pop("figures")
+    further = {} if result.figures is None else result.figures.fields()
+    return {**fields, "seconds": round(seconds, 3), **further}
 
 
 def print_result(result: StageResult, seconds: float) -> None:
@@ -78,18 +80,25 @@ def print_result(result: StageResult, seconds: float) -> None:
 
 
 def _notes(result: StageResult) -> list[str]:
-    extra, notes = result.extra, []
-    if result.stage == "score" and (result.teacher_tokens or result.reused_rows):
+    figures = result.figures
+    if isinstance(figures, ScoreFigures):
+        return _score_notes(result, figures)
+    if isinstance(figures, EvalFigures) and figures.found is not None:
+        found = figures.found
+        return [f"{figures.subject} accuracy {found.accuracy:.1%} ± {found.standard_error:.1%}"]
+    if isinstance(figures, TrainFigures) and figures.loss is not None:
+        return [f"{figures.steps} steps, loss {figures.loss:.4f}"]
+    return []
+
+
+def _score_notes(result: StageResult, figures: ScoreFigures) -> list[str]:
+    notes = []
+    if result.teacher_tokens or result.reused_rows:
         notes.append(f"teacher read {result.teacher_tokens:,}, reused {result.reused_rows:,} rows")
-    if extra.get("sibling_rows"):
-        notes.append(f"{sum(extra['sibling_rows'].values()):,} of them of sibling scorers")
-    if extra.get("reverse_kl") is not None:
-        notes.append(f"reverse KL {extra['reverse_kl']:.4f} nats")
-    if "accuracy" in extra:
-        error = extra["standard_error"]
-        notes.append(f"{extra['subject']} accuracy {extra['accuracy']:.1%} ± {error:.1%}")
-    if "loss" in extra:
-        notes.append(f"{extra['steps']} steps, loss {extra['loss']:.4f}")
+    if figures.sibling_rows:
+        notes.append(f"{sum(figures.sibling_rows.values()):,} of them of sibling scorers")
+    if figures.reverse_kl is not None:
+        notes.append(f"reverse KL {figures.reverse_kl:.4f} nats")
     return notes
 
 

@@ -18,7 +18,7 @@ from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.runs.run import Run
-from pipeline.teachers.selftest import ROWS, Noise, scoring_noise, tolerance_of
+from pipeline.teachers.selftest import ROWS, scoring_noise, tolerance_of
 from schemas.columns import Ids
 from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError, DataError
@@ -99,7 +99,7 @@ def _noise(run: Run, name: str, sampled: list[tuple[Ids, Sample]]) -> Finding:
     with _opened(run, run.config.score, source, section.dtype) as engine:
         size = engine.vocab_size
         signal = Signal(min(run.config.score.k, size))
-        noise: Noise = scoring_noise(engine, prompts, responses, signal=signal, vocab_size=size)
+        noise = scoring_noise(engine, prompts, responses, signal=signal, vocab_size=size)
     noise.check(tolerance_of(run.config.score, section.dtype), where=f"teachers.{name}")
     words = (
         f"scored alone, together and turned round, {noise.tokens} tokens differ by "

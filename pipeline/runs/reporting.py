@@ -1,11 +1,12 @@
 """What a call of a stage reports: progress while it works, a result and its time at the end."""
 
 import uuid
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 
+from pipeline.runs.figures import Figures
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table, write_table
 from schemas.keys import time_key, times_folder
@@ -60,7 +61,8 @@ class StageResult:
     teacher_tokens: int = 0
     """Response and prompt tokens that a teacher read in this call."""
     engine_start_s: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    figures: Figures | None = None
+    """What else the stage tells."""
 
 
 def record_time(run: Run, result: StageResult, seconds: float) -> None:

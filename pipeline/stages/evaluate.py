@@ -24,6 +24,7 @@ from pipeline.models.source import ModelSource, find_model, model_identity
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.rewards.graders import find_reward
+from pipeline.runs.figures import Accuracy, EvalFigures
 from pipeline.runs.plan import cut_units
 from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.run import Run, check_run, pin_run
@@ -249,9 +250,7 @@ def _summary(
 def _result(
     run: Run, subject: Subject, manifest: EvalManifest | None, *, computed: int, start_s: float
 ) -> StageResult:
-    extra: dict[str, Any] = {"subject": subject.label}
-    if manifest is not None:
-        extra |= {"accuracy": manifest.accuracy, "standard_error": manifest.standard_error}
+    found = Accuracy(manifest.accuracy, manifest.standard_error) if manifest else None
     return StageResult(
         stage="eval",
         run=run.name,
@@ -261,5 +260,5 @@ def _result(
         tokens=manifest.tokens if manifest else 0,
         manifest=run.storage.url(manifest_key(subject.folder)) if manifest else None,
         engine_start_s=start_s,
-        extra=extra,
+        figures=EvalFigures(subject.label, found),
     )

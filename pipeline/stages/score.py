@@ -6,7 +6,7 @@ teacher work; the teacher is loaded only when something is missing; a unit is vi
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from pipeline.cache.sameweights import borrow, find_siblings, rows_of_each, unkn
 from pipeline.cache.scorecache import Origin, ScoreCache
 from pipeline.engines.installed import require_engine
 from pipeline.engines.lazy import LazyEngine
+from pipeline.runs.figures import Noise, ScoreFigures
 from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker, run_units
@@ -25,7 +26,7 @@ from pipeline.store.records import check_fingerprint, create_record, read_record
 from pipeline.store.writer import writer
 from pipeline.teachers.reading import score_fingerprint, score_table, unit_rows
 from pipeline.teachers.repair import forget_invalid
-from pipeline.teachers.selftest import Noise, SelfTest, tolerance_of
+from pipeline.teachers.selftest import SelfTest, tolerance_of
 from pipeline.teachers.teacher import Scorer, find_scorer, pin_scorer
 from schemas.columns import flat_values, list_rows
 from schemas.errors import ConfigError
@@ -52,6 +53,15 @@ class _Job:
     test: SelfTest
     folder: str
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call did."""
+
+    commits: Sequence[ScoreCommit] = ()
+    start_s: float = 0.0
+    noise: Noise | None = None
 
 
 def run_score(
@@ -91,7 +101,7 @@ def run_score(
             progress.note(f"{forgotten} units of teacher {name!r} are to be scored anew")
         manifest = run.score(round_index, name)
         if manifest is not None:
-            results.append(_result(run, round_index, name, manifest=manifest))
+            results.append(_result(run, round_index, name, manifest))
             continue
         require_engine(run.config.score.engine, run.config.score.server.urls)
         with writer(run.storage):
@@ -144,15 +154,8 @@ def _score(
             progress=progress,
         )
     manifest = _finish(job) if done.issuperset(names) else None
-    return _result(
-        run,
-        round_index,
-        teacher,
-        manifest=manifest,
-        commits=commits,
-        start_s=engine.start_s,
-        noise=job.test.noise,
-    )
+    call = _Call(commits, engine.start_s, job.test.noise)
+    return _result(run, round_index, teacher, manifest, call)
 
 
 def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
@@ -254,13 +257,10 @@ def _result(
     run: Run,
     round_index: int,
     teacher: str,
-    *,
     manifest: ScoreManifest | None,
-    commits: Sequence[ScoreCommit] = (),
-    start_s: float = 0.0,
-    noise: Noise | None = None,
+    call: _Call = _Call(),
 ) -> StageResult:
-    key = run.manifest_key(round_index, score_stage(teacher))
+    key, commits = run.manifest_key(round_index, score_stage(teacher)), call.commits
     return StageResult(
         stage="score",
         run=run.name,
@@ -271,11 +271,11 @@ def _result(
         manifest=run.storage.url(key) if manifest else None,
         reused_rows=sum(c.reused_rows for c in commits),
         teacher_tokens=sum(c.teacher_tokens for c in commits),
-        engine_start_s=start_s,
-        extra={
-            "teacher": teacher,
-            "sibling_rows": _sibling_rows(commits),
-            "noise": None if noise is None else asdict(noise),
-            "reverse_kl": manifest.reverse_kl if manifest else None,
-        },
+        engine_start_s=call.start_s,
+        figures=ScoreFigures(
+            teacher=teacher,
+            sibling_rows=_sibling_rows(commits),
+            noise=call.noise,
+            reverse_kl=manifest.reverse_kl if manifest else None,
+        ),
     )

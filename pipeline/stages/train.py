@@ -11,6 +11,7 @@ from pipeline.learner.loop import TrainedRound, train_round
 from pipeline.learner.metrics import steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.states import drop_states
+from pipeline.runs.figures import TrainFigures
 from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.run import Run, pin_run
 from pipeline.store.commit import committed_units
@@ -112,11 +113,11 @@ def finished_result(run: Run, manifest: TrainManifest, *, trained: int = 0) -> S
         rows=manifest.rows,
         tokens=manifest.tokens,
         manifest=run.storage.url(run.manifest_key(manifest.round, "train")),
-        extra={
-            "steps": manifest.steps,
-            "stale_rows": manifest.stale_rows,
-            **manifest.summary,
-            "first_rollout_kl": manifest.rollout_kl,
-            "checkpoint": run.storage.url(run.checkpoint_folder(manifest.round + 1)),
-        },
+        figures=TrainFigures(
+            steps=manifest.steps,
+            stale_rows=manifest.stale_rows,
+            summary=manifest.summary,
+            first_rollout_kl=manifest.rollout_kl,
+            checkpoint=run.storage.url(run.checkpoint_folder(manifest.round + 1)),
+        ),
     )

@@ -6,12 +6,12 @@ as nats here; rounding shows as far less. Shapes: T tokens, K top-k.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engines.engine import Engine
+from pipeline.runs.figures import Noise
 from pipeline.scores.scores import Scores
 from schemas.columns import Floats, Ids
 from schemas.config.score import ScoreSection
@@ -28,29 +28,6 @@ ROWS = 4
 
 TOKENS = 4096
 """Most rows and tokens of a self-test."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How far scores of the same tokens differ, nats of token and top-k log-probabilities."""
-
-    tokens: int
-    mean: float
-    max: float
-
-    def check(self, tolerance: float, *, where: str) -> None:
-        """Make sure that it is no more than rounding.
-
-        Raises:
-            DataError: it is more.
-        """
-        if not self.mean <= tolerance:
-            raise DataError(
-                f"{where}: the same {self.tokens} tokens, scored alone, together and in another "
-                f"order, differ by {self.mean:.3g} nats on average and {self.max:.3g} at most, "
-                f"where {tolerance:.3g} on average would pass. Nothing was scored. Look at the "
-                "engine's settings and version, or allow it with score.noise_tolerance"
-            )
 
 
 def tolerance_of(section: ScoreSection, dtype: str) -> float:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engines.engine import Sample, Sampling
+from pipeline.runs.figures import Noise
 from pipeline.scores.scores import Scores
 from pipeline.teachers.selftest import (
     ROWS,
     TOKENS,
-    Noise,
     SelfTest,
     few_rows,
     scoring_noise,

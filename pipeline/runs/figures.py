@@ -1,0 +1,104 @@
+"""What a stage tells beside the counts that every stage has: further fields of its JSON line."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from schemas.errors import DataError
+
+
+class Figures(Protocol):
+    """Figures of one stage."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the CLI's JSON line, in order."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far scores of the same tokens differ, nats of token and top-k log-probabilities."""
+
+    tokens: int
+    mean: float
+    max: float
+
+    def check(self, tolerance: float, *, where: str) -> None:
+        """Make sure that it is no more than rounding.
+
+        Raises:
+            DataError: it is more.
+        """
+        if not self.mean <= tolerance:
+            raise DataError(
+                f"{where}: the same {self.tokens} tokens, scored alone, together and in another "
+                f"order, differ by {self.mean:.3g} nats on average and {self.max:.3g} at most, "
+                f"where {tolerance:.3g} on average would pass. Nothing was scored. Look at the "
+                "engine's settings and version, or allow it with score.noise_tolerance"
+            )
+
+
+@dataclass(frozen=True)
+class ScoreFigures:
+    """Figures of one teacher's part of a round."""
+
+    teacher: str
+    sibling_rows: dict[str, int]
+    """Rows of this call's units that came from other scorers of the same weights, by scorer."""
+    noise: Noise | None
+    """What the self-test found; None where the teacher was not needed."""
+    reverse_kl: float | None
+    """Of the whole round; None while units are missing."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the CLI's JSON line, in order."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainFigures:
+    """Figures of a trained round."""
+
+    steps: int
+    stale_rows: int
+    summary: dict[str, float]
+    """Means of the steps' metrics, by name."""
+    first_rollout_kl: float | None
+    """Of the first step, before anything was learnt."""
+    checkpoint: str
+    """Where the new checkpoint is."""
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss of the steps."""
+        return self.summary.get("loss")
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the CLI's JSON line, in order; each metric is a field."""
+        return {
+            "steps": self.steps,
+            "stale_rows": self.stale_rows,
+            **self.summary,
+            "first_rollout_kl": self.first_rollout_kl,
+            "checkpoint": self.checkpoint,
+        }
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How much of an evaluation was right."""
+
+    accuracy: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class EvalFigures:
+    """Figures of an evaluation."""
+
+    subject: str
+    """What was graded: `student`, or `teacher/<name>`."""
+    found: Accuracy | None
+    """None while units are missing."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the CLI's JSON line, in order."""
+        return {"subject": self.subject, **({} if self.found is None else asdict(self.found))}

@@ -1,0 +1,72 @@
+"""The JSON line of each stage, to the letter: keys, order and values."""
+
+import json
+
+import pytest
+
+from cli.output import result_json
+from pipeline.runs.figures import (
+    Accuracy,
+    EvalFigures,
+    Figures,
+    Noise,
+    ScoreFigures,
+    TrainFigures,
+)
+from pipeline.runs.reporting import StageResult
+
+COMMON = (
+    '"run": "demo", "round": 2, "units": 1, "rows": 4, "tokens": 9, "manifest": null, '
+    '"reused_rows": 3, "teacher_tokens": 7, "engine_start_s": 0.5, "seconds": 1.235'
+)
+NOISE = Noise(tokens=48, mean=0.25, max=0.5)
+SUMMARY = {"grad_norm": 0.5, "loss": 1.5, "reverse_kl": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("stage", "figures", "further"),
+    [
+        ("rollout", None, ""),
+        (
+            "score",
+            ScoreFigures("main", {"a": 2}, NOISE, 0.75),
+            ', "teacher": "main", "sibling_rows": {"a": 2}, "noise": {"tokens": 48, "mean": 0.25, '
+            '"max": 0.5}, "reverse_kl": 0.75',
+        ),
+        (
+            "score",
+            ScoreFigures("main", {}, None, None),
+            ', "teacher": "main", "sibling_rows": {}, "noise": null, "reverse_kl": null',
+        ),
+        (
+            "train",
+            TrainFigures(40, 0, SUMMARY, None, "store/checkpoints/0001"),
+            ', "steps": 40, "stale_rows": 0, "grad_norm": 0.5, "loss": 1.5, "reverse_kl": 0.25, '
+            '"first_rollout_kl": null, "checkpoint": "store/checkpoints/0001"',
+        ),
+        (
+            "eval",
+            EvalFigures("teacher/main", Accuracy(0.5, 0.125)),
+            ', "subject": "teacher/main", "accuracy": 0.5, "standard_error": 0.125',
+        ),
+        ("eval", EvalFigures("student", None), ', "subject": "student"'),
+    ],
+)
+def test_the_figures_of_a_stage_follow_what_all_stages_have(
+    stage: str, figures: Figures | None, further: str
+) -> None:
+    result = StageResult(
+        stage=stage,
+        run="demo",
+        round=2,
+        units=1,
+        rows=4,
+        tokens=9,
+        manifest=None,
+        reused_rows=3,
+        teacher_tokens=7,
+        engine_start_s=0.5,
+        figures=figures,
+    )
+    line = json.dumps(result_json(result, 1.23456))
+    assert line == f'{{"stage": "{stage}", {COMMON}{further}}}'
