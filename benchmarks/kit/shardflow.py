@@ -77,7 +77,7 @@ def publish_many(
     root: Path, scorer: Scorer, table: pa.Table, *, shards: int, first: int
 ) -> tuple[int, int]:
     """Publish shards of new sequences; return the peak of memory after the first ones, and all."""
-    cache = ScoreCache(Storage(str(root)), scorer.identity, print)
+    cache = ScoreCache(Storage(str(root)), scorer.identity, print, held_bytes=0)
     return _peaks((partial(_publish, cache, table, number) for number in range(shards)), first)
 
 
@@ -121,7 +121,7 @@ def _publish(cache: ScoreCache, table: pa.Table, number: int) -> CacheCommit:
     digests = [f"{number:016x}{row:016x}" for row in range(table.num_rows)]
     index = table.column_names.index("sequence_digest")
     table = table.set_column(index, table.field(index), pa.array(digests))
-    return cache.publish(fingerprint(digests), table, Origin("bench/0000", 0, 0))
+    return cache.publish(fingerprint(digests), table, Origin("bench/0000", 0, 0)).commit
 
 
 def _peaks(actions: Iterable[Callable[[], object]], first: int) -> tuple[int, int]:

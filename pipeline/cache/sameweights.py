@@ -4,10 +4,10 @@ Promises: only a scorer whose own identity says `same-weights` has siblings; fin
 small object per scorer of the root, whatever they hold; their caches are read, never written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.cache.scorecache import ScoreCache
 from pipeline.store.records import read_records
@@ -49,8 +49,21 @@ def are_siblings(mine: ScorerIdentity, other: ScorerIdentity) -> bool:
     return _differences(mine, other).issubset(MAY_DIFFER)
 
 
+def unnamed_by(siblings: Sequence[ScoreCache], digests: Sequence[str]) -> list[str]:
+    """Return the sequences that no sibling's index names; a damaged index names none."""
+    left = list(digests)
+    for sibling in siblings:
+        with suppress(DataError):  # `borrow` says so
+            left = sibling.unnamed(left)
+    return left
+
+
 def borrow(
-    siblings: Sequence[ScoreCache], digests: Sequence[str], note: Callable[[str], None]
+    siblings: Sequence[ScoreCache],
+    digests: Sequence[str],
+    note: Callable[[str], None],
+    *,
+    spared: Mapping[str, int] | None = None,
 ) -> dict[str, pa.Table]:
     """Return the rows that siblings have of some distinct sequences, by the sibling's key.
 
@@ -58,13 +71,14 @@ def borrow(
         siblings: the caches, in the order in which they are asked.
         digests: sequence digests, none of them twice.
         note: told of caches that cannot be used.
+        spared: tokens that the teacher would read for each sequence, as `ScoreCache.known` has it.
     """
     found, left = dict[str, pa.Table](), list(digests)
     for sibling in siblings:
         if not left:
             break
         try:
-            table = sibling.known(left)
+            table = sibling.known(left, spared)
         except DataError as error:
             note(f"its scores are not used: {error}")
             continue
@@ -78,15 +92,6 @@ def unknown(digests: Sequence[str], table: pa.Table) -> list[str]:
     """Return the digests that a score table does not have, in order."""
     known = set(table.column("sequence_digest").to_pylist())
     return [digest for digest in digests if digest not in known]
-
-
-def rows_of_each(rows: pa.Table, found: dict[str, pa.Table]) -> dict[str, int]:
-    """Return how many rows of a unit each sibling's scores stand for."""
-    digests = rows.column("sequence_digest")
-    return {
-        scorer: int(pc.sum(pc.is_in(digests, value_set=table.column("sequence_digest"))).as_py())
-        for scorer, table in found.items()
-    }
 
 
 def _differences(mine: ScorerIdentity, other: ScorerIdentity) -> set[str]:

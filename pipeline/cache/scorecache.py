@@ -1,19 +1,22 @@
 """The teacher cache of one scorer: scores found by token sequence, and new ones made visible.
 
 Promises: what is returned was verified, whole digest included; a damaged shard costs only its
-reuse; a unit is written down in the index before it is committed, so that a kill in between loses
-neither. Must not: load a teacher.
+reuse; a shard is read once while it is held; a unit is written down in the index before it is
+committed, so that a kill in between loses neither. Must not: load a teacher.
 """
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.cache.index.compaction import compact
-from pipeline.cache.index.index import Index
+from pipeline.cache.index.index import Hits, Index
+from pipeline.cache.shardreads import HELD_BYTES, ShardReads
 from pipeline.shards.scores import pinned_renumbering, read_scores, write_scores
 from pipeline.store.commit import content_shard
 from pipeline.store.records import create_record, find_record
@@ -40,11 +43,24 @@ class Origin:
     """Those of them that other scorers of the same weights had, by scorer."""
 
 
+class Published(NamedTuple):
+    """A unit that is committed now, by this process or by one that was faster."""
+
+    commit: CacheCommit
+    scores: pa.Table
+    """The rows of its shard; those of this process as they were before the codec rounded them."""
+
+
 class ScoreCache:
     """The scores of one scorer in a root."""
 
     def __init__(
-        self, storage: Storage, identity: ScorerIdentity, note: Callable[[str], None]
+        self,
+        storage: Storage,
+        identity: ScorerIdentity,
+        note: Callable[[str], None],
+        *,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         """Name the cache; nothing is read yet.
 
@@ -52,10 +68,14 @@ class ScoreCache:
             storage: the store.
             identity: whose scores they are.
             note: told of shards that cannot be used.
+            held_bytes: bytes of shards that are held for later look-ups at most.
         """
         self._storage, self._identity, self._note = storage, identity, note
         self._folder = scorer_folder(identity.key)
         self._index = Index(storage, identity.key)
+        self._shards = ShardReads(storage, identity.key, held_bytes=held_bytes)
+        self._looked_up: tuple[list[str], Hits] | None = None
+        """The last look-up since the index changed, for one who asks twice for the same."""
 
     @property
     def scorer(self) -> str:
@@ -75,28 +95,47 @@ class ScoreCache:
         if commit is not None:
             return commit
         self._index.refresh()
+        self._looked_up = None
         unit = self._index.units.get(digest)
         return None if unit is None else create_record(self._storage, key, unit.commit)
 
-    def known(self, digests: Sequence[str]) -> pa.Table:
+    def unnamed(self, digests: Sequence[str]) -> list[str]:
+        """Return the sequences that the index does not name, in order; no shard is read.
+
+        Raises:
+            DataError: an object of the index is damaged.
+        """
+        hits = self._lookup(digests)
+        return [digests[place] for place in np.flatnonzero(hits.shard < 0).tolist()]
+
+    def known(self, digests: Sequence[str], spared: Mapping[str, int] | None = None) -> pa.Table:
         """Return the stored scores of some distinct sequences, in any order, without the unknown.
 
         Args:
             digests: sequence digests, none of them twice.
+            spared: tokens that the teacher would read for each of them; a shard whose read costs
+                more than it spares is left alone. None to leave none alone.
+
+        Raises:
+            DataError: an object of the index is damaged.
         """
-        hits = self._index.lookup(digests)
+        hits = self._lookup(digests)
         asked = np.array(digests, dtype=object)
         tables = [SCORES.empty_table()]
         for number in np.unique(hits.shard[hits.shard >= 0]).tolist():
-            mine = np.flatnonzero(hits.shard == number)
-            found = self._rows(hits.shards[number], hits.row[mine])
+            mine, shard = np.flatnonzero(hits.shard == number), hits.shards[number]
+            if spared is not None and not self._shards.pays(
+                shard, sum(spared[digest] for digest in asked[mine])
+            ):
+                continue
+            found = self._rows(shard, hits.row[mine])
             if found is not None:
                 same = np.array(found.column("sequence_digest").to_pylist(), object) == asked[mine]
                 tables.append(found.filter(pa.array(same)))
         return pa.concat_tables(tables)
 
-    def publish(self, digest: str, table: pa.Table, origin: Origin) -> CacheCommit:
-        """Store a unit's scores, index them and commit them; return the commit that stands.
+    def publish(self, digest: str, table: pa.Table, origin: Origin) -> Published:
+        """Store a unit's scores, index them and commit them; return what stands.
 
         Args:
             digest: digest of the unit's sequence digests, in order.
@@ -117,17 +156,25 @@ class ScoreCache:
             reused_rows=origin.reused_rows,
             sibling_rows=dict(origin.sibling_rows),
         )
-        return adopt_unit(
-            self._storage, self._index, commit, data, table.column("sequence_digest").to_pylist()
-        )
+        digests = table.column("sequence_digest").to_pylist()
+        stands = adopt_unit(self._storage, self._index, commit, data, digests)
+        self._shards.keep(shard.key, data)
+        self._looked_up = None
+        if stands.shard != shard:
+            table = read_scores(self._storage, stands.shard, scorer=self.scorer)
+        return Published(stands, table)
 
-    def _rows(self, shard: Shard, rows: np.ndarray) -> pa.Table | None:
+    def _lookup(self, digests: Sequence[str]) -> Hits:
+        if self._looked_up is None or self._looked_up[0] != digests:
+            self._looked_up = list(digests), self._index.lookup(digests)
+        return self._looked_up[1]
+
+    def _rows(self, shard: Shard, rows: NDArray[np.int64]) -> pa.Table | None:
         try:
-            table = read_scores(self._storage, shard, scorer=self.scorer)
+            return self._shards.rows(shard, rows)
         except (DataError, IdentityError) as error:
             self._note(f"its rows are scored again: {error}")
             return None
-        return table.take(pa.array(np.minimum(rows, table.num_rows - 1)))
 
 
 def adopt_unit(

@@ -6,10 +6,14 @@ bounded by tokens. A shard is built whole and re-opened before it may be publish
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from schemas.columns import list_lengths
 from schemas.errors import DataError
@@ -55,12 +59,42 @@ def read_table(
     Raises:
         DataError: not a Parquet file of opd, or of a newer schema version.
     """
-    try:
+    with _reading(data, where) as file:
         # threads would win nothing for a process that has one core, and their buffers stay theirs
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+        table = file.read(columns, use_threads=False)
+    return table, _metadata(table, where)
+
+
+def read_rows(
+    data: bytes, rows: NDArray[np.int64], *, where: str
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return some rows of a shard, in the given order, and its metadata.
+
+    Only the row groups that hold them are decoded.
+
+    Raises:
+        DataError: as of `read_table`, or there is no such row.
+    """
+    with _reading(data, where) as file:
+        groups = range(file.num_row_groups)
+        sizes = np.array([file.metadata.row_group(group).num_rows for group in groups], np.int64)
+        if rows.max(initial=-1) >= sizes.sum():
+            raise DataError(f"{where} has {sizes.sum()} rows, row {rows.max()} is asked for")
+        group_of_row = np.searchsorted(np.cumsum(sizes), rows, side="right")
+        chosen = np.unique(group_of_row)
+        table = file.read_row_groups(chosen.tolist(), use_threads=False)
+    before = np.cumsum(sizes) - sizes
+    left_out = before[chosen] - (np.cumsum(sizes[chosen]) - sizes[chosen])
+    places = rows - left_out[np.searchsorted(chosen, group_of_row)]
+    return table.take(pa.array(places)), _metadata(table, where)
+
+
+@contextmanager
+def _reading(data: bytes, where: str) -> Iterator[pq.ParquetFile]:
+    try:
+        yield pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{where} is not a readable Parquet file: {error}") from error
-    return table, _metadata(table, where)
 
 
 def _metadata(table: pa.Table, where: str) -> dict[str, Any]:

@@ -7,11 +7,13 @@ the teacher once; what is written and what is read has passed the same checks.
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.shards.codec import codec_named
 from pipeline.shards.packed.renumbering import Renumbering
-from pipeline.shards.parquet import read_table, write_table
+from pipeline.shards.parquet import read_rows, read_table, write_table
 from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from schemas.columns import flat_values
@@ -55,8 +57,39 @@ def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
         DataError: the object is missing, corrupt, misshapen or of an unknown codec.
         IdentityError: it holds the scores of another scorer.
     """
+    table = rows_of_shard(storage, shard, storage.read_shard(shard), scorer=scorer)
+    if table.num_rows != shard.rows:
+        where = storage.url(shard.key)
+        raise DataError(f"{where} has {table.num_rows} rows, its commit says {shard.rows}")
+    return table
+
+
+def rows_of_shard(
+    storage: Storage,
+    shard: Shard,
+    data: bytes,
+    *,
+    scorer: str,
+    rows: NDArray[np.int64] | None = None,
+) -> pa.Table:
+    """Return rows of a score shard whose bytes were verified.
+
+    Args:
+        storage: the store.
+        shard: the shard.
+        data: its bytes, as `Storage.read_shard` returns them.
+        scorer: whose scores they are.
+        rows: which of its rows, in this order; None for all.
+
+    Raises:
+        DataError: they are misshapen, of an unknown codec, or there is no such row.
+        IdentityError: they are the scores of another scorer.
+    """
     where = storage.url(shard.key)
-    stored, metadata = read_table(storage.read_shard(shard), where=where)
+    if rows is None:
+        stored, metadata = read_table(data, where=where)
+    else:
+        stored, metadata = read_rows(data, rows, where=where)
     if metadata.get("scorer") != scorer:
         raise IdentityError(
             f"{where} holds scores of scorer {metadata.get('scorer')}, expected {scorer}: they are "
@@ -65,10 +98,7 @@ def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
         )
     digest = metadata.get("renumbering")
     renumbering = None if digest is None else _renumbering(storage, scorer, digest)
-    table = _decoded(stored, metadata, renumbering, where)
-    if table.num_rows != shard.rows:
-        raise DataError(f"{where} has {table.num_rows} rows, its commit says {shard.rows}")
-    return table
+    return _decoded(stored, metadata, renumbering, where)
 
 
 def decode_scores(data: bytes, *, renumbering: Renumbering | None, where: str) -> pa.Table:

@@ -1,7 +1,8 @@
 """The score stage: a teacher scores exactly the tokens that the student sampled, once.
 
 Promises: a token sequence that the scorer has seen, in whatever unit, round or run, costs no
-teacher work; the teacher is loaded only when something is missing; a unit is visible only whole.
+teacher work, unless the read of its shard would cost more; the teacher is loaded only when
+something is missing; a unit is visible only whole.
 """
 
 from collections import Counter
@@ -12,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cache.sameweights import borrow, find_siblings, rows_of_each, unknown
-from pipeline.cache.scorecache import Origin, ScoreCache
+from pipeline.cache.reuse import find_stored
+from pipeline.cache.sameweights import find_siblings
+from pipeline.cache.scorecache import Origin, Published, ScoreCache
 from pipeline.engines.installed import require_engine
 from pipeline.engines.lazy import LazyEngine
 from pipeline.runs.figures import Noise, ScoreFigures
 from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker, run_units
-from pipeline.scores.candidates import with_own_candidates
 from pipeline.shards.scores import read_scores
 from pipeline.store.records import check_fingerprint, create_record, read_record
 from pipeline.store.writer import writer
@@ -163,35 +164,33 @@ def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
     storage, unit = job.run.storage, job.rollout.units[index]
     rows, input_digest = unit_rows(storage, unit, job.scorer)
     key = commit_key(job.scorer.folder, input_digest)
-    cached = job.cache.unit(input_digest) or _compute(job, input_digest, rows, engine)
+    cached = job.cache.unit(input_digest)
+    if cached is None:
+        cached, scores = _compute(job, input_digest, rows, engine)
+    else:
+        scores = read_scores(storage, cached.shard, scorer=job.scorer.key)
     check_fingerprint(storage, key, cached.fingerprint, job.scorer.key)
-    scores = read_scores(storage, cached.shard, scorer=job.scorer.key)
     covered = _covered(job, unit.unit, rows, scores, cached=cached)
     return create_record(storage, commit_key(job.folder, unit.unit), covered)
 
 
-def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -> CacheCommit:
-    """Score with the teacher what the caches do not know, and commit the unit to the own one."""
-    digests = rows.column("sequence_digest")
-    distinct = pc.unique(digests).to_pylist()
-    signal = Signal.of(job.scorer.identity.signal)
-    own = with_own_candidates(job.cache.known(distinct), rows, signal)
-    lent = borrow(job.siblings, unknown(distinct, own), job.note)
-    borrowed = {key: with_own_candidates(table, rows, signal) for key, table in lent.items()}
-    known = pa.concat_tables([own, *borrowed.values()])
-    is_known = pc.is_in(digests, value_set=known.column("sequence_digest"))
-    left = rows.filter(pc.invert(is_known))
+def _compute(job: _Job, input_digest: str, rows: pa.Table, engine: LazyEngine) -> Published:
+    """Score with the teacher what is not stored, and commit the unit to the scorer's cache."""
+    digests, signal = rows.column("sequence_digest"), Signal.of(job.scorer.identity.signal)
+    stored = find_stored(rows, job.cache, siblings=job.siblings, signal=signal, note=job.note)
+    is_stored = pc.is_in(digests, value_set=stored.scores.column("sequence_digest"))
+    left = rows.filter(pc.invert(is_stored))
     if left.num_rows:
         prompts, responses = list_rows(left, "prompt_ids"), list_rows(left, "response_ids")
         engine.call(lambda e: job.test.once(e, prompts, responses))
     new, teacher_tokens = score_table(left, engine, job.scorer.identity)
-    scores = pa.concat_tables([known, new])
+    scores = pa.concat_tables([stored.scores, new])
     order = pc.index_in(digests, value_set=scores.column("sequence_digest"))
     origin = Origin(
         _payer(job),
         teacher_tokens=teacher_tokens,
         reused_rows=rows.num_rows - new.num_rows,
-        sibling_rows=rows_of_each(rows, borrowed),
+        sibling_rows=stored.sibling_rows,
     )
     return job.cache.publish(input_digest, scores.take(order), origin)
 

@@ -172,7 +172,7 @@ def _run(
 ) -> Reprocessed:
     storage, source = work.storage, work.sources[0]
     names = sorted(committed_units(storage, scorer_folder(source)))
-    cache = ScoreCache(storage, identity, progress.note)
+    cache = ScoreCache(storage, identity, progress.note, held_bytes=0)
     others = [
         ScoreCache(storage, stored_scorer(storage, key), progress.note) for key in work.sources[1:]
     ]
@@ -181,7 +181,7 @@ def _run(
     def compute(index: int) -> int:
         table = work.unit(names[index], others)
         origin = Origin(f"reprocess/{source}", teacher_tokens=0, reused_rows=table.num_rows)
-        commit = cache.publish(names[index], table, origin)
+        commit = cache.publish(names[index], table, origin).commit
         made.append(commit)
         return commit.shard.tokens
 

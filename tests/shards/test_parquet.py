@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shards import parquet
-from pipeline.shards.parquet import METADATA_KEY, read_table, write_table
+from pipeline.shards.parquet import METADATA_KEY, read_rows, read_table, write_table
 from schemas.errors import DataError
 from schemas.tables import SCHEMA_VERSION, SCORES
 
@@ -57,6 +57,37 @@ def test_rows_come_back_as_they_were(lengths: list[int]) -> None:
     table = table_of(lengths)
     found, _ = read_table(write_table(table, {}, token_column="ids"), where="x")
     assert found.replace_schema_metadata(None).equals(table)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.data())
+def test_some_rows_come_back_in_the_order_asked_for(
+    lengths: list[int], draw: st.DataObject
+) -> None:
+    table, places = table_of(lengths), st.integers(0, len(lengths) - 1)
+    asked = draw.draw(st.lists(places, max_size=12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "ROW_GROUP_TOKENS", draw.draw(st.integers(1, 99)))
+        data = write_table(table, {"key": "value"}, token_column="ids")
+    found, metadata = read_rows(data, np.array(asked, dtype=np.int64), where="x")
+    assert found.replace_schema_metadata(None).equals(table.take(pa.array(asked, pa.int64())))
+    assert metadata["key"] == "value"
+
+
+def test_a_row_group_that_no_row_is_asked_of_is_not_decoded() -> None:
+    lengths = [parquet.ROW_GROUP_TOKENS] * 3
+    data = bytearray(write_table(table_of(lengths), {}, token_column="ids"))
+    last = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(2).column(1)
+    start, size = last.data_page_offset, last.total_compressed_size
+    data[start : start + size] = bytes(size)
+    found, _ = read_rows(bytes(data), np.array([1, 0]), where="x")
+    assert found.num_rows == 2
+    with pytest.raises(DataError, match="not a readable"):
+        read_rows(bytes(data), np.array([2]), where="x")
+
+
+def test_a_row_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match="x has 2 rows, row 2 is asked for"):
+        read_rows(write_table(table_of([1, 2]), {}), np.array([0, 2]), where="x")
 
 
 def test_scores_come_back_bit_for_bit() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.store.storage import Storage
 from pipeline.store.writer import WRITER_KEY
@@ -194,3 +195,19 @@ def test_a_round_trains_on_packed_scores_with_every_signal(tmp_path: Path, cli: 
     for schema in shards:
         assert {"topk_count", "candidate_logprobs", "draw_counts"} <= set(schema.names)
         assert schema.field("topk_ids").type == pa.large_binary()
+
+
+@pytest.mark.parametrize("codec", ["typed-v1", "packed-v1"])
+def test_the_reverse_kl_is_the_same_from_the_teacher_and_from_the_cache(
+    tmp_path: Path, cli: Cli, codec: str
+) -> None:
+    config = write_run(tmp_path, changes={"eval": None, "score.codec": codec})
+    stages(cli, config, "rollout")
+    manifest = tmp_path / "store" / ROUND / "score/main/manifest.json"
+    found = []
+    for _ in range(2):
+        result = cli.ok("score", "-c", config, "--round", "0")
+        found.append((result["reverse_kl"], manifest.read_bytes()))
+        forget(tmp_path, f"{ROUND}/score")
+    assert result["noise"] is None  # the teacher was not asked the second time
+    assert found[0] == found[1]

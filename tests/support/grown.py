@@ -74,11 +74,11 @@ def check_a_codec(codec: str, scores: Scores, folder: Path) -> None:
     digests = rows.column("sequence_digest").to_pylist()
     table = table_of(digests, scores, list_lengths(rows, "response_ids"), WITH)
     storage = Storage(str(folder / codec))
-    commit = ScoreCache(storage, identity, print).publish(
+    published = ScoreCache(storage, identity, print).publish(
         fingerprint(digests), table, Origin("demo/0000", 0, 0)
     )
     storage.put(f"cache/{identity.key}/scorer.json", identity.to_bytes())
-    back = read_scores(storage, commit.shard, scorer=identity.key)
+    back = read_scores(storage, published.commit.shard, scorer=identity.key)
     assert back.column(NAME).to_pylist() == table.column(NAME).to_pylist()
     np.testing.assert_array_equal(scores_of(back).further[NAME], scores.further[NAME])
     for kind in ("parquet", "jsonl"):
