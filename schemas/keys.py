@@ -8,7 +8,6 @@ from typing import Literal
 
 RUNS, PROMPTS, ROLLOUTS, CACHE = "runs", "prompts", "rollouts", "cache"
 PINS, PROBES = "pins", "probe"
-WRITER = "writer.json"  # only where the store ignores create-only writes
 
 # --- in each folder whose work is cut into units: stages, evaluations, caches ---
 

@@ -180,7 +180,7 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Find what no run, commit or index of the root names, and delete it where asked to."""
-    from pipeline.store.writer import writer
+    from pipeline.store.writer import require_safe_writes
     from pipeline.upkeep.garbage import delete_garbage, find_garbage
 
     storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
@@ -188,8 +188,8 @@ def gc(
     found = find_garbage(storage, limit_s=limit_s, progress=progress)
     todo = found.todo(scorers=unused_scorers)
     if delete:
-        with writer(storage):
-            todo = delete_garbage(storage, found, todo, limit_s=limit_s, progress=progress)
+        require_safe_writes(storage)
+        todo = delete_garbage(storage, found, todo, limit_s=limit_s, progress=progress)
     if as_json:
         print_json({"root": storage.root, "deleted": delete, **collection_json(found, todo)})
     else:

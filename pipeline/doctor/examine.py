@@ -17,7 +17,7 @@ from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.files import require_prompt_file
 from pipeline.runs.run import SOFTWARE, Run
-from pipeline.store.writer import honours_create
+from pipeline.store.writer import require_safe_writes
 from pipeline.teachers.limits import check_context, check_vocabulary
 from schemas.errors import OpdError
 
@@ -85,13 +85,16 @@ def _versions() -> Finding:
 
 def _store(run: Run) -> Finding:
     storage = run.storage
-    if honours_create(storage):
-        return Finding("store", "ok", f"{storage.root} honours create-only writes")
-    return Finding(
-        "store",
-        "warning",
-        f"{storage.root} ignores create-only writes (If-None-Match): it takes one writer at a time",
-    )
+    if storage.single_writer:
+        return Finding(
+            "store",
+            "warning",
+            f"{storage.root} is not asked whether it honours create-only writes, for "
+            "storage.single_writer is set: make sure that only one opd process writes to it at a "
+            "time",
+        )
+    require_safe_writes(storage)
+    return Finding("store", "ok", f"{storage.root} honours create-only writes")
 
 
 def _engines(run: Run) -> Finding:

@@ -6,6 +6,7 @@ from importlib import metadata
 
 from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
+from pipeline.store.writer import require_safe_writes
 from schemas.config.file import config_fingerprint, identity_of
 from schemas.config.run import RunConfig
 from schemas.errors import IdentityError
@@ -96,11 +97,13 @@ def open_run(config: RunConfig) -> Run:
 
 
 def pin_run(run: Run) -> None:
-    """Record what the run is at its first stage.
+    """Make sure that the root can be written to, and record what the run is at its first stage.
 
     Raises:
         IdentityError: another process began the run with other settings.
+        StorageError: the store cannot be written, or ignores create-only writes.
     """
+    require_safe_writes(run.storage)
     key = run_key(run.name)
     if run.storage.exists(key):
         return

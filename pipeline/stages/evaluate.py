@@ -39,7 +39,6 @@ from pipeline.stages.sampler import (
 )
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
 from pipeline.store.records import create_record
-from pipeline.store.writer import writer
 from schemas.config.evaluation import EvalSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
@@ -118,10 +117,9 @@ def run_eval(
     if manifest is not None:
         return _result(run, subject, manifest, computed=0, start_s=0.0)
     require_engine(section.engine, section.server.urls)
-    with writer(run.storage):
-        pin_run(run)
-        own = keeper if subject.teacher is None else None
-        return _grade(run, subject, section, worker=worker, progress=progress, keeper=own)
+    pin_run(run)
+    own = keeper if subject.teacher is None else None
+    return _grade(run, subject, section, worker=worker, progress=progress, keeper=own)
 
 
 def _grade(

@@ -20,7 +20,6 @@ from pipeline.runs.units import Worker
 from pipeline.stages.sampler import lazy_engine, stop_strings, stop_tokens, student_weights
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
 from pipeline.store.records import check_fingerprint, create_record
-from pipeline.store.writer import writer
 from schemas.fingerprint import fingerprint
 from schemas.keys import plan_key
 from schemas.records.runs import PromptsManifest, RolloutManifest, RolloutPlan
@@ -53,9 +52,8 @@ def run_rollout(
     if manifest is not None:
         return _result(run, round_index, manifest, computed=0, start_s=0.0)
     require_engine(run.config.rollout.engine, run.config.rollout.server.urls)
-    with writer(run.storage):
-        pin_run(run)
-        return _sample_round(run, round_index, worker=worker, progress=progress, keeper=keeper)
+    pin_run(run)
+    return _sample_round(run, round_index, worker=worker, progress=progress, keeper=keeper)
 
 
 def _sample_round(

@@ -24,7 +24,6 @@ from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.scores import read_scores
 from pipeline.store.records import check_fingerprint, create_record, read_record
-from pipeline.store.writer import writer
 from pipeline.teachers.reading import score_fingerprint, score_table, unit_rows
 from pipeline.teachers.repair import forget_invalid
 from pipeline.teachers.selftest import SelfTest, tolerance_of
@@ -105,9 +104,8 @@ def run_score(
             results.append(_result(run, round_index, name, manifest))
             continue
         require_engine(run.config.score.engine, run.config.score.server.urls)
-        with writer(run.storage):
-            pin_run(run)
-            results.append(_score(run, round_index, name, worker=worker, progress=progress))
+        pin_run(run)
+        results.append(_score(run, round_index, name, worker=worker, progress=progress))
     return results
 
 

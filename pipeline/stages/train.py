@@ -4,8 +4,6 @@ Promises: no teacher is touched; a checkpoint is reloaded and compared before it
 again after a crash, the stage goes on from the last saved state.
 """
 
-from contextlib import nullcontext
-
 from pipeline.learner.inputs import TrainInputs, find_work
 from pipeline.learner.loop import TrainedRound, train_round
 from pipeline.learner.metrics import steps_shard
@@ -16,7 +14,6 @@ from pipeline.runs.reporting import Progress, StageResult
 from pipeline.runs.run import Run, pin_run
 from pipeline.store.commit import committed_units
 from pipeline.store.records import create_record
-from pipeline.store.writer import writer
 from schemas.errors import DataError
 from schemas.keys import commit_key
 from schemas.records.training import TrainManifest
@@ -44,10 +41,9 @@ def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
 
 
 def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) -> StageResult:
-    with writer(run.storage) if ranks.is_main else nullcontext():
-        from_main(lambda: pin_run(run))
-        trained = train_round(run, inputs, ranks, progress=progress)
-        manifest = from_main(lambda: _finish(run, inputs, trained))
+    from_main(lambda: pin_run(run))
+    trained = train_round(run, inputs, ranks, progress=progress)
+    manifest = from_main(lambda: _finish(run, inputs, trained))
     return finished_result(run, manifest, trained=trained.new_steps)
 
 

@@ -69,6 +69,8 @@ class Storage:
         self._retry_s, self._met = settings.retry_s, False
         self.lease_s = settings.lease_s
         """Seconds after which an object that says who works is out of date."""
+        self.single_writer = settings.single_writer
+        """Whether nobody else writes meanwhile, so that a look tells what may be created."""
 
     @property
     def local_root(self) -> Path | None:
@@ -119,6 +121,11 @@ class Storage:
         A reply that was lost on the way makes the repeat find our own object: equal bytes count
         as created.
         """
+        if self.single_writer:  # the store itself might write over what stands
+            stands = self.get(key)
+            if stands is None:
+                self.put(key, data)
+            return stands is None or stands == data
         action = partial(self._backend.write, self._name(key), data, create=True)
         try:
             self._write(key, action)

@@ -14,7 +14,7 @@ from pipeline.shards.parquet import read_table
 from pipeline.store.commit import committed_units
 from pipeline.store.records import create_record, read_record
 from pipeline.store.storage import Storage
-from pipeline.store.writer import writer
+from pipeline.store.writer import require_safe_writes
 from schemas.errors import DataError, IdentityError
 from schemas.keys import commit_key, renumbering_key, renumberings_folder, scorer_folder, scorer_key
 from schemas.records.scores import CacheCommit, RenumberingRecord, ScorerIdentity
@@ -43,6 +43,7 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
     Raises:
         DataError: a shard or record of the source is damaged.
         IdentityError: what the source calls this scorer is another one.
+        StorageError: the target cannot be written, or ignores create-only writes.
     """
     folder, key = scorer_folder(scorer), scorer_key(scorer)
     identity = read_record(source, key, ScorerIdentity)
@@ -59,18 +60,18 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
         adopt_unit(target, index, commit, data, table.column("sequence_digest").to_pylist())
         return commit.shard.tokens
 
-    with writer(target):
-        create_record(target, key, identity)
-        _copy_renumberings(source, target, scorer)
-        run_units(
-            target,
-            folder,
-            names,
-            label=f"merge {scorer[:8]}",
-            worker=Worker(),
-            compute=copy,
-            progress=progress,
-        )
+    require_safe_writes(target)
+    create_record(target, key, identity)
+    _copy_renumberings(source, target, scorer)
+    run_units(
+        target,
+        folder,
+        names,
+        label=f"merge {scorer[:8]}",
+        worker=Worker(),
+        compute=copy,
+        progress=progress,
+    )
     return Merged(
         scorer,
         len(copied),

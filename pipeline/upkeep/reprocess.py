@@ -23,7 +23,7 @@ from pipeline.shards.scores import read_scores
 from pipeline.store.commit import committed_units
 from pipeline.store.records import create_record, read_record
 from pipeline.store.storage import Storage
-from pipeline.store.writer import writer
+from pipeline.store.writer import require_safe_writes
 from schemas.columns import list_lengths
 from schemas.config.section import NAME_PATTERN
 from schemas.errors import ConfigError, ConflictError, IdentityError
@@ -76,6 +76,7 @@ def reprocess(
             sequences of the first one.
         ConflictError: the name is another scorer's.
         IdentityError: the sources do not share a tokenizer.
+        StorageError: the store cannot be written, or ignores create-only writes.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
@@ -99,10 +100,10 @@ def reprocess(
     new = old.model_copy(update=changes)
     if len(found) == 1 and (new.codec, after) == (old.codec, before):
         raise ConfigError(f"nothing would change: {found[0][0]} has this codec and signal already")
-    with writer(storage):
-        _pin(storage, name, new)
-        work = _Work(storage, [key for key, _ in found], list(weights), before, after)
-        return _run(work, name, new, worker=worker, progress=progress)
+    require_safe_writes(storage)
+    _pin(storage, name, new)
+    work = _Work(storage, [key for key, _ in found], list(weights), before, after)
+    return _run(work, name, new, worker=worker, progress=progress)
 
 
 def _mixture(

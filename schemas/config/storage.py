@@ -22,6 +22,9 @@ class StorageSection(Section):
     """Seconds to wait for a reply."""
     lease_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
     """Seconds after which the unit of a worker that fell silent is taken over by another one."""
+    single_writer: bool = tuning(False)
+    """Whether only one opd process writes to the root at a time, which you make sure of: for stores
+    that ignore create-only writes (`If-None-Match`), which are refused otherwise."""
     max_connections: Positive = tuning(64)
     """Connections held to an object store."""
     addressing_style: Literal["auto", "path", "virtual"] = tuning("auto")

@@ -74,11 +74,16 @@ def test_each_fault_is_named_and_the_rest_is_looked_at(tmp_path: Path, cli: Cli)
     assert "teacher = student" not in found, "no model is loaded where something is wrong"
 
 
-def test_a_careless_store_deserves_a_look(
+def test_a_careless_store_fails_and_with_a_single_writer_deserves_a_look(
     tmp_path: Path, careless_server: S3Account, use_s3: UseS3, cli: Cli
 ) -> None:
     config = write_run(tmp_path, root=use_s3(careless_server))
-    assert findings(cli.ok("doctor", "-c", config))["store"]["state"] == "warning"
+    refused = cli("doctor", "-c", config, "--json")
+    found = findings(refused.result)["store"]
+    assert (refused.code, found["state"], found["exit_code"]) == (6, "failed", 6)
+    assert "storage.single_writer" in found["words"]
+    alone = cli.ok("doctor", "-c", config, "--set", "storage.single_writer=true")
+    assert findings(alone)["store"]["state"] == "warning"
 
 
 def test_an_orphan_is_named_with_its_pid(run_copy: Path, cli: Cli) -> None:

@@ -79,7 +79,7 @@ def spelled_by_keys() -> set[str]:
         keys.shard_key(keys.metrics_folder(run), "<sha256>"),
         keys.time_key(run, 0, stage="<stage>", random="<random>"),
         *(keys.shard_key(folder, "<sha256>") for folder in (keys.PROMPTS, keys.ROLLOUTS)),
-        *(keys.name_key("<name>"), keys.pin_key(scorer), keys.probe_key("<random>"), keys.WRITER),
+        *(keys.name_key("<name>"), keys.pin_key(scorer), keys.probe_key("<random>")),
     }
     stages = ("rollout", teacher, "eval")
     folders = [keys.stage_folder(run, 0, stage) for stage in stages]
@@ -137,7 +137,7 @@ def test_a_finished_run_leaves_no_key_that_is_not_drawn(finished_run: Path) -> N
 
 # --- one module spells them ---
 
-FILES = {"run", "manifest", "plan", "drift", "scorer", "renumbering", "writer"}
+FILES = {"run", "manifest", "plan", "drift", "scorer", "renumbering"}
 FILE = re.compile(rf"({'|'.join(sorted(FILES))})\.json")
 FOLDERS = {
     *("runs", "prompts", "teachers", "checkpoints", "rounds", "score", "train", "eval", "commits"),

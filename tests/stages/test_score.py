@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.store.storage import Storage
-from pipeline.store.writer import WRITER_KEY
 from tests.conftest import UseS3
 from tests.support.rounds import ROUND, forget, score_shards, stages
 from tests.support.runs import Cli, finish, snapshot, start
@@ -124,28 +122,22 @@ def test_scores_that_were_paid_for_before_a_crash_count_as_this_rounds(
     assert Storage(str(run_copy / "store")).get(key) == before
 
 
-def test_a_store_that_ignores_preconditions_takes_one_score_worker_and_refuses_a_second(
+def test_a_store_that_ignores_preconditions_is_refused_unless_one_process_writes(
     careless_server: S3Account, use_s3: UseS3, tmp_path: Path, cli: Cli
 ) -> None:
     root = use_s3(careless_server)
     config = write_run(tmp_path, root=root, changes={"eval": None})
-    cli.ok("rollout", "-c", config, "--round", "0")
-    command = ("score", "-c", config, "--round", "0", "--json", "--worker")
-    first, storage = start(*command, "0/2"), Storage(root)
-    while not storage.exists(WRITER_KEY):
-        assert first.poll() is None, finish(first).stderr
-        time.sleep(0.02)
-    refused = cli(*command, "1/2")
-    assert refused.code == 5, refused.stderr
+    refused = cli("rollout", "-c", config, "--round", "0")
+    assert refused.code == 6, refused.stderr
     assert "ignores create-only writes" in refused.stderr
-    assert storage.url(WRITER_KEY) in refused.stderr
-    outcome = finish(first)
-    assert outcome.code == 0, outcome.stderr
-    assert (outcome.result["units"], outcome.result["manifest"]) == (2, None)
-    alone = cli.ok(*command[:-2], "--worker", "1/2")
-    assert alone["units"] == 2
-    assert alone["manifest"] is not None
-    assert not storage.exists(WRITER_KEY)
+    assert "storage.single_writer = true" in refused.stderr
+    assert Storage(root).folders("") == set()
+    alone = ("-c", config, "--set", "storage.single_writer=true")
+    for stage in ("rollout", "score", "train"):
+        assert cli.ok(stage, *alone, "--round", "0")["manifest"] is not None
+    assert cli.ok("status", *alone)["rounds"][0]["stages"]["train"]["state"] == "done"
+    assert cli("score", "-c", config, "--round", "0").code == 0, "nothing is left to write"
+    assert cli("rollout", "-c", config, "--round", "1").code == 6
 
 
 def test_several_teachers_score_their_own_prompts(tmp_path: Path, cli: Cli) -> None:

@@ -1,15 +1,18 @@
-"""Stores that cannot refuse a second writer, and the right to write to them."""
-
-from collections import Counter
+"""The right to write: stores that cannot refuse a second writer are refused, or used by one."""
 
 import pytest
 
-from pipeline.store import writer as store_writer
+from pipeline.store.commit import content_shard, publish
+from pipeline.store.records import create_record
 from pipeline.store.storage import Storage
-from pipeline.store.writer import WRITER_KEY, honours_create, writer
-from schemas.errors import ConflictError, StorageError
-from tests.conftest import QUICK, UseS3
+from pipeline.store.writer import honours_create, require_safe_writes
+from schemas.config.storage import StorageSection
+from schemas.errors import IdentityError, StorageError
+from schemas.records.scores import PinRecord
+from tests.conftest import QUICK, ProxyFactory, UseS3
 from tests.support.servers import S3Account, SeaweedServer
+
+ALONE = StorageSection(**{**QUICK.model_dump(), "single_writer": True})
 
 
 @pytest.fixture
@@ -17,96 +20,82 @@ def careless_storage(careless_server: S3Account, use_s3: UseS3) -> Storage:
     return Storage(use_s3(careless_server), QUICK)
 
 
+@pytest.fixture
+def lone_storage(careless_server: S3Account, use_s3: UseS3) -> Storage:
+    """Return a root on a store that ignores create-only, which one process writes to."""
+    return Storage(use_s3(careless_server), ALONE)
+
+
+# --- the probe ---
+
+
 def test_every_kind_of_store_here_honours_create_only(storage: Storage) -> None:
+    require_safe_writes(storage)
     assert honours_create(storage)
+    assert storage.folders("") <= {"probe"}  # a folder on a disk outlives what was in it
     assert storage.names("probe") == set()
 
 
-def test_a_store_that_honours_create_only_takes_many_writers(
-    local_storage: Storage,
-) -> None:
-    with writer(local_storage), writer(local_storage):
-        assert not local_storage.exists(WRITER_KEY)
-
-
-def test_a_careless_store_is_found_out(careless_storage: Storage) -> None:
+def test_a_store_that_ignores_create_only_is_refused_each_time(careless_storage: Storage) -> None:
     assert not honours_create(careless_storage)
-    assert careless_storage.names("probe") == set()
-
-
-def test_a_careless_store_takes_one_writer_after_another(
-    careless_storage: Storage, no_waiting: Counter[float]
-) -> None:
     for _ in range(2):
-        with writer(careless_storage):
-            assert careless_storage.exists(WRITER_KEY)
-        assert not careless_storage.exists(WRITER_KEY)
+        expected = r"ignores create-only writes .*set storage\.single_writer = true"
+        with pytest.raises(StorageError, match=expected):
+            require_safe_writes(careless_storage)
+    assert careless_storage.folders("") == set()
 
 
-def test_a_careless_store_refuses_a_second_writer_while_one_is_alive(
-    careless_storage: Storage, no_waiting: Counter[float]
+def test_a_process_probes_a_root_once(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory
 ) -> None:
-    expected = r"ignores create-only writes .*writer\.json says that another one is alive"
-    with writer(careless_storage):
-        rival = Storage(careless_storage.root, QUICK)
-        with pytest.raises(ConflictError, match=expected), writer(rival):
-            raise AssertionError("a second writer came in")
-        assert careless_storage.exists(WRITER_KEY)
+    proxy = fault_proxy(moto_server.endpoint)
+    root = use_s3(moto_server.at(proxy.endpoint))
+    require_safe_writes(Storage(root, QUICK))
+    asked = proxy.counts.total()
+    assert asked
+    require_safe_writes(Storage(root, QUICK))
+    assert proxy.counts.total() == asked
+    require_safe_writes(Storage(f"{root}-other", QUICK))
+    assert proxy.counts.total() == 2 * asked
 
 
-def test_a_writer_beats_for_as_long_as_it_holds_the_right(
-    careless_storage: Storage, monkeypatch: pytest.MonkeyPatch, no_waiting: Counter[float]
+def test_a_root_with_a_single_writer_is_not_probed(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory
 ) -> None:
-    monkeypatch.setattr(store_writer, "BEAT_S", 0.01)
-    with writer(careless_storage):
-        seen = {careless_storage.get(WRITER_KEY)}
-        while len(seen) < 3:
-            seen.add(careless_storage.get(WRITER_KEY))
-
-
-def test_a_writer_that_stopped_beating_is_taken_over(
-    careless_storage: Storage, monkeypatch: pytest.MonkeyPatch, no_waiting: Counter[float]
-) -> None:
-    with writer(careless_storage):
-        crashed = careless_storage.get(WRITER_KEY)
-    assert crashed is not None
-    careless_storage.put(WRITER_KEY, crashed)
-    with pytest.raises(ConflictError), writer(careless_storage):
-        raise AssertionError("a crashed writer counts as alive at first")
-    monkeypatch.setattr(store_writer, "STALE_S", -1.0)
-    with writer(careless_storage):
-        assert careless_storage.get(WRITER_KEY) not in (None, crashed)
-
-
-def test_of_two_writers_that_take_over_together_the_last_to_write_wins(
-    careless_storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def a_rival_writes_meanwhile(_: float) -> None:
-        rival = store_writer._Lock(owner="rival", time_s=2e9)
-        careless_storage.put(WRITER_KEY, rival.to_bytes())
-
-    monkeypatch.setattr("pipeline.store.writer.time.sleep", a_rival_writes_meanwhile)
-    with pytest.raises(ConflictError), writer(careless_storage):
-        raise AssertionError("both writers came in")
-    assert b"rival" in (careless_storage.get(WRITER_KEY) or b"")
+    proxy = fault_proxy(moto_server.endpoint)
+    root = use_s3(moto_server.at(proxy.endpoint))
+    require_safe_writes(Storage(root, ALONE))
+    assert not proxy.counts
+    require_safe_writes(Storage(root, QUICK))  # that one process wrote there is no proof
+    assert proxy.counts
 
 
 @pytest.mark.s3
-def test_a_store_that_cannot_be_written_has_no_writer(
-    s3_server: SeaweedServer, use_s3: UseS3
-) -> None:
+def test_a_store_that_cannot_be_written_is_refused(s3_server: SeaweedServer, use_s3: UseS3) -> None:
     reader = Storage(use_s3(s3_server.reader), QUICK)
-    with pytest.raises(StorageError, match="was refused"), writer(reader):
-        raise AssertionError("a reader became a writer")
+    with pytest.raises(StorageError, match="was refused"):
+        require_safe_writes(reader)
 
 
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Counter[float]:
-    """Return the pauses that were asked for and not slept."""
-    pauses: Counter[float] = Counter()
+# --- one writer ---
 
-    def count(pause_s: float) -> None:
-        pauses[pause_s] += 1
 
-    monkeypatch.setattr("pipeline.store.writer.time.sleep", count)
-    return pauses
+def test_a_single_writer_creates_what_is_not_there_and_nothing_else(lone_storage: Storage) -> None:
+    require_safe_writes(lone_storage)
+    assert lone_storage.create("key", b"first")
+    assert lone_storage.create("key", b"first")
+    assert not lone_storage.create("key", b"second")
+    assert lone_storage.get("key") == b"first"
+
+
+def test_the_record_of_a_single_writer_stands(lone_storage: Storage) -> None:
+    first, second = PinRecord(scorer="s", note="first"), PinRecord(scorer="s", note="second")
+    assert create_record(lone_storage, "pin", first) == first
+    assert create_record(lone_storage, "pin", second) == first
+
+
+def test_a_single_writer_cannot_commit_other_work_to_a_unit(lone_storage: Storage) -> None:
+    shard = content_shard("rollouts", b"data", rows=1, tokens=3)
+    publish(lone_storage, "folder", "0", shard=shard, data=b"data", fingerprint="old")
+    with pytest.raises(IdentityError, match=r"found .*old.*expected new"):
+        publish(lone_storage, "folder", "0", shard=shard, data=b"data", fingerprint="new")
