@@ -17,7 +17,7 @@ app = typer.Typer(help="Show, describe and check the configuration of a run.", n
 @app.command()
 def show(config: ConfigOption, overrides: SetOption = None) -> None:
     """Print the resolved configuration, defaults included, as JSON."""
-    resolved = read_config(config, overrides or ())
+    resolved = read_config(config, overrides or ()).config
     print(json.dumps(resolved.model_dump(mode="json"), indent=2))
 
 
@@ -34,15 +34,16 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     from pipeline.models.source import find_model
     from pipeline.prompts.files import require_prompt_file
 
-    resolved = read_config(config, overrides or ())
+    placed = read_config(config, overrides or ())
+    resolved, place = placed.config, placed.place
     for section in (resolved.rollout, resolved.score, resolved.eval):
         if section is not None:
             require_engine(section.engine, section.server.urls)
     models: dict[str, Any] = {"student": resolved.student}
     models |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
-    found = {key: find_model(resolved, section, key).location for key, section in models.items()}
+    found = {key: find_model(place, section, key).location for key, section in models.items()}
     for key in ("train", "eval"):
         location = getattr(resolved.prompts, key)
         if location is not None:
-            require_prompt_file(resolved, location, key=f"prompts.{key}")
+            require_prompt_file(place, location, key=f"prompts.{key}", settings=resolved.storage)
     print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": found})

@@ -7,7 +7,7 @@ import typer
 
 from cli.options import ConfigOption, JsonOption, SetOption, load_run
 from cli.output import make_progress, print_json, print_table
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 
 if TYPE_CHECKING:

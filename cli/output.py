@@ -14,7 +14,8 @@ from rich.text import Text
 
 from cli.progress import BarProgress, EventProgress, QuietProgress
 from pipeline.runs.figures import EvalFigures, ScoreFigures, TrainFigures
-from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.progress import Progress
+from pipeline.runs.reporting import StageResult
 from pipeline.runs.status import RoundStatus, RunStatus
 
 UNITS = ("B", "kB", "MB", "GB", "TB")

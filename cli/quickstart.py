@@ -38,7 +38,7 @@ def quickstart(
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder to make, such as opd-quickstart")
     config = config_text(root=root, seed=seed, rounds=rounds, engine=engine)
-    require_engine(parse_config(config, where="--engine", base=folder).rollout.engine)
+    require_engine(parse_config(config, where="--engine").rollout.engine)
     progress = make_progress(as_json=as_json)
 
     def report(name: str, step: int, total: int) -> None:

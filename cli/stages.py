@@ -18,7 +18,8 @@ from cli.options import (
 )
 from cli.output import is_main_process, make_progress, print_json, print_result, result_json
 from pipeline.learner.launch import launch_learner, needs_launch
-from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.progress import Progress
+from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run
 from schemas.errors import DataError
 

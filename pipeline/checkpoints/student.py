@@ -50,7 +50,7 @@ def policy_of_round(run: Run, round_index: int) -> CheckpointManifest:
 
 def _import_student(run: Run) -> CheckpointManifest:
     section, lora = run.config.student, run.config.train.lora
-    source = find_model(run.config, section, "student")
+    source = find_model(run.place, section, "student")
     tokenizer = model_tokenizer(source)
     whole = source if lora is None else source.whole
     model, origin = load_model(whole, dtype=section.dtype, device="cpu"), model_identity(source)

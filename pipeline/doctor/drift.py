@@ -97,7 +97,7 @@ def _measure(
 ) -> DriftRecord:
     scorer = find_scorer(run, round_index, teacher)
     signal, size = Signal(run.config.score.k), scorer.identity.vocab_size
-    source = find_model(run.config, run.config.teachers[teacher], f"teachers.{teacher}")
+    source = find_model(run.place, run.config.teachers[teacher], f"teachers.{teacher}")
     longest = max(len(p) + len(r) for p, r in zip(rows.prompts, rows.responses, strict=True))
 
     def scores(section: EngineSection, dtype: str, source: ModelSource) -> Scores:

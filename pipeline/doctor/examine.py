@@ -4,10 +4,8 @@ Promises: nothing of a run is written but the probe of its store, which is delet
 record where one is asked for.
 """
 
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, Literal
 
 from pipeline.engines.installed import require_engine
@@ -16,7 +14,8 @@ from pipeline.models.source import ModelSource, find_model, load_settings
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.files import require_prompt_file
-from pipeline.runs.run import SOFTWARE, Run
+from pipeline.runs.run import Run
+from pipeline.runs.software import software_versions
 from pipeline.store.writer import require_safe_writes
 from pipeline.teachers.limits import check_context, check_vocabulary
 from schemas.errors import OpdError
@@ -69,17 +68,11 @@ def looked(name: str, look: Look) -> Finding:
 
 def student_source(run: Run) -> ModelSource:
     """Return where the student of the configuration is."""
-    return find_model(run.config, run.config.student, "student")
+    return find_model(run.place, run.config.student, "student")
 
 
 def _versions() -> Finding:
-    found = {"python": platform.python_version()}
-    for name in SOFTWARE:
-        for package in (name, f"{name}-cpu"):
-            try:
-                found[name] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
+    found = software_versions()
     return Finding("versions", "ok", ", ".join(f"{n} {v}" for n, v in found.items()), found)
 
 
@@ -144,7 +137,9 @@ def _prompts(run: Run) -> Finding:
     for key in ("train", "eval"):
         location = getattr(run.config.prompts, key)
         if location is not None:
-            found.append(require_prompt_file(run.config, location, key=f"prompts.{key}").location)
+            named, settings = f"prompts.{key}", run.config.storage
+            file = require_prompt_file(run.place, location, key=named, settings=settings)
+            found.append(file.location)
     return Finding("prompts", "ok", ", ".join(found))
 
 
@@ -157,7 +152,7 @@ def _teacher(run: Run, name: str) -> Finding:
     section, label = run.config.teachers[name], f"teacher {name}"
     if section.scores is not None:
         return Finding(label, "ok", f"stored scores of {section.scores}; the model is not used")
-    source = find_model(run.config, section, f"teachers.{name}")
+    source = find_model(run.place, section, f"teachers.{name}")
     ours, theirs = (model_tokenizer(one) for one in (student_source(run), source))
     check_same_tokenizer(ours, theirs, teacher_name=name, mode=section.tokenizer_check)
     student = load_settings(student_source(run)).vocab_size

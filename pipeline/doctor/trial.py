@@ -60,7 +60,9 @@ def try_engines(run: Run, note: Callable[[str], None]) -> Iterator[Finding]:
 def _sample(run: Run) -> list[tuple[Ids, Sample]]:
     source, section = student_source(run), run.config.rollout
     tokenizer = model_tokenizer(source)
-    file = require_prompt_file(run.config, run.config.prompts.train, key="prompts.train")
+    file = require_prompt_file(
+        run.place, run.config.prompts.train, key="prompts.train", settings=run.config.storage
+    )
     table = next(prompt_tables(file, run.config, tokenizer, tally=Tally())).slice(0, ROWS)
     prompts = [np.array(ids, np.int32) for ids in table.column("prompt_ids").to_pylist()]
     if not prompts:
@@ -94,7 +96,7 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]]) -> Finding:
 
 def _noise(run: Run, name: str, sampled: list[tuple[Ids, Sample]]) -> Finding:
     section = run.config.teachers[name]
-    source = find_model(run.config, section, f"teachers.{name}")
+    source = find_model(run.place, section, f"teachers.{name}")
     prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
     with _opened(run, run.config.score, source, section.dtype) as engine:
         size = engine.vocab_size

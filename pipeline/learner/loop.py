@@ -17,7 +17,7 @@ from pipeline.learner.sequences import Lengths, Rows
 from pipeline.learner.settings import LearnerSettings, learning_rate_at, seed_dropout
 from pipeline.learner.states import find_state, load_state, misfit, save_state
 from pipeline.models.source import ModelSource
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from pipeline.store.commit import committed_units
 from schemas.config.train import TrainSection

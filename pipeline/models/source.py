@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.adapters import adapter_identity, adapter_settings, is_adapter
+from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import file_sha256
 from schemas.config.models import StudentSection, TeacherSection
-from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
 
@@ -48,12 +48,12 @@ class ModelSource:
 
 
 def find_model(
-    config: RunConfig, section: StudentSection | TeacherSection, key: str
+    place: ConfigPlace, section: StudentSection | TeacherSection, key: str
 ) -> ModelSource:
     """Return where a model of the configuration is.
 
     Args:
-        config: the run, whose folder relative paths start from.
+        place: the configuration's, which relative paths start from.
         section: the model's section.
         key: what messages call the section, such as `teachers.main`.
 
@@ -61,7 +61,7 @@ def find_model(
         ConfigError: no such folder, no config.json in it, a hub id without a full revision, or an
             adapter whose base is not there.
     """
-    resolved = config.resolve(section.model)
+    resolved = place.resolve(section.model)
     folder = Path(resolved)
     if (section.base or section.base_revision) and not is_adapter(folder):
         raise ConfigError(
@@ -87,7 +87,7 @@ def find_model(
             f"if it is a hub id, add {key}.revision with the model's commit hash"
         )
     if is_adapter(folder):
-        base = _find_base(config, section, key, folder)
+        base = _find_base(place, section, key, folder)
         return ModelSource(str(folder), None, section.trust_remote_code, base)
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -163,7 +163,7 @@ def _require_commit(name: str, revision: str) -> None:
 
 
 def _find_base(
-    config: RunConfig, section: StudentSection | TeacherSection, key: str, folder: Path
+    place: ConfigPlace, section: StudentSection | TeacherSection, key: str, folder: Path
 ) -> ModelSource:
     """Return the base of an adapter: that of the configuration, or the one the adapter names."""
     settings = adapter_settings(folder)
@@ -171,8 +171,8 @@ def _find_base(
     if named is None:
         named = str(settings.get("base_model_name_or_path") or "")
         revision = revision or settings.get("revision")
-    places = [Path(config.resolve(named)), folder / named] if named else []
-    found = next((place for place in places if place.is_dir()), None)
+    places = [Path(place.resolve(named)), folder / named] if named else []
+    found = next((one for one in places if one.is_dir()), None)
     if found is None and named and revision is not None:
         _require_commit(f"{key}.base_revision", revision)
         return ModelSource(named, revision, section.trust_remote_code)

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.prompts.records import KINDS, BadRecord
+from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import Storage, file_sha256
-from schemas.config.run import RunConfig
 from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import sha256
@@ -101,17 +101,25 @@ def find_prompt_file(location: str, *, key: str, settings: StorageSection) -> Pr
         raise ConfigError(f"{key}: cannot read {location}: {error.strerror}") from error
 
 
-def require_prompt_file(config: RunConfig, location: str, *, key: str) -> PromptFile:
+def require_prompt_file(
+    place: ConfigPlace, location: str, *, key: str, settings: StorageSection
+) -> PromptFile:
     """Return the prompt file that a configuration names.
+
+    Args:
+        place: the configuration's, which a relative path starts from.
+        location: what it names.
+        key: the configuration's key that names it.
+        settings: how a remote store is spoken to.
 
     Raises:
         ConfigError: there is no such file, or it cannot be read.
         StorageError: the store does not answer.
     """
-    place = config.resolve(location)
-    found = find_prompt_file(place, key=key, settings=config.storage)
+    whole = place.resolve(location)
+    found = find_prompt_file(whole, key=key, settings=settings)
     if found is None:
-        raise missing_prompt_file(place, key=key, settings=config.storage)
+        raise missing_prompt_file(whole, key=key, settings=settings)
     return found
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.models.tokenizeridentity import template_digest, tokenizer_digest
 from pipeline.prompts.encoding import Tally, prompt_tables, start_ids
 from pipeline.prompts.files import PromptFile, find_prompt_file, missing_prompt_file
+from pipeline.runs.run import Run
 from pipeline.shards import parquet
 from pipeline.store.commit import content_shard
 from pipeline.store.records import create_record, find_record
@@ -47,13 +48,12 @@ CHAT_PARTS = ("chat template", "prompts.chat_template_kwargs")
 
 
 def prepare_prompts(
-    storage: Storage, config: RunConfig, split: Split, tokenizer: "PreTrainedTokenizerBase"
+    run: Run, split: Split, tokenizer: "PreTrainedTokenizerBase"
 ) -> PromptsManifest:
     """Return the run's prompts: tokenised and pinned by the first call, the same ever after.
 
     Args:
-        storage: the run's store.
-        config: the run.
+        run: the run.
         split: which file of `[prompts]`.
         tokenizer: the student's tokenizer.
 
@@ -61,11 +61,12 @@ def prepare_prompts(
         ConfigError: the file is missing, or a record in it cannot be used.
         IdentityError: the file, the tokenizer or an option changed since the prompts were pinned.
     """
-    option, key = f"prompts.{split}", manifest_key(prompts_folder(config.run.name, split))
+    storage, config = run.storage, run.config
+    option, key = f"prompts.{split}", manifest_key(prompts_folder(run.name, split))
     source: str | None = getattr(config.prompts, split)
     if source is None:
         raise ConfigError(f"{option} is not set: name a JSONL or Parquet file of prompts")
-    location = config.resolve(source)
+    location = run.place.resolve(source)
     file = find_prompt_file(location, key=option, settings=config.storage)
     pinned = find_record(storage, key, PromptsManifest)
     if pinned is None:

@@ -1,8 +1,7 @@
-"""What a call of a stage reports: progress while it works, a result and its time at the end."""
+"""What a call of a stage reports at its end: a result, and how long it took."""
 
 import uuid
 from dataclasses import dataclass
-from typing import Protocol
 
 import pyarrow as pa
 
@@ -25,22 +24,6 @@ def stage_seconds(run: Run, round_index: int) -> dict[str, float]:
         row = table.to_pylist()[0]
         totals[row["stage"]] = totals.get(row["stage"], 0.0) + row["seconds"]
     return totals
-
-
-class Progress(Protocol):
-    """Receiver of progress, such as a bar."""
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        """Begin a stage of `total` units of which `done` are done."""
-
-    def advance(self, units: int = 1, *, tokens: int = 0) -> None:
-        """Count finished units and tokens."""
-
-    def note(self, text: str) -> None:
-        """Show a line of text."""
-
-    def stop(self) -> None:
-        """End the stage."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """One run: its configuration, its store, its keys, and the record that pins its identity."""
 
-import platform
 from dataclasses import dataclass
-from importlib import metadata
 
+from pipeline.runs.software import software_versions
+from pipeline.store.place import ConfigPlace, PlacedConfig
 from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from pipeline.store.writer import require_safe_writes
@@ -23,15 +23,14 @@ from schemas.records.runs import EvalManifest, RolloutManifest, RunRecord
 from schemas.records.scores import ScoreManifest
 from schemas.records.training import CheckpointManifest, TrainManifest
 
-SOFTWARE = ("opd", "torch", "transformers", "deepspeed", "vllm", "pyarrow", "numpy")
-
 
 @dataclass(frozen=True)
 class Run:
-    """A configuration and the store that holds its objects."""
+    """A configuration, the store that holds its objects, and where its relative paths start."""
 
     config: RunConfig
     storage: Storage
+    place: ConfigPlace
 
     @property
     def name(self) -> str:
@@ -87,13 +86,14 @@ class Run:
         return find_record(self.storage, key, EvalManifest)
 
 
-def open_run(config: RunConfig) -> Run:
+def open_run(placed: PlacedConfig) -> Run:
     """Return a run to read from.
 
     Raises:
         ConfigError: the root cannot be a store.
     """
-    return Run(config, Storage(config.resolve(config.run.root), config.storage))
+    config, place = placed.config, placed.place
+    return Run(config, Storage(place.resolve(config.run.root), config.storage), place)
 
 
 def pin_run(run: Run) -> None:
@@ -111,7 +111,7 @@ def pin_run(run: Run) -> None:
         name=run.name,
         fingerprint=config_fingerprint(run.config),
         identity=identity_of(run.config),
-        software=_software(),
+        software=software_versions(),
     )
     create_record(run.storage, key, record)
     check_run(run)
@@ -139,13 +139,3 @@ def check_run(run: Run) -> None:
         + "\nUndo the change, or give the new settings a run.name of their own: cached scores are "
         "shared between the runs of a root"
     )
-
-
-def _software() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in SOFTWARE:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

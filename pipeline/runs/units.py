@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.runs.leases import Leases
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.store.commit import committed_units
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key

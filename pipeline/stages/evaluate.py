@@ -26,7 +26,8 @@ from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.rewards.graders import find_reward
 from pipeline.runs.figures import Accuracy, EvalFigures
 from pipeline.runs.plan import cut_units
-from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.progress import Progress
+from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker
 from pipeline.shards.rollouts import read_rollout
@@ -134,7 +135,7 @@ def _grade(
     with _weights(run, subject) as weights:
         source, policy_version = weights.source, weights.version
         tokenizer = model_tokenizer(source)
-        prompts = prepare_prompts(run.storage, run.config, "eval", tokenizer)
+        prompts = prepare_prompts(run, "eval", tokenizer)
         table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
         job = SampleJob(
             label=f"eval {subject.label}",
@@ -175,7 +176,7 @@ class _Grader:
     """Fills the reward column of a sampled table."""
 
     def __init__(self, run: Run, section: EvalSection, tokenizer: Any) -> None:
-        self._reward = find_reward(section, Path(run.config.resolve(".")))
+        self._reward = find_reward(section, Path(run.place.resolve(".")))
         self._section, self._tokenizer = section, tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -198,7 +199,7 @@ def _weights(run: Run, subject: Subject) -> Iterator[Weights]:
     """Give where a subject's model is, and which weights it has."""
     name = subject.teacher
     if name is not None:
-        source = find_model(run.config, run.config.teachers[name], f"teachers.{name}")
+        source = find_model(run.place, run.config.teachers[name], f"teachers.{name}")
         yield Weights(source, fingerprint(model_identity(source)), subject.dtype)
         return
     index = 0 if subject.round_index is None else subject.round_index + 1

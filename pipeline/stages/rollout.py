@@ -14,7 +14,8 @@ from pipeline.engines.vllm.kept import EngineKeeper
 from pipeline.models.tokenizer import load_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
-from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.progress import Progress
+from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker
 from pipeline.stages.sampler import lazy_engine, stop_strings, stop_tokens, student_weights
@@ -68,7 +69,7 @@ def _sample_round(
     section, folder = run.config.rollout, run.stage_folder(round_index, "rollout")
     with opened_model(run, policy) as source:
         tokenizer = load_tokenizer(source.location, revision=None, trust_remote_code=False)
-        prompts = prepare_prompts(run.storage, run.config, "train", tokenizer)
+        prompts = prepare_prompts(run, "train", tokenizer)
         sampling = Sampling(
             temperature=section.temperature,
             top_p=section.top_p,

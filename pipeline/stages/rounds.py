@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 from pipeline.engines.vllm.kept import EngineKeeper
 from pipeline.runs.gate import judge
-from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.progress import Progress
+from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run
 from pipeline.runs.status import next_round, wants_eval
 from pipeline.runs.units import Worker

@@ -11,7 +11,7 @@ from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
 from pipeline.models.source import ModelSource, generation_settings
 from pipeline.models.stopstrings import reading_backend
 from pipeline.models.tokenizer import end_token_ids
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from schemas.config.engines import EngineSection
 from schemas.records.training import CheckpointManifest

@@ -11,7 +11,7 @@ from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.lazy import LazyEngine
 from pipeline.models.stopstrings import check_prompts
 from pipeline.runs.plan import Unit, sample_seeds
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.parquet import write_table
 from pipeline.store.commit import content_shard, publish, read_commit

@@ -19,7 +19,8 @@ from pipeline.cache.scorecache import Origin, Published, ScoreCache
 from pipeline.engines.installed import require_engine
 from pipeline.engines.lazy import LazyEngine
 from pipeline.runs.figures import Noise, ScoreFigures
-from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.progress import Progress
+from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.scores import read_scores

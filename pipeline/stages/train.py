@@ -10,7 +10,8 @@ from pipeline.learner.metrics import steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.states import drop_states
 from pipeline.runs.figures import TrainFigures
-from pipeline.runs.reporting import Progress, StageResult
+from pipeline.runs.progress import Progress
+from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run, pin_run
 from pipeline.store.commit import committed_units
 from pipeline.store.records import create_record

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from pipeline.shards.scores import read_scores
 from pipeline.store.records import find_record

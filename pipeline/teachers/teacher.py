@@ -88,7 +88,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     _check_consistent(run, teacher)
     if section.scores is not None:
         return _fitting_scorer(run, round_index, teacher, section.scores)
-    source = find_model(config, section, f"teachers.{teacher}")
+    source = find_model(run.place, section, f"teachers.{teacher}")
     settings = load_settings(source)
     tokenizer = model_tokenizer(source)
     check_context(run, settings, label=f"teachers.{teacher}", scores=True)

@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.shards.scores import read_scores
 from pipeline.store.records import read_record
 from pipeline.store.storage import Storage

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.store.backend import Leftover
 from pipeline.store.records import READERS
 from pipeline.store.storage import Storage

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.cache.index.index import Index
 from pipeline.cache.scorecache import adopt_unit
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.parquet import read_table
 from pipeline.store.commit import committed_units

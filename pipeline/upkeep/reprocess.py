@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.cache.scorecache import Origin, ScoreCache
 from pipeline.cache.scorers import find_named, stored_scorer
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker, run_units
 from pipeline.scores.columns import scores_of, table_of
 from pipeline.scores.mixture import check_mixable, mix

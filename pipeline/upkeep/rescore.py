@@ -17,7 +17,7 @@ from pipeline.engines.installed import engine_version, require_engine
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import open_engine
 from pipeline.models.source import ModelSource, find_model, model_identity
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from pipeline.scores.columns import scores_of
 from pipeline.scores.drift import Differences, Drift, differences, drift_of
@@ -156,7 +156,7 @@ def _teacher(run: Run, scorer: str, identity: ScorerIdentity) -> tuple[str, Mode
     unusable: ConfigError | None = None
     for name, section in run.config.teachers.items():
         try:
-            source = find_model(run.config, section, f"teachers.{name}")
+            source = find_model(run.place, section, f"teachers.{name}")
             if model_identity(source) == identity.model:
                 return name, source
         except ConfigError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.shards.parquet import read_table
 from pipeline.shards.scores import read_scores
 from pipeline.store.storage import Storage

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field
 
 from pipeline.cache.scorers import find_identity
-from pipeline.runs.reporting import Progress
+from pipeline.runs.progress import Progress
 from pipeline.shards.scores import read_scores
 from pipeline.store.records import read_records
 from pipeline.store.storage import Storage

@@ -1,4 +1,4 @@
-"""Loading of the configuration: TOML text plus overrides becomes a checked `RunConfig`.
+"""From TOML text and overrides to a checked `RunConfig`, and its identity. Pure.
 
 Promises: every mistake becomes one `ConfigError` that names the key and the nearest right one.
 """
@@ -6,7 +6,6 @@ Promises: every mistake becomes one `ConfigError` that names the key and the nea
 import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,15 +15,12 @@ from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
 
 
-def parse_config(
-    text: str, *, where: str, base: Path | str, overrides: Sequence[str] = ()
-) -> RunConfig:
+def parse_config(text: str, *, where: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration written in TOML text.
 
     Args:
         text: the TOML.
         where: what messages call it.
-        base: folder or URL that relative paths start from.
         overrides: `section.key=value` items, the value in TOML (a bare word is a string).
 
     Raises:
@@ -37,28 +33,10 @@ def parse_config(
     for item in overrides:
         _override(tree, item)
     try:
-        config = RunConfig.model_validate(tree)
+        return RunConfig.model_validate(tree)
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
         raise ConfigError(f"{where} is not a valid configuration:\n{lines}") from error
-    config._base = str(base)  # noqa: SLF001 - the one place where a configuration learns its folder
-    return config
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the configuration of a TOML file; relative paths in it start from its folder.
-
-    Raises:
-        ConfigError: the file is missing or unreadable, or its content is wrong.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"no configuration at {path}{_nearest_file(path)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    base = path.resolve().parent
-    return parse_config(text, where=str(path), base=base, overrides=overrides)
 
 
 def identity_of(config: RunConfig) -> dict[str, Any]:
@@ -140,13 +118,3 @@ def _siblings(location: list[str]) -> list[str]:
         models = [a for a in (annotation, *arguments) if isinstance(a, type)]
         model = next(a for a in models if issubclass(a, BaseModel))
     return list(model.model_fields)
-
-
-def _nearest_file(path: Path) -> str:
-    try:
-        names = [p.name for p in path.parent.glob("*.toml")]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-    return hint or "; the folder examples/ of opd's repository has some to start from"

@@ -4,13 +4,10 @@ Owns every key, its unit, its default and its checks. Unknown keys are refused. 
 results have no default. Fields made with `tuning` affect speed or place only, never results.
 """
 
-import os
-import posixpath
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from schemas.config.evaluation import EvalSection
 from schemas.config.gate import GateSection
@@ -64,22 +61,10 @@ class RunConfig(Section):
     storage: StorageSection = Field(default_factory=StorageSection)
     """How the store is spoken to."""
 
-    _base: str = PrivateAttr(default_factory=os.getcwd)
-
     @property
     def default_teacher(self) -> str:
         """Name of the teacher for prompts that name none: the first in the file."""
         return next(iter(self.teachers))
-
-    def resolve(self, location: str) -> str:
-        """Return a path of the TOML, which starts from its folder, as an absolute one or a URL."""
-        if "://" in location:
-            return location
-        path = Path(location).expanduser()
-        scheme, separator, folder = self._base.rpartition("://")
-        if separator and not path.is_absolute():
-            return f"{scheme}://{posixpath.normpath(posixpath.join(folder, location))}"
-        return str((self._base / path).resolve())
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
-from schemas.config.file import load_config
 from tests.airflow.test_airflow_rounds import rootless
 from tests.support.airflowhost import (
     OPD,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
-from schemas.config.file import load_config
 from tests.conftest import UseS3
 from tests.support.airflowhost import AirflowRuns
 from tests.support.runs import Cli, snapshot

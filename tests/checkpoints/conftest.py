@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
-from schemas.config.file import load_config
 from tests.support import tiny
 from tests.support.checkpoints import exported
 

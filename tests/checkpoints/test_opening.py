@@ -9,8 +9,8 @@ import pytest
 from pipeline.checkpoints.claim import INDEX
 from pipeline.checkpoints.opening import opened
 from pipeline.models.tokenizer import load_tokenizer
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
-from schemas.config.file import load_config
 from schemas.errors import DataError
 from tests.support.checkpoints import publish
 

@@ -1,5 +1,6 @@
 """The probe beside a checkpoint's weights: what it holds, and that attempts at one do not mix."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from pipeline.checkpoints.claim import INDEX
 from pipeline.checkpoints.opening import opened
 from pipeline.checkpoints.probe import Probe, find_probe, make_probe, write_probe
 from pipeline.checkpoints.publishing import publish_checkpoint
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
-from schemas.config.file import load_config
 from schemas.errors import DataError
 from schemas.records.training import CheckpointManifest
 from tests.support import tiny
@@ -85,7 +86,7 @@ def test_of_two_attempts_at_once_the_one_that_stands_has_its_own_probe(
         folders.append(folder_with(probe(shift), tmp_path / name))
     rival, slow = folders
     assert (rival / INDEX).read_bytes() == (slow / INDEX).read_bytes()
-    overtaken = Run(run.config, Overtaken(lambda: publish(run, rival), run))
+    overtaken = replace(run, storage=Overtaken(lambda: publish(run, rival), run))
     stands = publish(overtaken, slow)
     with opened(run, stands) as folder:
         assert len(list(folder.glob("opd-probe-*.json"))) == 2

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.checkpoints.claim import INDEX
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
-from schemas.config.file import load_config
 from tests.support.checkpoints import ORIGIN, Overtaken, assert_whole, exported, publish
 
 
@@ -60,7 +61,7 @@ def test_an_attempt_that_died_before_its_manifest_is_finished_by_the_next(
 def test_of_two_attempts_at_once_one_stands_and_is_whole(
     run: Run, first: Path, second: Path
 ) -> None:
-    slow = Run(run.config, Overtaken(lambda: publish(run, first), run))
+    slow = replace(run, storage=Overtaken(lambda: publish(run, first), run))
     stands = publish(slow, second)
     assert stands == run.checkpoint(1)
     assert_whole(run, stands, first)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from pipeline.models.loading import load_model
 from pipeline.models.lora import read_adapter, write_adapter
 from pipeline.models.source import ModelSource
 from pipeline.quickstart.addition import make_tokenizer
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
-from schemas.config.file import load_config
 from schemas.errors import DataError
 from schemas.records.training import CheckpointManifest
 from tests.support import tiny
@@ -101,7 +102,7 @@ def test_of_two_adapters_at_once_one_stands_and_is_whole(
 ) -> None:
     base = publish_base(run, first)
     rival = Overtaken(lambda: publish_adapter(run, adapters[0], base), run)
-    stands = publish_adapter(Run(run.config, rival), adapters[1], base)
+    stands = publish_adapter(replace(run, storage=rival), adapters[1], base)
     assert stands == run.checkpoint(1)
     assert_adapter(run, stands, adapters[0], first)
 

@@ -9,7 +9,7 @@ from pipeline.learner.inputs import TrainInputs, find_inputs, find_work
 from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
 from schemas.errors import ConfigError, DataError, IdentityError
-from tests.support.minimal import TEXT, parse
+from tests.support.minimal import TEXT, minimal_run
 from tests.support.paperrun import (
     identity_of,
     put_checkpoint,
@@ -26,7 +26,7 @@ TEACHERS = ("main", "math")
 @pytest.fixture
 def run(memory: Storage) -> Run:
     """Return a run whose round 1 is sampled and scored by two teachers."""
-    made = Run(parse("run.rounds=3", text=TWO), memory)
+    made = minimal_run(memory, "run.rounds=3", text=TWO)
     put_train(made, 0, first_step=5, steps=4)
     put_checkpoint(made, 1)
     put_rollout(made, 1)
@@ -134,7 +134,7 @@ def test_another_signal_is_refused_unless_the_scores_were_named(
 ) -> None:
     signal: dict[str, Any] = {"k": 3}
     put_scores(run, 1, "math", identity=identity_of(run, "math", signal=signal))
-    named = Run(parse("run.rounds=3", *overrides, text=TWO), run.storage)
+    named = minimal_run(run.storage, "run.rounds=3", *overrides, text=TWO)
     if refused:
         with pytest.raises(IdentityError, match="signal {'k': 3}, the configuration asks for"):
             find_inputs(named, 1)

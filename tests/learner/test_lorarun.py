@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.probe import find_probe
 from pipeline.models.loading import load_model
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
-from schemas.config.file import config_fingerprint, identity_of, load_config
+from schemas.config.file import config_fingerprint, identity_of
 from schemas.errors import IdentityError
 from tests.support.minimal import message, parse
 from tests.support.runs import Cli, snapshot

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from pipeline.learner.batches import StepPlan
 from pipeline.learner.metrics import Step, step_metrics, steps_shard
-from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
 from schemas.records.training import TrainManifest
-from tests.support.minimal import parse
+from tests.support.minimal import minimal_run
 
 FIGURE = st.integers(-1000, 1000).map(lambda n: n / 8)
 
@@ -58,7 +57,7 @@ def test_a_loss_or_a_norm_that_is_no_number_ends_the_training(value: float) -> N
 
 
 def test_steps_are_stored_whole_and_summed_up_by_their_tokens(memory: Storage) -> None:
-    run = Run(parse(), memory)
+    run = minimal_run(memory)
     steps: list[Step] = [
         {"loss": 1.0, "tokens": 30.0, "grad_norm": None, "learning_rate": 0.1},
         {"loss": 5.0, "tokens": 10.0, "grad_norm": 2.0, "learning_rate": 0.3},
@@ -75,7 +74,7 @@ def test_steps_are_stored_whole_and_summed_up_by_their_tokens(memory: Storage) -
 def test_a_round_that_another_opd_began_keeps_the_names_of_both(memory: Storage) -> None:
     before: Step = {"loss": 1.0, "tokens": 10.0, "token_logprob": -3.0}
     after: Step = {"loss": 2.0, "tokens": 10.0, "student_token_logprob": -2.0}
-    shard, means = steps_shard(Run(parse(), memory), 0, 0, [before, after])
+    shard, means = steps_shard(minimal_run(memory), 0, 0, [before, after])
     table, _ = read_table(memory.read_shard(shard), where="x")
     assert table.column("token_logprob").to_pylist() == [-3.0, None]
     assert table.column("student_token_logprob").to_pylist() == [None, -2.0]
@@ -83,7 +82,7 @@ def test_a_round_that_another_opd_began_keeps_the_names_of_both(memory: Storage)
 
 
 def test_a_train_manifest_with_names_of_before_is_read(memory: Storage) -> None:
-    run = Run(parse(), memory)
+    run = minimal_run(memory)
     before: Step = {"loss": 1.0, "tokens": 10.0, "token_logprob": -3.0}
     shard, means = steps_shard(run, 0, 0, [before])
     assert means == {"loss": 1.0, "token_logprob": -3.0}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run
 from pipeline.stages.train import run_train
-from schemas.config.file import load_config
 from tests.support.countedreads import CountedReads
 from tests.support.countedwork import Recorder
 from tests.support.rounds import ROUND, forget_training, score_shards
@@ -31,8 +31,9 @@ def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
 def train_counted(config: str, round_index: int) -> None:
     """Train a round as one of the learner's processes; print how often each shard was read."""
     loaded = load_config(Path(config))
-    storage = CountedReads(loaded.resolve(loaded.run.root), loaded.storage)
-    run_train(Run(loaded, storage), round_index, progress=Recorder())
+    root = loaded.place.resolve(loaded.config.run.root)
+    storage = CountedReads(root, loaded.config.storage)
+    run_train(Run(loaded.config, storage, loaded.place), round_index, progress=Recorder())
     print(json.dumps({key: n for key, n in storage.reads.items() if key.endswith(".parquet")}))
 
 

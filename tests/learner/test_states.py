@@ -8,7 +8,7 @@ from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
 from schemas.config.train import TrainSection
 from schemas.records.training import StateManifest
-from tests.support.minimal import parse
+from tests.support.minimal import minimal_run
 from tests.support.paperrun import put, shard_of
 
 
@@ -27,7 +27,7 @@ def state(*files: str, step: int = 1) -> StateManifest:
 @pytest.fixture
 def run(memory: Storage) -> Run:
     """Return a run with two states that share a file."""
-    made = Run(parse(), memory)
+    made = minimal_run(memory)
     for name in ("a", "b", "c"):
         memory.put(f"state/{name}.pt", b"1")
     put(made, "old", state("a", "b"))

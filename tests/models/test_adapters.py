@@ -15,9 +15,9 @@ from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource, find_model, load_settings, model_identity
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.models.tokenizeridentity import tokenizer_digest
-from schemas.config.file import load_config
+from pipeline.runs.configsource import load_config
+from pipeline.store.place import ConfigPlace
 from schemas.config.models import TeacherSection
-from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from tests.support.golden import Models as GoldenModels
 from tests.support.golden import adapted
@@ -43,17 +43,17 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(made: Path) -> RunConfig:
-    return load_config(made / "run.toml")
+def place(made: Path) -> ConfigPlace:
+    return load_config(made / "run.toml").place
 
 
-def find(config: RunConfig, **fields: Any) -> ModelSource:
-    return find_model(config, TeacherSection(**fields), "teachers.big")
+def find(place: ConfigPlace, **fields: Any) -> ModelSource:
+    return find_model(place, TeacherSection(**fields), "teachers.big")
 
 
-def refusal(config: RunConfig, **fields: Any) -> str:
+def refusal(place: ConfigPlace, **fields: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        find(config, **fields)
+        find(place, **fields)
     return str(caught.value)
 
 
@@ -71,61 +71,63 @@ def retensor(folder: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> 
 
 
 def test_the_base_is_the_one_that_the_adapter_names(
-    config: RunConfig, made: Path, folder: Path
+    place: ConfigPlace, made: Path, folder: Path
 ) -> None:
     base = ModelSource(str(made / "student"), None, False)
-    assert find(config, model=str(folder)) == ModelSource(str(folder), None, False, base)
+    assert find(place, model=str(folder)) == ModelSource(str(folder), None, False, base)
     change(folder, base_model_name_or_path="student")  # from the folder of the TOML
-    assert find(config, model=str(folder)).base == base
+    assert find(place, model=str(folder)).base == base
     shutil.copytree(made / "student", folder.parent / "beside")
     change(folder, base_model_name_or_path="../beside")  # or from the adapter's
-    found = find(config, model=str(folder)).whole
+    found = find(place, model=str(folder)).whole
     assert Path(found.location).resolve() == folder.parent / "beside"
 
 
 def test_the_configuration_may_name_another_base(
-    config: RunConfig, made: Path, folder: Path
+    place: ConfigPlace, made: Path, folder: Path
 ) -> None:
     change(folder, base_model_name_or_path="/nowhere/at-all")
-    assert find(config, model=str(folder), base="student").base == ModelSource(
+    assert find(place, model=str(folder), base="student").base == ModelSource(
         str(made / "student"), None, False
     )
-    found = find(config, model=str(folder), base="org/base", base_revision=COMMIT)
+    found = find(place, model=str(folder), base="org/base", base_revision=COMMIT)
     assert found.base == ModelSource("org/base", COMMIT, False)
     change(folder, base_model_name_or_path="org/base", revision=COMMIT)
-    assert find(config, model=str(folder)).base == ModelSource("org/base", COMMIT, False)
+    assert find(place, model=str(folder)).base == ModelSource("org/base", COMMIT, False)
 
 
-def test_a_base_that_is_not_there_is_told_with_the_way_out(config: RunConfig, folder: Path) -> None:
+def test_a_base_that_is_not_there_is_told_with_the_way_out(
+    place: ConfigPlace, folder: Path
+) -> None:
     change(folder, base_model_name_or_path="/nowhere/at-all")
-    text = refusal(config, model=str(folder))
+    text = refusal(place, model=str(folder))
     assert "no folder /nowhere/at-all" in text and "teachers.big.base" in text
     change(folder, base_model_name_or_path=None)
-    assert "teachers.big.base" in refusal(config, model=str(folder))
+    assert "teachers.big.base" in refusal(place, model=str(folder))
     change(folder, base_model_name_or_path="org/base", revision="main")
-    assert "'main' may move" in refusal(config, model=str(folder))
+    assert "'main' may move" in refusal(place, model=str(folder))
 
 
-def test_a_base_is_a_whole_model(config: RunConfig, made: Path, folder: Path) -> None:
+def test_a_base_is_a_whole_model(place: ConfigPlace, made: Path, folder: Path) -> None:
     change(folder, base_model_name_or_path=str(made / "adapter"))
-    assert "not a whole Hugging Face model" in refusal(config, model=str(folder))
+    assert "not a whole Hugging Face model" in refusal(place, model=str(folder))
     others: list[dict[str, str]] = [
         {"model": "student", "base": "main"},
         {"model": "student", "base_revision": COMMIT},
         {"model": "org/model", "revision": COMMIT, "base": "main"},
     ]
     for fields in others:
-        assert "belong to an adapter" in refusal(config, **fields)
+        assert "belong to an adapter" in refusal(place, **fields)
 
 
-def test_a_damaged_adapter_is_named(config: RunConfig, folder: Path) -> None:
-    source = find(config, model=str(folder))
+def test_a_damaged_adapter_is_named(place: ConfigPlace, folder: Path) -> None:
+    source = find(place, model=str(folder))
     (folder / ADAPTER_WEIGHTS).rename(folder / "other")
     for call in (model_identity, lambda s: load_model(s, dtype="float32", device="cpu")):
         with pytest.raises(ConfigError, match="no adapter_model.safetensors"):
             call(source)
     (folder / ADAPTER_CONFIG).write_text("{")
-    assert "no adapter configuration of PEFT" in refusal(config, model=str(folder))
+    assert "no adapter configuration of PEFT" in refusal(place, model=str(folder))
 
 
 # --- what identifies it ---
@@ -146,28 +148,28 @@ def halve(tensors: dict[str, Any]) -> dict[str, Any]:
     ids=["alpha", "rslora", "layers", "weights"],
 )
 def test_what_changes_numbers_changes_the_identity(
-    config: RunConfig, folder: Path, edit: Edit
+    place: ConfigPlace, folder: Path, edit: Edit
 ) -> None:
-    before = model_identity(find(config, model=str(folder)))
+    before = model_identity(find(place, model=str(folder)))
     edit(folder)
-    after = model_identity(find(config, model=str(folder)))
+    after = model_identity(find(place, model=str(folder)))
     assert before["adapter"] != after["adapter"] and before["base"] == after["base"]
 
 
 def test_the_bytes_of_the_base_are_part_of_the_identity(
-    config: RunConfig, made: Path, folder: Path
+    place: ConfigPlace, made: Path, folder: Path
 ) -> None:
     mine, other = (
-        model_identity(find(config, model=str(folder), base=b)) for b in ("student", "main")
+        model_identity(find(place, model=str(folder), base=b)) for b in ("student", "main")
     )
     assert mine["base"] == model_identity(ModelSource(str(made / "student"), None, False))
     assert mine["adapter"] == other["adapter"] and mine["base"] != other["base"]
 
 
 def test_where_the_base_lies_and_who_wrote_the_adapter_is_not(
-    config: RunConfig, made: Path, folder: Path
+    place: ConfigPlace, made: Path, folder: Path
 ) -> None:
-    before = model_identity(find(config, model="adapter"))
+    before = model_identity(find(place, model="adapter"))
     change(
         folder,
         base_model_name_or_path=shutil.copytree(made / "student", folder.parent / "moved").name,
@@ -175,7 +177,7 @@ def test_where_the_base_lies_and_who_wrote_the_adapter_is_not(
         peft_version="99",
         inference_mode=False,
     )
-    found = find(config, model=str(folder), base=str(folder.parent / "moved"))
+    found = find(place, model=str(folder), base=str(folder.parent / "moved"))
     assert model_identity(found) == before
 
 
@@ -211,17 +213,17 @@ def narrowed(tensors: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("edit", [renamed, narrowed])
 def test_an_adapter_of_another_model_is_refused(
-    config: RunConfig, folder: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]
+    place: ConfigPlace, folder: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     retensor(folder, edit)
     with pytest.raises(ConfigError, match="does not fit its base"):
-        load_model(find(config, model=str(folder)), dtype="float32", device="cpu")
+        load_model(find(place, model=str(folder)), dtype="float32", device="cpu")
 
 
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(
-    config: RunConfig, made: Path, folder: Path
+    place: ConfigPlace, made: Path, folder: Path
 ) -> None:
-    source = find(config, model=str(folder))
+    source = find(place, model=str(folder))
     expected = tokenizer_digest(model_tokenizer(source.whole))
     assert tokenizer_digest(model_tokenizer(source)) == expected
     chat = make_model(folder.parent / "chat", tokenizer="chat")

@@ -14,9 +14,9 @@ from pipeline.models.source import (
     load_settings,
     model_identity,
 )
-from schemas.config.file import load_config
+from pipeline.runs.configsource import load_config
+from pipeline.store.place import ConfigPlace
 from schemas.config.models import TeacherSection
-from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from tests.support import tiny
 from tests.support.modelfolders import (
@@ -30,55 +30,55 @@ from tests.support.modelfolders import (
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return load_config(tiny.write_run(tmp_path_factory.mktemp("run")))
+def place(tmp_path_factory: pytest.TempPathFactory) -> ConfigPlace:
+    return load_config(tiny.write_run(tmp_path_factory.mktemp("run"))).place
 
 
-def find(config: RunConfig, **fields: Any) -> ModelSource:
-    return find_model(config, TeacherSection(**fields), "teachers.big")
+def find(place: ConfigPlace, **fields: Any) -> ModelSource:
+    return find_model(place, TeacherSection(**fields), "teachers.big")
 
 
-def test_a_folder_is_found_from_the_folder_of_the_toml(config: RunConfig) -> None:
-    found = find(config, model="student")
-    assert found == ModelSource(config.resolve("student"), None, False)
+def test_a_folder_is_found_from_the_folder_of_the_toml(place: ConfigPlace) -> None:
+    found = find(place, model="student")
+    assert found == ModelSource(place.resolve("student"), None, False)
     assert found.is_folder and Path(found.location).is_absolute()
-    assert find(config, model=config.resolve("student"), trust_remote_code=True) == ModelSource(
-        config.resolve("student"), None, True
+    assert find(place, model=place.resolve("student"), trust_remote_code=True) == ModelSource(
+        place.resolve("student"), None, True
     )
 
 
-def test_a_hub_id_comes_with_its_commit(config: RunConfig) -> None:
-    found = find(config, model="org/model", revision=COMMIT)
+def test_a_hub_id_comes_with_its_commit(place: ConfigPlace) -> None:
+    found = find(place, model="org/model", revision=COMMIT)
     assert found == ModelSource("org/model", COMMIT, False)
     assert not found.is_folder
     assert model_identity(found) == {"hub": "org/model", "revision": COMMIT}
 
 
-def refusal(config: RunConfig, **fields: Any) -> str:
+def refusal(place: ConfigPlace, **fields: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        find(config, **fields)
+        find(place, **fields)
     assert "teachers.big." in str(caught.value)
     return str(caught.value)
 
 
-def test_a_missing_folder_is_named_with_both_ways_out(config: RunConfig) -> None:
-    found = refusal(config, model="org/model")
-    assert config.resolve("org/model") in found and "'org/model'" in found
+def test_a_missing_folder_is_named_with_both_ways_out(place: ConfigPlace) -> None:
+    found = refusal(place, model="org/model")
+    assert place.resolve("org/model") in found and "'org/model'" in found
     assert "Correct the path" in found and "add teachers.big.revision" in found
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT[:39]])
-def test_a_revision_that_may_move_is_refused(config: RunConfig, revision: str) -> None:
-    found = refusal(config, model="org/model", revision=revision)
+def test_a_revision_that_may_move_is_refused(place: ConfigPlace, revision: str) -> None:
+    found = refusal(place, model="org/model", revision=revision)
     assert repr(revision) in found and "40 characters" in found
 
 
-def test_a_revision_of_a_folder_is_refused(config: RunConfig) -> None:
-    assert "remove the revision" in refusal(config, model="student", revision=COMMIT)
+def test_a_revision_of_a_folder_is_refused(place: ConfigPlace) -> None:
+    assert "remove the revision" in refusal(place, model="student", revision=COMMIT)
 
 
-def test_a_folder_without_a_config_is_no_model(config: RunConfig) -> None:
-    assert "no config.json" in refusal(config, model=".")
+def test_a_folder_without_a_config_is_no_model(place: ConfigPlace) -> None:
+    assert "no config.json" in refusal(place, model=".")
 
 
 def test_settings_are_those_of_the_text_model(whole: Path) -> None:

@@ -21,11 +21,11 @@ from tests.support.promptfiles import (
     VOCABULARY,
     Fast,
     char_tokenizer,
-    config_of,
     ids_of,
     pin,
     refusal,
     rows_of,
+    run_of,
     write_lines,
 )
 
@@ -103,8 +103,8 @@ def test_given_ids_pass_through_unchanged(ids: list[list[int]]) -> None:
     data = "".join(json.dumps({"prompt_ids": row}) + "\n" for row in ids).encode()
     storage = Storage(f"memory://{uuid.uuid4().hex}")
     storage.put("source/p.jsonl", data)
-    config = config_of(Path("/"), f"{storage.root}/source/p.jsonl")
-    manifest = prepare_prompts(storage, config, "train", TOKENIZER)
+    run = run_of(storage, Path("/"), f"{storage.root}/source/p.jsonl")
+    manifest = prepare_prompts(run, "train", TOKENIZER)
     assert [row["prompt_ids"] for row in rows_of(storage, manifest)] == ids
 
 

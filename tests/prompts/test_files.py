@@ -22,10 +22,10 @@ from tests.support.promptfiles import (
     TEMPLATE,
     TOKENIZER,
     char_tokenizer,
-    config_of,
     pin,
     refusal,
     rows_of,
+    run_of,
     write_lines,
     write_parquet,
 )
@@ -143,25 +143,27 @@ def test_an_empty_file_is_refused(memory: Storage, tmp_path: Path, content: byte
 @pytest.mark.parametrize("location", ["ftp://host/p.jsonl", "s3://p.jsonl", "memory://p.jsonl"])
 def test_a_url_that_is_no_place_is_refused(memory: Storage, tmp_path: Path, location: str) -> None:
     with pytest.raises(ConfigError, match="is not a place to read from") as caught:
-        prepare_prompts(memory, config_of(tmp_path, location), "train", TOKENIZER)
+        prepare_prompts(run_of(memory, tmp_path, location), "train", TOKENIZER)
     assert f"prompts.train = {location!r}" in str(caught.value)
 
 
 def test_a_file_url_and_a_path_are_the_same_file(memory: Storage, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
     first = pin(memory, path)
-    config = config_of(tmp_path, path.as_uri())
-    assert prepare_prompts(memory, config, "train", TOKENIZER) == first
+    run = run_of(memory, tmp_path, path.as_uri())
+    assert prepare_prompts(run, "train", TOKENIZER) == first
 
 
 def test_prompts_are_read_from_an_object_store(moto_storage: Storage) -> None:
     moto_storage.put("data/prompts.jsonl", b'{"prompt": "a"}\n{"prompt": "b"}\n')
-    config = config_of(Path("/"), f"{moto_storage.root}/data/prompts.jsonl")
-    manifest = prepare_prompts(moto_storage, config, "train", TOKENIZER)
+    run = run_of(moto_storage, Path("/"), f"{moto_storage.root}/data/prompts.jsonl")
+    manifest = prepare_prompts(run, "train", TOKENIZER)
     assert [row["text"] for row in rows_of(moto_storage, manifest)] == ["a", "b"]
-    missing = config_of(Path("/"), f"{moto_storage.root}/data/promts.jsonl", name="other")
+    missing = run_of(
+        moto_storage, Path("/"), f"{moto_storage.root}/data/promts.jsonl", name="other"
+    )
     with pytest.raises(ConfigError, match=r"did you mean s3://.*/data/prompts.jsonl\?"):
-        prepare_prompts(moto_storage, missing, "train", TOKENIZER)
+        prepare_prompts(missing, "train", TOKENIZER)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:

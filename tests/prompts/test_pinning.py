@@ -17,9 +17,9 @@ from tests.support.promptfiles import (
     USER,
     Fast,
     char_tokenizer,
-    config_of,
     pin,
     rows_of,
+    run_of,
     write_lines,
 )
 
@@ -94,19 +94,19 @@ def test_another_chat_template_is_refused_where_there_are_chats_only(
 def test_runs_and_splits_are_pinned_apart(memory: Storage, tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", [{"prompt": "a"}])
     write_lines(tmp_path / "eval.jsonl", [{"prompt": "b", "reference": 1}])
-    config = config_of(tmp_path, "train.jsonl", 'prompts.eval="eval.jsonl"')
-    train = prepare_prompts(memory, config, "train", TOKENIZER)
-    held_out = prepare_prompts(memory, config, "eval", TOKENIZER)
+    run = run_of(memory, tmp_path, "train.jsonl", 'prompts.eval="eval.jsonl"')
+    train = prepare_prompts(run, "train", TOKENIZER)
+    held_out = prepare_prompts(run, "eval", TOKENIZER)
     assert (train.source, held_out.source) == ("train.jsonl", "eval.jsonl")
     assert [row["text"] for row in rows_of(memory, held_out)] == ["b"]
-    second = config_of(tmp_path, "eval.jsonl", name="second")
-    assert prepare_prompts(memory, second, "train", TOKENIZER).shards == held_out.shards
+    second = run_of(memory, tmp_path, "eval.jsonl", name="second")
+    assert prepare_prompts(second, "train", TOKENIZER).shards == held_out.shards
 
 
 def test_a_split_without_a_file_is_refused(memory: Storage, tmp_path: Path) -> None:
-    config = config_of(tmp_path, "p.jsonl")
+    run = run_of(memory, tmp_path, "p.jsonl")
     with pytest.raises(ConfigError, match="prompts.eval is not set"):
-        prepare_prompts(memory, config, "eval", TOKENIZER)
+        prepare_prompts(run, "eval", TOKENIZER)
 
 
 def test_a_writer_that_lost_the_race_to_another_file_is_refused(

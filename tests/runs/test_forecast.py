@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.forecast import forecast
 from pipeline.runs.run import open_run
-from schemas.config.file import load_config
 from tests.support.runs import Cli
 from tests.support.tiny import write_run
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.gate import judge, mean_reverse_kl
 from pipeline.runs.run import open_run
-from schemas.config.file import load_config
 from schemas.errors import ConfigError, RegressionError
 from schemas.records.scores import ScoreManifest
 from tests.support.minimal import EVAL, message, parse

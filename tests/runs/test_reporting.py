@@ -1,6 +1,6 @@
 """Step metrics come back as they went in; times add up over the calls of a stage."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +12,14 @@ from pipeline.learner.metrics import Step, steps_shard
 from pipeline.runs.reporting import StageResult, record_time, stage_seconds
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table
+from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import Storage
 from schemas.config.file import parse_config
 from schemas.records.shards import Shard
 from tests.support.minimal import TEXT
 
 RUN = Run(
-    parse_config(TEXT, where="run.toml", base=Path("/base")), Storage("memory://test-metrics")
+    parse_config(TEXT, where="run.toml"), Storage("memory://test-metrics"), ConfigPlace("/base")
 )
 VALUES = st.floats(-100, 100)
 STEPS = st.lists(st.tuples(VALUES, VALUES | st.none(), st.integers(1, 999)), min_size=1, max_size=9)
@@ -26,7 +27,7 @@ STEPS = st.lists(st.tuples(VALUES, VALUES | st.none(), st.integers(1, 999)), min
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Run:
-    return Run(RUN.config, Storage(f"memory://{abs(hash(request.node.nodeid))}"))
+    return replace(RUN, storage=Storage(f"memory://{abs(hash(request.node.nodeid))}"))
 
 
 def read(shard: Shard) -> tuple[pa.Table, dict[str, Any]]:

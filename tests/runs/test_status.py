@@ -10,7 +10,7 @@ from pipeline.runs.run import Run
 from pipeline.runs.status import next_round, run_status, wants_eval
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key
-from tests.support.minimal import EVAL, parse
+from tests.support.minimal import EVAL, minimal_run
 from tests.support.paperrun import (
     TOKENS,
     UNITS,
@@ -44,15 +44,15 @@ def test_status_reports_every_round_with_its_figures(run_copy: Path, cli: Cli) -
 
 
 def run_with(storage: Storage, *overrides: str) -> Run:
-    return Run(parse("run.rounds=3", *overrides), storage)
+    return minimal_run(storage, "run.rounds=3", *overrides)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_an_eval_comes_every_few_rounds_and_after_the_last(
     rounds: int, planned: int, every: int
 ) -> None:
-    run = Run(
-        parse(*EVAL, f"run.rounds={planned}", f"eval.every_rounds={every}"), Storage("memory://")
+    run = minimal_run(
+        Storage("memory://"), *EVAL, f"run.rounds={planned}", f"eval.every_rounds={every}"
     )
     found = [index for index in range(rounds) if wants_eval(run, index, rounds)]
     assert found == sorted({*range(every - 1, rounds, every), rounds - 1})
@@ -67,7 +67,7 @@ def test_without_an_eval_section_no_round_wants_one(memory: Storage) -> None:
 def test_the_next_round_is_the_first_that_is_not_finished(
     memory: Storage, rounds: int, every: int
 ) -> None:
-    run = Run(parse(*EVAL, f"eval.every_rounds={every}"), memory)
+    run = minimal_run(memory, *EVAL, f"eval.every_rounds={every}")
     for finished in range(rounds):
         assert next_round(run, rounds) == finished
         put_train(run, finished)

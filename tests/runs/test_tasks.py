@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
 from pipeline.runs.tasks import round_tasks
-from schemas.config.file import load_config
 from schemas.errors import IdentityError
 from tests.support.runs import Cli
 from tests.support.tiny import write_run

@@ -1,13 +1,11 @@
 """From TOML text and overrides to a checked configuration, its messages and its identity."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from schemas.config.file import config_fingerprint, identity_of, load_config
-from schemas.errors import ConfigError
-from tests.support.minimal import EVAL, TEXT, message, parse, without
+from schemas.config.file import config_fingerprint, identity_of
+from tests.support.minimal import EVAL, message, parse, without
 
 # --- messages ---
 
@@ -40,44 +38,6 @@ def test_an_unknown_key_of_an_optional_section_has_a_hint() -> None:
 def test_a_value_in_the_place_of_a_list_is_refused_with_what_a_list_looks_like() -> None:
     told = message("rollout.stop_strings='a'")
     assert "rollout.stop_strings: expected a list, such as [1, 2] or ['a'] (found 'a')" in told
-
-
-# --- files ---
-
-
-def test_relative_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "conf" / "run.toml"
-    path.parent.mkdir()
-    path.write_text(TEXT)
-    config = load_config(path, ["run.seed=7"])
-    assert config.run.seed == 7
-    assert config.resolve("prompts.jsonl") == str(tmp_path / "conf" / "prompts.jsonl")
-    assert config.resolve("/abs/x") == "/abs/x"
-    assert config.resolve("s3://bucket/x") == "s3://bucket/x"
-    assert config.resolve("~/x") == str(Path.home() / "x")
-
-
-def test_a_missing_file_is_a_config_error_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="examples"):
-        load_config(tmp_path / "run.toml")
-    (tmp_path / "run.toml").write_text(TEXT)
-    with pytest.raises(ConfigError, match=r"did you mean .*/run\.toml\?"):
-        load_config(tmp_path / "runn.toml")
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"[run\n", b"run = 1\nrun = 2\n"])
-def test_a_file_that_is_no_toml_is_a_config_error_that_names_it(
-    tmp_path: Path, content: bytes
-) -> None:
-    path = tmp_path / "run.toml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"run\.toml"):
-        load_config(path)
-
-
-def test_a_folder_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the configuration"):
-        load_config(tmp_path)
 
 
 # --- overrides ---

@@ -1,9 +1,10 @@
 """A minimal configuration, and what becomes of it after `--set` overrides."""
 
-from pathlib import Path
-
 import pytest
 
+from pipeline.runs.run import Run
+from pipeline.store.place import ConfigPlace
+from pipeline.store.storage import Storage
 from schemas.config.file import parse_config
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
@@ -50,7 +51,12 @@ EVAL = ('prompts.eval="held.jsonl"', 'eval.reward="exact_match"')
 
 def parse(*overrides: str, text: str = TEXT) -> RunConfig:
     """Return the configuration of TOML text and overrides."""
-    return parse_config(text, where="run.toml", base=Path("/base"), overrides=overrides)
+    return parse_config(text, where="run.toml", overrides=overrides)
+
+
+def minimal_run(storage: Storage, *overrides: str, text: str = TEXT) -> Run:
+    """Return the run of TOML text and overrides in a store; its paths start from `/base`."""
+    return Run(parse(*overrides, text=text), storage, ConfigPlace("/base"))
 
 
 def message(*overrides: str, text: str = TEXT) -> str:

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
+from pipeline.runs.run import Run
+from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import Storage
 from schemas.config.file import parse_config
-from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from schemas.keys import manifest_key, prompts_folder
 from schemas.records.runs import PromptsManifest
@@ -77,9 +78,11 @@ def ids_of(text: str, *specials: str) -> list[int]:
     return [VOCABULARY[token] for token in [*specials, *text]]
 
 
-def config_of(base: Path, train: str, *overrides: str, name: str = "first") -> RunConfig:
+def run_of(storage: Storage, base: Path, train: str, *overrides: str, name: str = "first") -> Run:
+    """Return a run of a storage whose prompts are a file named from a folder."""
     text = SECTIONS.format(name=name, train=train)
-    return parse_config(text, where="run.toml", base=base, overrides=overrides)
+    config = parse_config(text, where="run.toml", overrides=overrides)
+    return Run(config, storage, ConfigPlace(str(base)))
 
 
 def write_lines(path: Path, records: Sequence[Any]) -> Path:
@@ -98,8 +101,8 @@ TOKENIZER = char_tokenizer()
 
 def pin(storage: Storage, path: Path, *overrides: str, tokenizer: Any = None) -> PromptsManifest:
     """Pin a file as the run's training prompts."""
-    config = config_of(path.parent, path.name, *overrides)
-    return prepare_prompts(storage, config, "train", tokenizer or TOKENIZER)
+    run = run_of(storage, path.parent, path.name, *overrides)
+    return prepare_prompts(run, "train", tokenizer or TOKENIZER)
 
 
 def rows_of(storage: Storage, manifest: PromptsManifest) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from pipeline.learner.data import RoundData
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
-from schemas.config.file import load_config
 from tests.conftest import UseS3
 from tests.support.faults import STORM, FaultProxy
 from tests.support.runs import Cli, finish, start

@@ -17,9 +17,11 @@ from pipeline.prompts.files import find_prompt_file, read_records
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.prompts.records import PromptRecord, parse_record
 from pipeline.rewards.graders import find_reward
+from pipeline.runs.configsource import load_config
 from pipeline.runs.plan import cut_units, draw_prompts
+from pipeline.runs.run import Run
+from pipeline.store.place import PlacedConfig
 from pipeline.store.storage import Storage
-from schemas.config.file import load_config
 from schemas.config.models import StudentSection, TeacherSection
 from schemas.config.run import RunConfig
 from schemas.config.storage import StorageSection
@@ -63,9 +65,10 @@ def longest_sequence(config: RunConfig) -> int:
     return config.prompts.max_tokens + config.rollout.max_new_tokens
 
 
-def pin(config: RunConfig) -> tuple[Storage, PromptsManifest]:
+def pin(placed: PlacedConfig) -> tuple[Storage, PromptsManifest]:
     storage = Storage(f"memory://{uuid.uuid4().hex}", StorageSection(retry_s=1.0))
-    return storage, prepare_prompts(storage, config, "train", byte_tokenizer())
+    run = Run(placed.config, storage, placed.place)
+    return storage, prepare_prompts(run, "train", byte_tokenizer())
 
 
 def test_there_are_examples() -> None:
@@ -76,7 +79,7 @@ def test_there_are_examples() -> None:
 
 @each
 def test_an_example_parses(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     assert config.run.name
 
 
@@ -104,7 +107,7 @@ def test_the_check_of_comments_sees_keys_of_every_example() -> None:
 @each
 @pytest.mark.parametrize("round_index", [0, 1])
 def test_a_round_is_planned_with_its_numbers(path: Path, round_index: int) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     section = config.rollout
     drawn, epochs = draw_prompts(
         section.prompts_per_round * config.run.rounds,
@@ -128,7 +131,7 @@ def test_a_round_is_planned_with_its_numbers(path: Path, round_index: int) -> No
 
 @each
 def test_rounds_draw_different_prompts(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     per_round, rows = config.rollout.prompts_per_round, 2 * config.rollout.prompts_per_round
     drawn = [
         draw_prompts(rows, per_round=per_round, round_index=index, seed=config.run.seed)[0]
@@ -139,7 +142,7 @@ def test_rounds_draw_different_prompts(path: Path) -> None:
 
 @each
 def test_the_learning_rate_stays_positive_and_finite(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     train, steps = config.train, steps_per_round(config) * config.run.rounds
     rates = [learning_rate_at(step, train) for step in range(steps)]
     assert all(math.isfinite(rate) and rate > 0 for rate in rates)
@@ -150,7 +153,7 @@ def test_the_learning_rate_stays_positive_and_finite(path: Path) -> None:
 
 @each
 def test_steps_divide_a_round_evenly_and_are_few(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     rows = config.rollout.prompts_per_round * config.rollout.samples_per_prompt
     assert rows % config.train.sequences_per_step == 0
     assert steps_per_round(config) <= 10
@@ -158,7 +161,7 @@ def test_steps_divide_a_round_evenly_and_are_few(path: Path) -> None:
 
 @each
 def test_the_longest_sequence_fits_every_batch(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     assert longest_sequence(config) <= config.train.micro_batch_tokens
     assert longest_sequence(config) <= config.rollout.batch_tokens
     assert longest_sequence(config) <= config.score.batch_tokens
@@ -167,7 +170,7 @@ def test_the_longest_sequence_fits_every_batch(path: Path) -> None:
 
 @each
 def test_the_largest_score_shard_is_one_request(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     section = config.rollout
     rows = section.prompts_per_unit * section.samples_per_prompt
     values = config.score.k * rows * section.max_new_tokens
@@ -177,7 +180,7 @@ def test_the_largest_score_shard_is_one_request(path: Path) -> None:
 
 @each
 def test_a_hub_id_has_a_commit_hash_marked_to_be_replaced(path: Path) -> None:
-    config, text = load_config(path), path.read_text(encoding="utf-8")
+    config, text = load_config(path).config, path.read_text(encoding="utf-8")
     hashes = 0
     sections: list[StudentSection | TeacherSection] = [config.student, *config.teachers.values()]
     for section in sections:
@@ -191,7 +194,7 @@ def test_a_hub_id_has_a_commit_hash_marked_to_be_replaced(path: Path) -> None:
 
 @each
 def test_named_local_prompt_files_are_there(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path).config
     for name in (config.prompts.train, config.prompts.eval):
         if name is not None and name.startswith("prompts/"):
             assert (FOLDER / name).is_file()
@@ -208,10 +211,11 @@ def test_every_sample_prompt_is_well_formed(path: Path) -> None:
 
 @each
 def test_sample_prompts_are_tokenised_and_pinned(path: Path) -> None:
-    config = load_config(path)
+    placed = load_config(path)
+    config = placed.config
     if not config.prompts.train.startswith("prompts/"):
         pytest.skip("its prompts are elsewhere")
-    storage, manifest = pin(config)
+    storage, manifest = pin(placed)
     table = read_prompts(storage, manifest)
     lines = (FOLDER / config.prompts.train).read_text(encoding="utf-8").splitlines()
     assert table.num_rows == len(lines)
@@ -232,10 +236,11 @@ def test_held_out_prompts_are_not_trained_on() -> None:
 
 
 def test_the_reward_of_ones_own_is_found_and_grades() -> None:
-    config = load_config(FOLDER / "one-gpu.toml")
+    placed = load_config(FOLDER / "one-gpu.toml")
+    config = placed.config
     assert config.eval is not None
     assert config.eval.reward == "rewards:final_number"
-    reward = find_reward(config.eval, Path(config.resolve(".")))
+    reward = find_reward(config.eval, Path(placed.place.resolve(".")))
     assert reward(" 85 - 29 = 56.\n\nQuestion: 3?", "56", {}) == 1.0
     assert reward(r"So \boxed{1,250} it is, not 7", "1250", {}) == 1.0
     assert reward("It is 57.", "56", {}) == 0.0
@@ -245,6 +250,6 @@ def test_the_reward_of_ones_own_is_found_and_grades() -> None:
 
 @each
 def test_an_eval_can_find_its_reward(path: Path) -> None:
-    section = load_config(path).eval
+    section = load_config(path).config.eval
     if section is not None:
         assert callable(find_reward(section, FOLDER))

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
 from pipeline.teachers.repair import forget_invalid
-from schemas.config.file import load_config
 from schemas.errors import DataError
 from tests.support.countedwork import Recorder
 from tests.support.rounds import ROUND, score_shards

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
 from pipeline.scores.columns import scores_of
 from pipeline.shards.scores import read_scores
-from schemas.config.file import load_config
 from tests.support.runs import Cli
 from tests.support.tiny import make_model, write_run
 

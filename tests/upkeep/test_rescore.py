@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.runs.run import Run
+from pipeline.runs.configsource import load_config
+from pipeline.runs.run import open_run
 from pipeline.scores.drift import differences, drift_of
 from pipeline.scores.scores import Scores
 from pipeline.store.storage import Storage
 from pipeline.upkeep.rescore import choose, stored_units
-from schemas.config.file import load_config
 from tests.support.runs import Cli
 from tests.support.tiny import make_model, write_run
 
@@ -132,7 +132,7 @@ def test_options_that_do_not_go_together_are_refused(finished_run: Path, cli: Cl
 
 
 def test_only_shards_of_chosen_rows_are_looked_at(finished_run: Path) -> None:
-    run = Run(load_config(finished_run / "run.toml"), Storage(str(finished_run / "store")))
+    run = open_run(load_config(finished_run / "run.toml", [f"run.root={finished_run / 'store'}"]))
     units = stored_units(run.storage, scorer_of(finished_run))
     assert len(units) == 8
     for seed in range(20):
