@@ -18,6 +18,7 @@ from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.runs.run import Run
+from pipeline.scores.drift import gap_of
 from pipeline.teachers.selftest import ROWS, scoring_noise, tolerance_of
 from schemas.columns import Ids
 from schemas.config.engines import EngineSection
@@ -82,14 +83,15 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]]) -> Finding:
         size = engine.vocab_size
         scores = engine.score(prompts, responses, signal=Signal(min(k, size)), vocab_size=size)
     drawn = np.concatenate([s.logprobs for _, s in sampled]).astype(np.float64)
-    gap = scores.token_logprob.astype(np.float64) - drawn
-    kl, mean = float((np.expm1(gap) - gap).mean()), float(np.abs(gap).mean())
-    figures = {"tokens": len(gap), "kl": kl, "mean": mean, "max": float(np.abs(gap).max())}
+    scored = scores.token_logprob.astype(np.float64)
+    gap, apart = gap_of(scored, drawn), scored - drawn
+    kl = float((np.expm1(apart) - apart).mean())
+    figures = {"tokens": len(apart), "kl": kl, **asdict(gap)}
     words = (
-        f"KL {kl:.2e} nats per token over {len(gap)} tokens; log-probabilities of rollout and "
-        f"score differ by {mean:.2e} on average, {figures['max']:.2e} at most"
+        f"KL {kl:.2e} nats per token over {len(apart)} tokens; log-probabilities of rollout and "
+        f"score differ by {gap.mean:.2e} on average, {gap.max:.2e} at most"
     )
-    if not mean <= tolerance_of(run.config.score, dtype):
+    if not gap.mean <= tolerance_of(run.config.score, dtype):
         raise DataError(f"{words}: with the same weights they should be equal but for rounding")
     return Finding("teacher = student", "ok", words, figures)
 

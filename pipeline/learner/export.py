@@ -20,11 +20,9 @@ from pipeline.models.lora import write_adapter
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.runs.run import Run
+from pipeline.scores.tolerances import export_limit
 from schemas.errors import DataError
 from schemas.records.training import StateManifest
-
-LOW_PRECISION_NATS = 0.1
-"""Mean difference that a bfloat16 or float16 student may have to its learner."""
 
 
 def publish_student(
@@ -99,7 +97,7 @@ def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tenso
     difference_T = (found_T - expected_T).abs()
     exact = dtype == "float32" and run.config.train.dtype == "float32"
     found = float(difference_T.max() if exact else difference_T.mean())
-    allowed = run.config.train.verify_tolerance if exact else LOW_PRECISION_NATS
+    allowed = export_limit(exact=exact, configured=run.config.train.verify_tolerance)
     if not found <= allowed:
         raise DataError(
             f"the exported checkpoint gives log-probabilities {found:.3g} nats away from the "

@@ -19,6 +19,19 @@ FLOOR_OF_LOGPROBS = -100.0
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How far two sets of log-probabilities of the same tokens are apart, nats."""
+
+    mean: float
+    max: float
+
+    @property
+    def words(self) -> str:
+        """Return it for people."""
+        return f"{self.mean:.1e} nats on average, {self.max:.1e} at most"
+
+
+@dataclass(frozen=True)
 class Differences:
     """Two scorings of T tokens, position by position.
 
@@ -55,6 +68,12 @@ class Drift:
     """Share of positions where both keep the same ids."""
     kl_mean: float
     kl_max: float
+
+
+def gap_of(ours: NDArray[np.floating], reference: NDArray[np.floating]) -> Gap:
+    """Return how far log-probabilities are from those of a reference; NaN where one is NaN."""
+    apart = np.abs(ours - reference)
+    return Gap(float(apart.mean()), float(apart.max()))
 
 
 def differences(stored: Scores, new: Scores) -> Differences:

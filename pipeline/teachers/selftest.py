@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from pipeline.engines.engine import Engine
 from pipeline.runs.figures import Noise
+from pipeline.scores.drift import gap_of
 from pipeline.scores.scores import Scores
+from pipeline.scores.tolerances import EXACT, noise_limit
 from schemas.columns import Floats, Ids
 from schemas.config.score import ScoreSection
 from schemas.errors import DataError
 from schemas.ragged import token_index
 from schemas.scoresignal import Signal
-
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
-"""Largest mean difference in nats that passes for rounding, by number format."""
-
 
 ROWS = 4
 
@@ -32,7 +30,7 @@ TOKENS = 4096
 
 def tolerance_of(section: ScoreSection, dtype: str) -> float:
     """Return the largest mean difference in nats that passes for rounding."""
-    return TOLERANCE[dtype] if section.noise_tolerance is None else section.noise_tolerance
+    return noise_limit(dtype) if section.noise_tolerance is None else section.noise_tolerance
 
 
 class SelfTest:
@@ -114,15 +112,15 @@ def scoring_noise(
     together = score(range(rows))
     back = token_index(lengths[::-1], np.arange(rows)[::-1])
     others = [score(range(rows)[::-1]).take(back), Scores.joined([score([i]) for i in range(rows)])]
-    gaps = np.concatenate([_gaps(together, other) for other in others])
-    return Noise(int(lengths.sum()), float(gaps.mean()), float(gaps.max()))
+    mine, theirs = np.tile(_flat(together), 2), np.concatenate([_flat(other) for other in others])
+    both = np.isfinite(mine) & np.isfinite(theirs)
+    gap = gap_of(mine[both], theirs[both])
+    return Noise(int(lengths.sum()), gap.mean, gap.max)
 
 
-def _gaps(one: Scores, other: Scores) -> Floats:
-    """Return absolute differences: of the tokens, and of the k-th most likely of each position."""
-    pairs = [(one.token_logprob, other.token_logprob), (one.topk_logprobs, other.topk_logprobs)]
-    gaps = [np.abs(np.subtract(*pair)).reshape(-1) for pair in pairs]
-    return np.concatenate([gap[np.isfinite(gap)] for gap in gaps])
+def _flat(scores: Scores) -> Floats:
+    """Return the log-probabilities of the tokens, and of the k-th most likely of each position."""
+    return np.concatenate([scores.token_logprob, scores.topk_logprobs.reshape(-1)])
 
 
 def _check_shape(scores: Scores, tokens: int, k: int, vocab_size: int) -> None:
@@ -137,5 +135,5 @@ def _check_shape(scores: Scores, tokens: int, k: int, vocab_size: int) -> None:
     if not falling.all() or (sorted_ids[:, 1:] == sorted_ids[:, :-1]).any():
         raise DataError("the engine's top-k is not in rank order, or names an id twice")
     first = scores.token_rank == 1
-    if not np.allclose(scores.token_logprob[first], scores.topk_logprobs[first, 0], atol=1e-3):
+    if not np.allclose(scores.token_logprob[first], scores.topk_logprobs[first, 0], atol=EXACT):
         raise DataError("a token of rank 1 is not the first of its top-k")

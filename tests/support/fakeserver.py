@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engines.server.check import CANARY_STRIDE
+from pipeline.engines.server.check import FIXED_STRIDE
 from pipeline.engines.server.requests import COMPACT, COMPLETIONS
 from tests.support.stopgolden import holds_one
 
@@ -77,7 +77,7 @@ class FakeVllm:
 
     def is_probe(self, ids: list[int]) -> bool:
         """Return whether ids are those that opd sends before it believes a server."""
-        fixed = [CANARY_STRIDE * (i + 1) % self.vocab for i in range(len(ids))]
+        fixed = [FIXED_STRIDE * (i + 1) % self.vocab for i in range(len(ids))]
         return ids == fixed
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:

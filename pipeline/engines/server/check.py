@@ -5,7 +5,7 @@ that sample give the log-probabilities of the distribution that is drawn from.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,22 +25,17 @@ from pipeline.engines.server.requests import (
 from pipeline.engines.server.samples import TextEnd, read_sample
 from pipeline.engines.server.topk import top_rows
 from pipeline.models.stopstrings import StopStrings
+from pipeline.scores.drift import gap_of
+from pipeline.scores.tolerances import servers_limit
 from schemas.config.engines import ServerSection
 from schemas.errors import ConfigError, IdentityError
 
-CANARY_TOKENS = 16
+FIXED_TOKENS = 16
+"""Tokens of the sequence that every server is asked for."""
 
 
-CANARY_STRIDE = 7919
-"""Step from id to id of the fixed sequence; a prime."""
-
-
-CANARY_ERROR = {"float32": 1e-2}
-"""Largest difference between servers with the same weights, nats."""
-
-
-ROUNDED_CANARY_ERROR = 0.5
-"""The same in 16 bits, whose rounding depends on what is computed beside."""
+FIXED_STRIDE = 7919
+"""Step from id to id of that sequence; a prime."""
 
 
 ASK_S = 10.0
@@ -52,7 +47,7 @@ TOP_ONE = Sampling(1.0, top_p=1.0, top_k=1, max_new_tokens=8, stop_token_ids=(),
 
 
 @dataclass
-class Probe:
+class ServerCheck:
     """What a server must be, and what the first one was found to be."""
 
     model: str | None
@@ -68,7 +63,7 @@ class Probe:
     """Whether the servers are to sample."""
     stops: StopStrings | None = None
     """Strings at which they are to end responses."""
-    canary: tuple[str, NDArray[np.float64]] | None = field(default=None)
+    first: tuple[str, NDArray[np.float64]] | None = None
     """The first server's URL and its log-probabilities of the fixed sequence."""
 
     async def check(self, http: ServerHttp, server: Server) -> None:
@@ -124,16 +119,15 @@ class Probe:
         self.context_length = min(self.context_length or known[wanted], known[wanted])
 
     async def _check_weights(self, http: ServerHttp, server: Server) -> None:
-        ids = self._fixed_ids(min(CANARY_TOKENS, self.context_length - 1))
+        ids = self._fixed_ids(min(FIXED_TOKENS, self.context_length - 1))
         if len(ids) < 2:
             return
         body = request_of(ids, scoring_parameters(1), model=server.model, compact=server.compact)
         reply = scored(parse(await http.post(server, *body)))
         found = top_rows(reply, ids, start=1, k=1, vocab_size=self.vocab_size).token_logprob
         mine = found.astype(np.float64)
-        first, expected = self.canary = self.canary or (server.url, mine)
-        difference = float(np.abs(mine - expected).max())
-        allowed = CANARY_ERROR.get(self.dtype, ROUNDED_CANARY_ERROR)
+        first, expected = self.first = self.first or (server.url, mine)
+        difference, allowed = gap_of(mine, expected).max, servers_limit(self.dtype)
         if not difference <= allowed:
             raise IdentityError(
                 f"{server.url} and {first} differ by {difference:.3g} nats on the same tokens, "
@@ -184,7 +178,7 @@ class Probe:
         return read_sample(reply, sampling, prompt_tokens=len(ids), text_end=text_end, **given)
 
     def _fixed_ids(self, count: int) -> list[int]:
-        return [CANARY_STRIDE * (i + 1) % self.vocab_size for i in range(count)]
+        return [FIXED_STRIDE * (i + 1) % self.vocab_size for i in range(count)]
 
 
 def served_version(section: ServerSection, needed_tokens: int) -> str:
@@ -199,11 +193,11 @@ def served_version(section: ServerSection, needed_tokens: int) -> str:
         IdentityError: there are several versions.
         StorageError: none answers.
     """
-    probe = Probe(section.model, needed_tokens + 1)
+    check = ServerCheck(section.model, needed_tokens + 1)
     quick = section.model_copy(update={"timeout_s": min(ASK_S, section.timeout_s)})
-    pool = ServerPool(section.urls, quick, key=api_key(section), check=probe.check)
+    pool = ServerPool(section.urls, quick, key=api_key(section), check=check.check)
     try:
         pool.settle()
     finally:
         pool.close()
-    return f"vllm-{probe.version}"
+    return f"vllm-{check.version}"

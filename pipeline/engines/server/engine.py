@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.installed import engine_version
-from pipeline.engines.server.check import Probe
+from pipeline.engines.server.check import ServerCheck
 from pipeline.engines.server.client import Server, api_key
 from pipeline.engines.server.derivedtail import derived_scores
 from pipeline.engines.server.pool import Request, ServerPool
@@ -78,19 +78,19 @@ class ServerEngine:
             max_tokens=max_tokens,
             tokenizer=tokenizer_place(source) if reads_text else None,
         )
-        self._probe = Probe(
+        self._check = ServerCheck(
             settings.server.model, max_tokens, vocab_size=self.vocab_size, dtype=dtype
         )
 
         def start(held: Held) -> None:
             self._held, self._arguments = held, partial(begin, held.source)
-            self._probe.model = NAME if held.adapter else settings.server.model
+            self._check.model = NAME if held.adapter else settings.server.model
             self._begin()
 
         whole = source if local else source.whole  # those elsewhere hold what they are asked for
         _, self._model = start_with(whole, start, dtype=dtype, note=note)
-        self.version = engine_version(self.name) if local else f"vllm-{self._probe.version}"
-        self.context_length = self._probe.context_length
+        self.version = engine_version(self.name) if local else f"vllm-{self._check.version}"
+        self.context_length = self._check.context_length
 
     def generate(
         self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
@@ -154,9 +154,9 @@ class ServerEngine:
 
     def _have_checked(self, stops: StopStrings | None) -> None:
         """Let the servers show that they can sample, before they are first asked to."""
-        unseen = stops is not None and stops is not self._probe.stops
-        if unseen or not self._probe.samples:
-            self._probe.samples, self._probe.stops = True, stops
+        unseen = stops is not None and stops is not self._check.stops
+        if unseen or not self._check.samples:
+            self._check.samples, self._check.stops = True, stops
             self._pool.settle(again=True)
 
     def _end(self) -> None:
@@ -169,7 +169,7 @@ class ServerEngine:
         section = self._settings.server
         if section.urls:
             self._pool = ServerPool(
-                section.urls, section, key=api_key(section), check=self._probe.check
+                section.urls, section, key=api_key(section), check=self._check.check
             )
         else:
             arguments = self._server_arguments()
@@ -180,7 +180,7 @@ class ServerEngine:
                 [self._process.url],
                 section,
                 key=self._process.key,
-                check=self._probe.check,
+                check=self._check.check,
                 alive=self._process.check_alive,
             )
         try:

@@ -15,8 +15,9 @@ import numpy as np
 
 from pipeline.checkpoints.probe import Probe
 from pipeline.engines.engine import Engine, Sampling
-from pipeline.engines.vllm.weightcheck import Gap, engine_gap, probe_scores, refusal
+from pipeline.engines.vllm.weightcheck import engine_gap, probe_scores, refusal
 from pipeline.models.source import ModelSource
+from pipeline.scores.drift import Gap
 from schemas.config.engines import EngineSection
 
 if TYPE_CHECKING:

@@ -6,46 +6,19 @@ does (CUDA graphs hold pointers). Nothing that is sampled here is used. Shapes: 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple
 
 import numpy as np
 
 from pipeline.checkpoints.probe import Probe
 from pipeline.engines.engine import Engine, Sampling
+from pipeline.scores.drift import Gap, gap_of
+from pipeline.scores.tolerances import EXACT, reload_limit
 from schemas.columns import Floats, Ids
 from schemas.scoresignal import Signal
 
-EXACT_NATS = 1e-3
-"""Largest difference that passes in float32."""
-
-
-CAP_NATS = 0.1
-"""Largest mean difference that passes in 16 bits, whatever the engine showed when it was new."""
-
-
-FLOOR_NATS = 0.01
-"""Mean difference in 16 bits below which nothing is suspected."""
-
-
-ROUNDING = 2.0
-"""How often its own mean difference, when it was new, an engine may differ in 16 bits."""
-
-
 DRAWN_TOKENS = 16
 """Most tokens of a sampled row."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far an engine is from a checkpoint, nats: the larger of what it scores and samples."""
-
-    mean: float
-    max: float
-
-    @property
-    def words(self) -> str:
-        """Return it for people."""
-        return f"{self.mean:.1e} nats on average, {self.max:.1e} at most"
 
 
 def probe_scores(engine: Engine, probe: Probe) -> Floats:
@@ -54,7 +27,7 @@ def probe_scores(engine: Engine, probe: Probe) -> Floats:
 
 
 def engine_gap(engine: Engine, probe: Probe, scores_T: Floats) -> Gap:
-    """Return how far an engine is from the checkpoint that a probe belongs to.
+    """Return how far an engine is from a probe's checkpoint: the larger of scores and samples.
 
     Args:
         engine: the engine.
@@ -73,8 +46,9 @@ def engine_gap(engine: Engine, probe: Probe, scores_T: Floats) -> Gap:
     samples = engine.generate(prompts, range(len(prompts)), sampling)
     drawn_T = np.concatenate([sample.logprobs for sample in samples])
     again_T = _scores(engine, prompts, [sample.ids for sample in samples])
-    gaps = [np.abs(scores_T - probe.logprobs_T), np.abs(drawn_T - again_T)]
-    return Gap(max(float(g.mean()) for g in gaps), max(float(g.max()) for g in gaps))
+    gaps = gap_of(scores_T, probe.logprobs_T), gap_of(drawn_T, again_T)
+    # not `max`, which would lose a NaN
+    return Gap(*(float(np.max(sizes)) for sizes in zip(*map(astuple, gaps), strict=True)))
 
 
 def refusal(gap: Gap, dtype: str, own: Gap | None) -> str | None:
@@ -86,10 +60,9 @@ def refusal(gap: Gap, dtype: str, own: Gap | None) -> str | None:
         own: in 16 bits, what the same engine showed when it was new.
     """
     if dtype == "float32":
-        found, limit, kind = gap.max, EXACT_NATS, "at most"
+        found, limit, kind = gap.max, EXACT, "at most"
     else:
-        usual = own.mean if own is not None else 0.0
-        limit = min(CAP_NATS, max(ROUNDING * usual, FLOOR_NATS))
+        limit = reload_limit(own.mean if own is not None else 0.0)
         found, kind = gap.mean, "on average"
     if found <= limit:  # NaN is refused
         return None

@@ -21,10 +21,12 @@ from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.processes import OWNER
 from pipeline.engines.vllm.engine import VllmEngine
 from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
-from pipeline.engines.vllm.weightcheck import CAP_NATS, EXACT_NATS, FLOOR_NATS, Gap, refusal
+from pipeline.engines.vllm.weightcheck import refusal
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
 from pipeline.quickstart.addition import make_tokenizer
+from pipeline.scores.drift import Gap
+from pipeline.scores.tolerances import EXACT, RELOAD_FLOOR, ROUNDED_MEAN
 from pipeline.store.storage import Storage
 from schemas.columns import Ids
 from schemas.config.engines import EngineSection, VllmSection
@@ -318,13 +320,13 @@ def test_the_next_adapter_takes_the_place_of_the_last(
 @pytest.mark.parametrize(
     ("gap", "own", "dtype", "passes"),
     [
-        (Gap(0.0, EXACT_NATS), None, "float32", True),
-        (Gap(0.0, 2 * EXACT_NATS), None, "float32", False),
+        (Gap(0.0, EXACT), None, "float32", True),
+        (Gap(0.0, 2 * EXACT), None, "float32", False),
         (Gap(float("nan"), float("nan")), None, "float32", False),
-        (Gap(FLOOR_NATS, 9.0), Gap(0.0, 0.0), "bfloat16", True),
+        (Gap(RELOAD_FLOOR, 9.0), Gap(0.0, 0.0), "bfloat16", True),
         (Gap(0.05, 9.0), Gap(0.03, 9.0), "bfloat16", True),
         (Gap(0.07, 0.1), Gap(0.03, 9.0), "bfloat16", False),
-        (Gap(1.1 * CAP_NATS, 0.1), Gap(1.0, 9.0), "float16", False),
+        (Gap(1.1 * ROUNDED_MEAN, 0.1), Gap(1.0, 9.0), "float16", False),
         (Gap(float("nan"), float("nan")), Gap(0.03, 9.0), "float16", False),
     ],
     ids=str,
