@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +38,8 @@ from benchmarks.score import Clocked
 from pipeline.cache.scorecache import Origin, ScoreCache
 from pipeline.engines.engine import Sampling
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import engine_version
+from pipeline.engines.start import Start
 from pipeline.engines.vllm.engine import VllmEngine
 from pipeline.runs.plan import cut_units
 from pipeline.shards.parquet import write_table
@@ -78,7 +81,8 @@ def _case(size: Size, *, quick: bool, seed: int) -> Case:
         source = make_model(Path(name) / "model", size, seed=seed)
         section = EngineSection(engine="vllm", batch_tokens=BATCH_TOKENS)
         begin = time.perf_counter()
-        engine = VllmEngine(source, dtype=DTYPE, settings=section, max_tokens=MAX_TOKENS)
+        start = Start(source, section, dtype=DTYPE, use="sample", max_tokens=MAX_TOKENS)
+        engine = VllmEngine(start, version=engine_version("vllm"), note=warn)
         start_s = time.perf_counter() - begin
         storage = Storage(str(Path(name) / "store"))
         score = _Score(engine, storage, sequences, size)
@@ -113,7 +117,7 @@ class _Score:
     ) -> None:
         self._engine, self._sequences, self._calls = engine, sequences, 0
         self._scorer = make_scorer(vocab=size.vocab, k=K)
-        self._cache = ScoreCache(storage, self._scorer.identity, lambda text: None)
+        self._cache = ScoreCache(storage, self._scorer.identity, warn)
         self._table = rollout_rows(sequences)
         self.shares: list[float] = []
         """CPU seconds from the engine's output to the committed shard, over those of the engine."""
@@ -122,7 +126,7 @@ class _Score:
         """Do as `opd score`."""
         clock = Clocked(self._engine)
         self._calls += 1
-        lazy = LazyEngine(lambda: clock)
+        lazy = LazyEngine(lambda: clock, warn)
         table, tokens = score_table(self._table, lazy, self._scorer.identity)
         unit = fingerprint([self._calls, *table.column("sequence_digest").to_pylist()])
         self._cache.publish(unit, table, Origin("bench/0", teacher_tokens=tokens, reused_rows=0))

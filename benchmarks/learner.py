@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
@@ -38,8 +39,9 @@ from benchmarks.kit.measure import (
     wall_seconds,
 )
 from benchmarks.losses import naive_loss
-from pipeline.engines.hf.engine import HfEngine
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Start
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.data import RoundData
 from pipeline.learner.learner import Learner, batch_inputs, batch_targets
@@ -179,9 +181,9 @@ def _scored_round(folder: Path, size: Size, rows: int, *, seed: int) -> RoundDat
         folder / "teacher", Size("teacher", hidden=64, layers=1, vocab=size.vocab), seed=seed + 1
     )
     section = engine_section(batch_tokens=MICRO_TOKENS)
-    engine = HfEngine(teacher, dtype="float32", settings=section)
+    engine = open_engine(Start(teacher, section, dtype="float32", use="score"), warn)
     scorer = make_scorer(vocab=size.vocab, k=K)
-    scores, _ = score_table(table, LazyEngine(lambda: engine), scorer.identity)
+    scores, _ = score_table(table, LazyEngine(lambda: engine, warn), scorer.identity)
     data = write_scores(scores, scorer.identity)
     shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
     units = [UnitShard(unit="u00000", shard=shard)]

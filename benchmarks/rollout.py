@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from benchmarks.kit.measure import (
     wall_seconds,
 )
 from pipeline.engines.engine import Sampling
-from pipeline.engines.hf.engine import HfEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Start
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
 from schemas.columns import Ids
@@ -74,7 +76,8 @@ class _Ours:
 
     def __init__(self, source: ModelSource, prompts: list[Ids], sampling: Sampling) -> None:
         section = engine_section(batch_tokens=BATCH_TOKENS)
-        self._engine = HfEngine(source, dtype="float32", settings=section)
+        start = Start(source, section, dtype="float32", use="sample")
+        self._engine = open_engine(start, warn)
         self._prompts, self._sampling, self._calls = prompts, sampling, 0
 
     def __call__(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
@@ -40,8 +41,9 @@ from benchmarks.kit.measure import (
     wall_seconds,
 )
 from pipeline.engines.engine import Engine, Sample, Sampling
-from pipeline.engines.hf.engine import HfEngine
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Start
 from pipeline.models.loading import load_model
 from pipeline.models.padding import length_batches
 from pipeline.scores.scores import Scores
@@ -141,7 +143,8 @@ def _case(size: Size, *, quick: bool, seed: int) -> Case:
     sequences = make_sequences(rows, size.vocab, seed=seed, response=(32, 96))
     with tempfile.TemporaryDirectory(prefix="opd-bench-") as name:
         source = make_model(Path(name) / "model", size, seed=seed)
-        engine = HfEngine(source, dtype=DTYPE, settings=engine_section(batch_tokens=BATCH_TOKENS))
+        section = engine_section(batch_tokens=BATCH_TOKENS)
+        engine = open_engine(Start(source, section, dtype=DTYPE, use="score"), warn)
         model = load_model(source, dtype=DTYPE, device="cpu")
 
         def ours() -> int:
@@ -179,7 +182,7 @@ def _convert_shares(
 
     def share(repeat: int) -> float:
         clock = Clocked(engine)
-        scores, tokens = score_table(table, LazyEngine(lambda: clock), scorer.identity)
+        scores, tokens = score_table(table, LazyEngine(lambda: clock, warn), scorer.identity)
         data = write_scores(scores, scorer.identity)
         shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
         unit = fingerprint([repeat, *scores.column("sequence_digest").to_pylist()])

@@ -30,7 +30,7 @@ def schema() -> None:
 @app.command()
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     """Check the configuration, and that the models and prompt files it names are there."""
-    from pipeline.engines.installed import require_engine
+    from pipeline.engines.opening import require_engine
     from pipeline.models.source import find_model
     from pipeline.prompts.files import require_prompt_file
 

@@ -32,7 +32,7 @@ def quickstart(
     them, and leaves an ordinary run.toml behind. Run again, it goes on from where it stopped.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
-    from pipeline.engines.installed import require_engine
+    from pipeline.engines.opening import require_engine
     from pipeline.quickstart.folder import config_text, make_quickstart
 
     if folder.exists() and not folder.is_dir():

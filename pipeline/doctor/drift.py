@@ -3,7 +3,7 @@
 The figures are recorded beside the round's scores, once. Nothing else is written.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engines.engine import Engine
-from pipeline.engines.installed import engine_version
-from pipeline.engines.opening import open_engine
-from pipeline.models.source import ModelSource, find_model
+from pipeline.engines.opening import engine_version, open_engine
+from pipeline.engines.start import Note, Start
+from pipeline.models.source import find_model
 from pipeline.runs.run import Run
 from pipeline.scores.drift import Drift, differences, drift_of
 from pipeline.scores.scores import Scores
@@ -46,7 +46,7 @@ def _key(run: Run, round_index: int, teacher: str) -> str:
 
 
 def measure_drift(
-    run: Run, round_index: int, num_rows: int, *, note: Callable[[str], None]
+    run: Run, round_index: int, num_rows: int, *, note: Note
 ) -> Iterator[DriftRecord]:
     """Yield the drift of each teacher of a round, measured once and kept.
 
@@ -92,28 +92,27 @@ def _rows(run: Run, round_index: int, teacher: str, num_rows: int) -> _Rows | No
     return _Rows(list_rows(table, "prompt_ids"), list_rows(table, "response_ids"))
 
 
-def _measure(
-    run: Run, round_index: int, teacher: str, rows: _Rows, note: Callable[[str], None]
-) -> DriftRecord:
+def _measure(run: Run, round_index: int, teacher: str, rows: _Rows, note: Note) -> DriftRecord:
     scorer = find_scorer(run, round_index, teacher)
     signal, size = Signal(run.config.score.k), scorer.identity.vocab_size
     source = find_model(run.place, run.config.teachers[teacher], f"teachers.{teacher}")
     longest = max(len(p) + len(r) for p, r in zip(rows.prompts, rows.responses, strict=True))
 
-    def scores(section: EngineSection, dtype: str, source: ModelSource) -> Scores:
+    def scores(section: EngineSection, dtype: str) -> Scores:
         note(f"loading teacher {teacher}: {section.engine}, {dtype}")
-        engine: Engine = open_engine(section, source, dtype=dtype, max_tokens=longest)
+        start = Start(source, section, dtype=dtype, use="score", max_tokens=longest)
+        engine: Engine = open_engine(start, note)
         try:
             return engine.score(rows.prompts, rows.responses, signal=signal, vocab_size=size)
         finally:
             engine.close()
 
     section = run.config.score
-    mine = scores(section, scorer.identity.dtype, source)
+    mine = scores(section, scorer.identity.dtype)
     reference = EngineSection(
         engine="hf", device=section.device, logit_chunk_tokens=section.logit_chunk_tokens
     )
-    drift: Drift = drift_of([differences(scores(reference, REFERENCE_DTYPE, source), mine)])
+    drift: Drift = drift_of([differences(scores(reference, REFERENCE_DTYPE), mine)])
     trained = run.train(round_index)
     return DriftRecord(
         teacher=teacher,

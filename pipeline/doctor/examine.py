@@ -6,9 +6,10 @@ record where one is asked for.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-from pipeline.engines.installed import require_engine
+from pipeline.engines.opening import require_engine
 from pipeline.engines.processes import find_orphans
 from pipeline.models.source import ModelSource, find_model, load_settings
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
@@ -55,7 +56,7 @@ def examine(run: Run) -> Iterator[Finding]:
     yield looked("prompts", lambda: _prompts(run))
     yield looked("student", lambda: _student(run))
     for name in run.config.teachers:
-        yield looked(f"teacher {name}", lambda name=name: _teacher(run, name))  # type: ignore[misc]
+        yield looked(f"teacher {name}", partial(_teacher, run, name))
 
 
 def looked(name: str, look: Look) -> Finding:

@@ -4,16 +4,18 @@ With the same weights on both sides, scores must equal what the rollout drew fro
 of settings, not of training. Nothing is written.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 
 from pipeline.doctor.examine import Finding, looked, student_source
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
-from pipeline.models.source import ModelSource, find_model
+from pipeline.engines.start import Note, Start
+from pipeline.models.source import find_model
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
@@ -21,7 +23,6 @@ from pipeline.runs.run import Run
 from pipeline.scores.drift import gap_of
 from pipeline.teachers.selftest import ROWS, scoring_noise, tolerance_of
 from schemas.columns import Ids
-from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
 
@@ -29,7 +30,7 @@ NEW_TOKENS = 64
 """Most tokens of a trial's response."""
 
 
-def try_engines(run: Run, note: Callable[[str], None]) -> Iterator[Finding]:
+def try_engines(run: Run, note: Note) -> Iterator[Finding]:
     """Yield what the engines say: teacher = student first, then the noise of each teacher.
 
     Args:
@@ -47,18 +48,18 @@ def try_engines(run: Run, note: Callable[[str], None]) -> Iterator[Finding]:
     sampled: list[tuple[Ids, Sample]] = []
 
     def same() -> Finding:
-        sampled.extend(_sample(run))
+        sampled.extend(_sample(run, note))
         note("loading the student as its own teacher")
-        return _same_weights(run, sampled)
+        return _same_weights(run, sampled, note)
 
     yield looked("teacher = student", same)
     for name, section in run.config.teachers.items():
         if sampled and section.scores is None:
             note(f"loading teacher {name}")
-            yield looked(f"noise of {name}", lambda name=name: _noise(run, name, sampled))  # type: ignore[misc]
+            yield looked(f"noise of {name}", partial(_noise, run, name, sampled, note))
 
 
-def _sample(run: Run) -> list[tuple[Ids, Sample]]:
+def _sample(run: Run, note: Note) -> list[tuple[Ids, Sample]]:
     source, section = student_source(run), run.config.rollout
     tokenizer = model_tokenizer(source)
     file = require_prompt_file(
@@ -70,16 +71,18 @@ def _sample(run: Run) -> list[tuple[Ids, Sample]]:
         raise ConfigError(f"{file.location} begins without a usable prompt")
     length = min(section.max_new_tokens, NEW_TOKENS)
     sampling = Sampling(1.0, 1.0, 0, length, (), vocab_size=vocabulary_size(tokenizer))
-    with _opened(run, section, source, run.config.student.dtype) as engine:
+    start = Start(source, section, dtype=run.config.student.dtype, use="sample")
+    with _opened(run, start, note) as engine:
         samples = engine.generate(prompts, list(range(len(prompts))), sampling)
     return list(zip(prompts, samples, strict=True))
 
 
-def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]]) -> Finding:
+def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Finding:
     """Hold the score engine with the student's weights against what the rollout drew from."""
     dtype, k = run.config.student.dtype, run.config.score.k
     prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
-    with _opened(run, run.config.score, student_source(run), dtype) as engine:
+    start = Start(student_source(run), run.config.score, dtype=dtype, use="score")
+    with _opened(run, start, note) as engine:
         size = engine.vocab_size
         scores = engine.score(prompts, responses, signal=Signal(min(k, size)), vocab_size=size)
     drawn = np.concatenate([s.logprobs for _, s in sampled]).astype(np.float64)
@@ -96,11 +99,12 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]]) -> Finding:
     return Finding("teacher = student", "ok", words, figures)
 
 
-def _noise(run: Run, name: str, sampled: list[tuple[Ids, Sample]]) -> Finding:
+def _noise(run: Run, name: str, sampled: list[tuple[Ids, Sample]], note: Note) -> Finding:
     section = run.config.teachers[name]
     source = find_model(run.place, section, f"teachers.{name}")
     prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
-    with _opened(run, run.config.score, source, section.dtype) as engine:
+    start = Start(source, run.config.score, dtype=section.dtype, use="score")
+    with _opened(run, start, note) as engine:
         size = engine.vocab_size
         signal = Signal(min(run.config.score.k, size))
         noise = scoring_noise(engine, prompts, responses, signal=signal, vocab_size=size)
@@ -113,9 +117,11 @@ def _noise(run: Run, name: str, sampled: list[tuple[Ids, Sample]]) -> Finding:
 
 
 @contextmanager
-def _opened(run: Run, section: EngineSection, source: ModelSource, dtype: str) -> Iterator[Engine]:
+def _opened(run: Run, start: Start, note: Note) -> Iterator[Engine]:
+    """Give an engine for a block, which is asked for no longer sequences than a round has."""
     longest = run.config.prompts.max_tokens + run.config.rollout.max_new_tokens
-    engine = open_engine(section.for_one_stage, source, dtype=dtype, max_tokens=longest)
+    section = start.section.for_one_stage
+    engine = open_engine(replace(start, section=section, max_tokens=longest), note)
     try:
         yield engine
     finally:

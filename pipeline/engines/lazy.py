@@ -26,7 +26,7 @@ class LazyEngine:
     def __init__(
         self,
         opener: Callable[[], Engine],
-        note: Callable[[str], None] = lambda text: None,
+        note: Callable[[str], None],
         keeping: Keeping | None = None,
     ) -> None:
         """Remember how to open the engine.

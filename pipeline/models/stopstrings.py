@@ -104,13 +104,23 @@ class Reading:
         return self._stream.step(self._stops.backend, token)
 
 
-def stop_strings_of(source: ModelSource, strings: Sequence[str]) -> StopStrings | None:
-    """Return stop strings with a model's tokenizer; None where there are no strings.
+class ModelStops:
+    """Stop strings of a model, whose tokenizer is read once for the same strings."""
 
-    Raises:
-        ConfigError: there is no tokenizer, or it cannot be read token by token.
-    """
-    return StopStrings(model_tokenizer(source), strings) if strings else None
+    def __init__(self, source: ModelSource) -> None:
+        """Remember the model; nothing is read yet."""
+        self._source = source
+        self._read: dict[tuple[str, ...], StopStrings] = {}
+
+    def of(self, strings: tuple[str, ...]) -> StopStrings | None:
+        """Return stop strings with the model's tokenizer; None where there are no strings.
+
+        Raises:
+            ConfigError: there is no tokenizer, or it cannot be read token by token.
+        """
+        if strings and strings not in self._read:
+            self._read[strings] = StopStrings(model_tokenizer(self._source), strings)
+        return self._read.get(strings)
 
 
 def reading_backend(tokenizer: Any) -> Tokenizer:

@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from pipeline.engines.engine import Sampling
 from pipeline.engines.hf.engine import HfEngine
+from pipeline.engines.opening import engine_version
+from pipeline.engines.start import Start
 from pipeline.models.loading import settle_libraries
 from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
@@ -151,7 +153,9 @@ def make_model(recipe: Recipe, seed: int) -> Any:
 def held_out_accuracy(folder: Path, seed: int, count: int) -> float:
     """Return the share of held-out problems that a saved model solves, most likely tokens taken."""
     settings = EngineSection(engine="hf", device="cpu")
-    engine = HfEngine(ModelSource(str(folder), None, False), dtype="float32", settings=settings)
+    source = ModelSource(str(folder), None, False)
+    start = Start(source, settings, dtype="float32", use="sample")
+    engine = HfEngine(start, version=engine_version("hf"))
     sampling = Sampling(
         temperature=0.0,
         top_p=1.0,

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
-from pipeline.engines.installed import require_engine
+from pipeline.engines.opening import require_engine
 from pipeline.engines.vllm.kept import EngineKeeper, Weights
 from pipeline.models.source import ModelSource, find_model, model_identity
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size

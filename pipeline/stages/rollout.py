@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
-from pipeline.engines.installed import require_engine
+from pipeline.engines.opening import require_engine
 from pipeline.engines.vllm.kept import EngineKeeper
 from pipeline.models.tokenizer import load_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts

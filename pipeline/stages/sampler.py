@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.checkpoints.probe import find_probe
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import for_policy, open_engine
+from pipeline.engines.start import Start
 from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
 from pipeline.models.source import ModelSource, generation_settings
 from pipeline.models.stopstrings import reading_backend
@@ -39,17 +40,16 @@ def lazy_engine(
     sharing = [section] if keeper is None else _keeping_sections(run)
     limit = max(response_limit(run, one) for one in sharing)
     longest, note = run.config.prompts.max_tokens + limit, progress.note
-    opener = partial(
-        open_engine,
-        for_policy(section, weights.version),
+    start = Start(
         weights.source,
+        for_policy(section, weights.version),
         dtype=weights.dtype,
+        use="sample",
         max_tokens=longest,
-        note=note,
         reads_text=bool(run.config.rollout.stop_strings),
     )
     turn = None if keeper is None else Turn(keeper, section, weights, max_tokens=longest, note=note)
-    return LazyEngine(opener, note, turn)
+    return LazyEngine(partial(open_engine, start, note), note, turn)
 
 
 def student_weights(run: Run, policy: CheckpointManifest, source: ModelSource) -> Weights:
@@ -66,7 +66,7 @@ def _keeping_sections(run: Run) -> list[EngineSection]:
 
 def response_limit(run: Run, section: EngineSection) -> int:
     """Return the most tokens of a response; those of the rollout where a section has none."""
-    return getattr(section, "max_new_tokens", None) or run.config.rollout.max_new_tokens
+    return section.response_limit or run.config.rollout.max_new_tokens
 
 
 def stop_tokens(

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from pipeline.cache.reuse import find_stored
 from pipeline.cache.sameweights import find_siblings
 from pipeline.cache.scorecache import Origin, Published, ScoreCache
-from pipeline.engines.installed import require_engine
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import require_engine
 from pipeline.runs.figures import Noise, ScoreFigures
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult

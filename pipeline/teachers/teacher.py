@@ -1,6 +1,5 @@
 """One teacher with one signal: who it is, whether it may score this student, where its cache is."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Engine
 from pipeline.engines.opening import open_engine, scoring_version
+from pipeline.engines.start import Note, Start
 from pipeline.models.source import ModelSource, find_model, load_settings, model_identity
 from pipeline.models.tokenizer import load_tokenizer, model_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer, tokenizer_digest
@@ -42,7 +42,7 @@ class Scorer:
         """Key prefix of the scorer's cache."""
         return scorer_folder(self.key)
 
-    def open(self, run: Run, note: Callable[[str], None] = lambda text: None) -> Engine:
+    def open(self, run: Run, note: Note) -> Engine:
         """Load the teacher.
 
         Args:
@@ -59,13 +59,14 @@ class Scorer:
                 "round's sequences. Run `opd cache reprocess` again if its source has them, or "
                 f"remove teachers.{self.name}.scores to let the teacher score them"
             )
-        engine = open_engine(
-            run.config.score,
+        start = Start(
             self.source,
+            run.config.score,
             dtype=self.identity.dtype,
+            use="score",
             max_tokens=longest(run),
-            note=note,
         )
+        engine = open_engine(start, note)
         if engine.version != self.identity.engine_version:
             engine.close()
             raise IdentityError(

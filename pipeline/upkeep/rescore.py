@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cache.scorers import teacher_words
-from pipeline.engines.installed import engine_version, require_engine
 from pipeline.engines.lazy import LazyEngine
-from pipeline.engines.opening import open_engine
+from pipeline.engines.opening import engine_version, open_engine, require_engine
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource, find_model, model_identity
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
@@ -89,7 +89,8 @@ def rescore(run: Run, scorer: str, num_rows: int, *, seed: int, progress: Progre
             f"there is nothing to score again: {len(units)} of its shards are named by a score "
             "manifest, and none of their rollout shards is there"
         )
-    with LazyEngine(lambda: open_engine(section, source, dtype=dtype, max_tokens=None)) as engine:
+    start = Start(source, section, dtype=dtype, use="score")
+    with LazyEngine(lambda: open_engine(start, progress.note), progress.note) as engine:
         work = _Work(storage, scorer, identity, engine)
         parts, teacher_tokens = work.compare_all(chosen, progress)
     return Rescored(

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from schemas.config.section import Fraction, Positive, Section, tuning
 
+EngineName = Literal["hf", "vllm", "server"]
+
+
 NAME_OF_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
@@ -78,7 +81,7 @@ class ServerSection(Section):
 class EngineSection(Section):
     """Fields that `[rollout]`, `[score]` and `[eval]` share: the engine and its batches."""
 
-    engine: Literal["hf", "vllm", "server"] = "hf"
+    engine: EngineName = "hf"
     """Engine that runs the model: `hf` (transformers, CPU or GPU), `vllm` (vLLM's offline engine;
     `pip install 'opd[vllm]'`) or `server` (vLLM's HTTP servers, elsewhere or started here)."""
     device: str = tuning("auto")
@@ -92,6 +95,11 @@ class EngineSection(Section):
     """What the `vllm` engine, or a server that `opd` starts, may use."""
     server: ServerSection = Field(default_factory=ServerSection)
     """Where the `server` engine asks."""
+
+    @property
+    def response_limit(self) -> int | None:
+        """Return the most tokens of a response; None where the section sets no limit."""
+        return None
 
     @property
     def for_one_stage(self) -> Self:

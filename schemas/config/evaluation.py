@@ -34,6 +34,11 @@ class EvalSection(EngineSection):
     teachers: bool = tuning(True)
     """Also grade the teachers, once, as the mark to reach."""
 
+    @property
+    def response_limit(self) -> int | None:
+        """Return the most tokens of a response; None for that of `[rollout]`."""
+        return self.max_new_tokens
+
     @model_validator(mode="after")
     def _check(self) -> "EvalSection":
         builtin = ("exact_match", "last_number", "regex")

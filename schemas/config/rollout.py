@@ -33,3 +33,8 @@ class RolloutSection(EngineSection):
     for objectives weighted by the student."""
     prompts_per_unit: Positive = 256
     """Prompts per unit of work: one shard, one commit, what a crash can lose."""
+
+    @property
+    def response_limit(self) -> int:
+        """Return the most tokens of a response."""
+        return self.max_new_tokens

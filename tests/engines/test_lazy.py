@@ -74,13 +74,13 @@ def test_an_engine_is_opened_at_its_first_use_and_closed_at_the_end() -> None:
         opened.append(Small())
         return opened[-1]
 
-    with LazyEngine(open_one):
+    with LazyEngine(open_one, print):
         pass
     assert opened == []
-    with LazyEngine(open_one) as engine:
+    with LazyEngine(open_one, print) as engine:
         assert engine.get() is engine.get() is opened[0]
         assert opened[0].closed == 0
-    with pytest.raises(KeyError), LazyEngine(open_one) as engine:
+    with pytest.raises(KeyError), LazyEngine(open_one, print) as engine:
         engine.get()
         raise KeyError
     assert [one.closed for one in opened] == [1, 1]
@@ -109,7 +109,7 @@ def test_other_errors_of_the_work_are_not_tried_again() -> None:
         raise ValueError
 
     small = Small()
-    with LazyEngine(lambda: small) as engine, pytest.raises(ValueError):
+    with LazyEngine(lambda: small, print) as engine, pytest.raises(ValueError):
         engine.call(fail)
     assert small.tries == 64
 
@@ -117,11 +117,11 @@ def test_other_errors_of_the_work_are_not_tried_again() -> None:
 def test_a_kept_engine_is_used_and_given_back_open() -> None:
     kept = Small()
     keeper = Keeper(kept)
-    with LazyEngine(Small, keeping=keeper) as engine:
+    with LazyEngine(Small, print, keeping=keeper) as engine:
         assert engine.get() is kept and keeper.engine is None
         assert engine.start_s == 0.0
     assert keeper.engine is kept and kept.closed == 0
-    with LazyEngine(Small, keeping=keeper):
+    with LazyEngine(Small, print, keeping=keeper):
         pass
     assert keeper.engine is kept  # it was not asked for
 
@@ -129,10 +129,10 @@ def test_a_kept_engine_is_used_and_given_back_open() -> None:
 @pytest.mark.parametrize("takes", [True, False])
 def test_an_engine_is_closed_after_an_error_and_where_nobody_keeps_it(takes: bool) -> None:
     keeper = Keeper(first := Small(), takes=takes)
-    with pytest.raises(KeyError), LazyEngine(Small, keeping=keeper) as engine:
+    with pytest.raises(KeyError), LazyEngine(Small, print, keeping=keeper) as engine:
         engine.get()
         raise KeyError
     assert first.closed == 1 and keeper.engine is None
-    with LazyEngine(Small, keeping=keeper) as engine:
+    with LazyEngine(Small, print, keeping=keeper) as engine:
         second = engine.get()
     assert isinstance(second, Small) and second.closed == (not takes)

@@ -181,11 +181,11 @@ def run(
 
 
 def test_units_are_sampled_once_by_all_workers_together(memory: Storage) -> None:
-    with LazyEngine(lambda: Seeded(room=2)) as engine:  # four rows at once are too many at first
+    with LazyEngine(lambda: Seeded(room=2), print) as engine:  # four rows at once are too many
         assert run(memory, engine, worker=Worker(1, 2)) == (None, 1)
         done, computed = run(memory, engine)
     assert computed == 2 and [unit.unit for unit in done] == ["u00000", "u00001", "u00002"]
-    with LazyEngine(lambda: pytest.fail("an engine was opened for nothing")) as none:
+    with LazyEngine(lambda: pytest.fail("an engine was opened for nothing"), print) as none:
         assert run(memory, none) == (done, 0)
     for unit, expected in zip(done, units_of([0, 1, 2, 3, 4]), strict=True):
         table, metadata = read_table(memory.read_shard(unit.shard), where="x")
@@ -203,6 +203,6 @@ def test_the_last_change_to_a_table_is_checked_before_it_is_stored(memory: Stora
             table.column_names.index("response_mask"), table.schema.field("response_mask"), mask
         )
 
-    with LazyEngine(Seeded) as engine, pytest.raises(DataError, match="stage u0000"):
+    with LazyEngine(Seeded, print) as engine, pytest.raises(DataError, match="stage u0000"):
         run(memory, engine, finish=spoil)
     assert memory.names("rollouts") == memory.names("stage/commits") == set()

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from pipeline.engines.engine import Engine, Sample, Sampling
-from pipeline.engines.hf.engine import HfEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource
 from pipeline.quickstart.addition import EOS, VOCABULARY
 from pipeline.scores.scores import Scores
@@ -48,12 +49,12 @@ class Tiny:
         base = None if self.base is None else ModelSource(str(self.base), None, False)
         return ModelSource(str(self.folder), None, False, base)
 
-    def engine(self, *, batch_tokens: int = 4096, chunk_tokens: int = 1024) -> HfEngine:
+    def engine(self, *, batch_tokens: int = 4096, chunk_tokens: int = 1024) -> Engine:
         """Return the model in an engine of its own."""
-        settings = EngineSection(
+        section = EngineSection(
             device="cpu", batch_tokens=batch_tokens, logit_chunk_tokens=chunk_tokens
         )
-        return HfEngine(self.source, dtype="float32", settings=settings)
+        return open_engine(Start(self.source, section, dtype="float32", use="score"), print)
 
     @torch.no_grad()
     def logits(self, prompt: Ids, response: Ids) -> Doubles:

@@ -19,6 +19,7 @@ from cli.progress import QuietProgress
 from pipeline.cache.scorecache import Origin, ScoreCache
 from pipeline.engines.hf.engine import HfEngine
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource
 from pipeline.scores.columns import scores_of, table_of
 from pipeline.scores.reduction import check_derivable, derive
@@ -54,9 +55,10 @@ def scored(folder: Path) -> Scores:
     np.testing.assert_allclose(found[NAME].numpy(), expected.numpy(), atol=1e-5)
     assert NAME not in score_signals(logits, token, signal=Signal(K), vocab_size=VOCAB)
     source = ModelSource(str(tiny.make_model(folder / "model")), None, False)
-    engine = HfEngine(source, dtype="float32", settings=EngineSection(device="cpu"))
+    start = Start(source, EngineSection(device="cpu"), dtype="float32", use="score")
+    engine = HfEngine(start, version="1")
     rows = rollout_table(9, vocab=VOCAB)
-    with LazyEngine(lambda: engine) as lazy:
+    with LazyEngine(lambda: engine, print) as lazy:
         table, _ = score_table(rows, lazy, identity_of("typed-v1"))
     assert len(flat_values(table, NAME)) == list_lengths(rows, "response_ids").sum()
     return scores_of(table)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engines.hf.engine import HfEngine
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Start
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.data import RoundData
 from pipeline.learner.learner import Learner, batch_inputs, batch_targets
@@ -103,14 +104,11 @@ def scored_round(folder: Path) -> Iterator[Setup]:
     """Give a student and a round that a teacher has scored, made in a folder."""
     student = make_model(folder / "student", vocab=VOCAB, initializer_range=0.4)
     teacher = make_model(folder / "teacher", vocab=VOCAB, teacher=True, initializer_range=0.3)
-    engine = HfEngine(
-        ModelSource(str(teacher), None, False),
-        dtype="float32",
-        settings=EngineSection(device="cpu"),
-    )
+    source, cpu = ModelSource(str(teacher), None, False), EngineSection(device="cpu")
+    engine = open_engine(Start(source, cpu, dtype="float32", use="score"), print)
     scorer, storage = make_scorer(k=4, vocab=VOCAB), Storage("memory://learner")
     tables = [rollout_table(ROWS // 2, seed=seed, vocab=VOCAB) for seed in range(2)]
-    scores = [score_table(t, LazyEngine(lambda: engine), scorer.identity)[0] for t in tables]
+    scores = [score_table(t, LazyEngine(lambda: engine, print), scorer.identity)[0] for t in tables]
     rollout, scored = store_rollout(storage, tables), store_scores(storage, scores, scorer)
     data = RoundData(storage, rollout, {scorer.name: scored}, keep=2)
     gc.collect()

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.engines.opening import open_engine
 from pipeline.engines.server.derivedtail import mass_error
 from pipeline.engines.server.engine import ServerEngine
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource
 from pipeline.scores.scores import Scores
 from schemas.columns import Ids
@@ -28,11 +30,28 @@ def opened(
     urls = [server if isinstance(server, str) else server.url for server in servers]
     given = {"retry_s": 10.0, "timeout_s": 5.0, **settings}
     section = EngineSection(engine="server", server=ServerSection(urls=tuple(urls), **given))
-    engine = ServerEngine(source, dtype="float32", settings=section, max_tokens=60)
+    engine = open_server(source, section)
     try:
         yield engine
     finally:
         engine.close()
+
+
+def open_server(
+    source: ModelSource, section: EngineSection, *, max_tokens: int = 60, reads_text: bool = False
+) -> ServerEngine:
+    """Return a server engine, which is the caller's to close."""
+    start = Start(
+        source,
+        section,
+        dtype="float32",
+        use="sample",
+        max_tokens=max_tokens,
+        reads_text=reads_text,
+    )
+    engine = open_engine(start, print)
+    assert isinstance(engine, ServerEngine)
+    return engine
 
 
 def expected_scores(

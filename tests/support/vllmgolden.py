@@ -1,15 +1,16 @@
 """vLLM engines on tiny models, closed at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Note, Start, Use
 from pipeline.engines.vllm.engine import VllmEngine
 from schemas.columns import Ids
 from schemas.config.engines import EngineSection
-from schemas.config.score import ScoreSection
 from tests.support.golden import Tiny, V
 
 ATOL = 1e-4
@@ -19,27 +20,33 @@ ATOL = 1e-4
 @contextmanager
 def opened(
     model: Tiny,
+    use: Use = "sample",
     *,
-    dtype: str = "float32",
     max_tokens: int = 60,
-    note: Callable[[str], None] = print,
+    note: Note = print,
     reads_text: bool = False,
     **settings: Any,
 ) -> Iterator[VllmEngine]:
-    kind = ScoreSection if "k" in settings else EngineSection
-    section = kind(engine="vllm", **settings)
-    engine = VllmEngine(
+    start = Start(
         model.source,
-        dtype=dtype,
-        settings=section,
+        EngineSection(engine="vllm", **settings),
+        dtype="float32",
+        use=use,
         max_tokens=max_tokens,
-        note=note,
         reads_text=reads_text,
     )
+    engine = open_vllm(start, note)
     try:
         yield engine
     finally:
         engine.close()
+
+
+def open_vllm(start: Start, note: Note = print) -> VllmEngine:
+    """Return an engine, which is the caller's to close."""
+    engine = open_engine(start, note)
+    assert isinstance(engine, VllmEngine)
+    return engine
 
 
 def long_rows(count: int, prompt: int, response: int) -> tuple[list[Ids], list[Ids]]:

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.engines.engine import Sample, Sampling
-from pipeline.engines.hf.engine import HfEngine
+from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource
 from pipeline.quickstart.addition import VOCABULARY
 from pipeline.scores.columns import scores_of
@@ -39,7 +40,7 @@ class CountingEngine:
 
     name, version, vocab_size, context_length = "hf", "1", V, 128
 
-    def __init__(self, engine: HfEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         """Wrap an engine that somebody else closes."""
         self._engine = engine
         self.seen: list[bytes] = []
@@ -66,19 +67,20 @@ class CountingEngine:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> HfEngine:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = tiny.make_model(tmp_path_factory.mktemp("teacher"), teacher=True)
     source = ModelSource(str(folder), None, False)
-    return HfEngine(source, dtype="float32", settings=EngineSection(device="cpu"))
+    section = EngineSection(device="cpu")
+    return open_engine(Start(source, section, dtype="float32", use="score"), print)
 
 
 @pytest.fixture
-def engine(model: HfEngine) -> CountingEngine:
+def engine(model: Engine) -> CountingEngine:
     return CountingEngine(model)
 
 
 def scored(rows: pa.Table, engine: CountingEngine) -> tuple[pa.Table, int]:
-    with LazyEngine(lambda: engine) as lazy:
+    with LazyEngine(lambda: engine, print) as lazy:
         return score_table(rows, lazy, SCORER.identity)
 
 
@@ -87,7 +89,7 @@ def stored(storage: Storage, table: pa.Table) -> Shard:
     return unit.shard
 
 
-def test_each_row_holds_the_engines_numbers_for_it(engine: CountingEngine, model: HfEngine) -> None:
+def test_each_row_holds_the_engines_numbers_for_it(engine: CountingEngine, model: Engine) -> None:
     rows = rollout_table(9, vocab=V)
     table, _ = scored(rows, engine)
     check_scores(table, signal=Signal(K), where="x")
@@ -107,7 +109,7 @@ def test_each_row_holds_the_engines_numbers_for_it(engine: CountingEngine, model
 
 
 def test_only_top_k_log_probabilities_are_rounded(
-    engine: CountingEngine, model: HfEngine, memory: Storage
+    engine: CountingEngine, model: Engine, memory: Storage
 ) -> None:
     rows = rollout_table(1, vocab=V, seed=3)
     table = read_scores(memory, stored(memory, scored(rows, engine)[0]), scorer=SCORER.key)
@@ -142,7 +144,7 @@ def test_no_rows_need_no_teacher() -> None:
     def refuse() -> Any:
         raise AssertionError("the teacher was loaded")
 
-    with LazyEngine(refuse) as lazy:
+    with LazyEngine(refuse, print) as lazy:
         table, tokens = score_table(rollout_table(3).slice(0, 0), lazy, SCORER.identity)
     assert (table.num_rows, tokens) == (0, 0)
     assert len(write_scores(table, SCORER.identity)) > 0
@@ -196,7 +198,7 @@ def test_every_signal_reaches_the_table(engine: CountingEngine, memory: Storage)
     own = pa.array([[1, 2] * n for n in lengths], ROLLOUT.field("student_topk_ids").type)
     index = rows.schema.get_field_index("student_topk_ids")
     with_own = rows.set_column(index, ROLLOUT.field(index), own)
-    with LazyEngine(lambda: engine) as lazy:
+    with LazyEngine(lambda: engine, print) as lazy:
         table, _ = score_table(with_own, lazy, identity)
         with pytest.raises(DataError, match="does not hold 2 candidates"):
             score_table(rows, lazy, identity)

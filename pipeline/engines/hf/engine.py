@@ -6,7 +6,6 @@ by length under a token budget. Shapes: B rows, T tokens, V vocabulary.
 
 import gc
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,17 +16,15 @@ from torch import Tensor
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.hf.sampling import draw, processed_logprobs
 from pipeline.engines.hf.textends import BatchReading
-from pipeline.engines.installed import engine_version
 from pipeline.engines.memory import capacity
+from pipeline.engines.start import Start
 from pipeline.models.head import check_head, head_of
 from pipeline.models.loading import load_model
 from pipeline.models.padding import length_batches, padded, response_positions
-from pipeline.models.source import ModelSource
-from pipeline.models.stopstrings import stop_strings_of
+from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
 from pipeline.scores.signals import score_signals
 from schemas.columns import Ids
-from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
 from schemas.randomness import derived_seed, uniforms
@@ -39,14 +36,19 @@ class HfEngine:
 
     name = "hf"
 
-    def __init__(self, source: ModelSource, *, dtype: str, settings: EngineSection) -> None:
-        """Load the model and make sure that its head is understood."""
-        self.version = engine_version(self.name)
-        self._model = load_model(source, dtype=dtype, device=settings.device)
+    def __init__(self, start: Start, *, version: str) -> None:
+        """Load the model and make sure that its head is understood.
+
+        Args:
+            start: the model and its settings.
+            version: the versions that its numbers depend on.
+        """
+        self.version, section = version, start.section
+        self._model = load_model(start.source, dtype=start.dtype, device=section.device)
         self._head = head_of(self._model)
-        self._batch_tokens = settings.batch_tokens
-        self._chunk_tokens = settings.logit_chunk_tokens
-        self._stops_of = lru_cache(maxsize=1)(partial(stop_strings_of, source))
+        self._batch_tokens = section.batch_tokens
+        self._chunk_tokens = section.logit_chunk_tokens
+        self._stops = ModelStops(start.source)
         config = self._model.config.get_text_config()
         self.vocab_size = int(self._head.weight_VH.shape[0])
         self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
@@ -175,7 +177,7 @@ class HfEngine:
 
     def _texts(self, prompts: list[Ids], sampling: Sampling) -> BatchReading | None:
         """Return what reads the responses' texts, or None where they do not matter."""
-        strings = self._stops_of(sampling.stop_strings)
+        strings = self._stops.of(sampling.stop_strings)
         return None if strings is None else BatchReading(strings, prompts, self._model.device)
 
     @property

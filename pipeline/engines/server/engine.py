@@ -4,12 +4,12 @@ Promises: a reply is used only after every number in it was checked; a server th
 over; scores are the top-k and what follows from them. Shapes: T tokens of all rows joined.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipeline.engines.engine import Sample, Sampling
-from pipeline.engines.installed import engine_version
 from pipeline.engines.server.check import ServerCheck
 from pipeline.engines.server.client import Server, api_key
 from pipeline.engines.server.derivedtail import derived_scores
@@ -19,6 +19,7 @@ from pipeline.engines.server.replies import parse, scored
 from pipeline.engines.server.requests import request_of, sampling_parameters, scoring_parameters
 from pipeline.engines.server.samples import read_sample
 from pipeline.engines.server.topk import top_rows
+from pipeline.engines.start import Note, Start
 from pipeline.engines.vllm.adapter import NAME, Held, start_with
 from pipeline.engines.vllm.arguments import (
     LEAST_BATCH_TOKENS,
@@ -27,14 +28,26 @@ from pipeline.engines.vllm.arguments import (
     worker_environment,
 )
 from pipeline.engines.vllm.requests import check_temperature
-from pipeline.models.source import ModelSource, load_settings
-from pipeline.models.stopstrings import StopStrings, stop_strings_of
-from pipeline.models.tokenizer import tokenizer_place
+from pipeline.models.source import load_settings
+from pipeline.models.stopstrings import ModelStops, StopStrings
 from pipeline.scores.scores import Scores
 from schemas.columns import Ids
-from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal, signal_for
+
+
+@dataclass(frozen=True)
+class _Running:
+    """Servers that answer, and the process of one that was started here."""
+
+    pool: ServerPool
+    process: ServerProcess | None
+
+    def close(self) -> None:
+        """End the connections, and the server if it is ours."""
+        self.pool.close()
+        if self.process is not None:
+            self.process.close()
 
 
 class ServerEngine:
@@ -42,54 +55,29 @@ class ServerEngine:
 
     name = "server"
 
-    def __init__(
-        self,
-        source: ModelSource,
-        *,
-        dtype: str,
-        settings: EngineSection,
-        max_tokens: int,
-        note: Callable[[str], None] = lambda text: None,
-        reads_text: bool = False,
-    ) -> None:
+    def __init__(self, start: Start, *, installed: str | None, note: Note) -> None:
         """Make sure that the servers are the right ones, after starting one where none is named.
 
         Args:
-            source: the model.
-            dtype: number format of weights and activations.
-            settings: the stage's section.
-            max_tokens: longest prompt and response together.
-            note: told of a start that takes long.
-            reads_text: whether responses may end at stop strings; a server of our own needs the
-                tokenizer then.
+            start: the model and its settings.
+            installed: version of a server that is started here; None for what servers elsewhere
+                say of theirs.
+            note: told of a start that takes long, and where an adapter is merged.
         """
-        self._settings, self._batch_tokens = settings, settings.batch_tokens
-        self.vocab_size = int(load_settings(source).get_text_config().vocab_size)
-        self._note = note
-        local = not settings.server.urls
-        if local:
-            check_server_split(settings)
-        self._process: ServerProcess | None = None
-        self._stops_of = lru_cache(maxsize=2)(partial(stop_strings_of, source))
-        begin = partial(
-            model_arguments,
-            dtype=dtype,
-            settings=settings,
-            max_tokens=max_tokens,
-            tokenizer=tokenizer_place(source) if reads_text else None,
-        )
+        section = start.section.server
+        if not section.urls:
+            check_server_split(start.section)
+        self._start, self._note = start, note
+        self._batch_tokens = start.section.batch_tokens
+        self.vocab_size = int(load_settings(start.source).get_text_config().vocab_size)
+        self._stops = ModelStops(start.source)
         self._check = ServerCheck(
-            settings.server.model, max_tokens, vocab_size=self.vocab_size, dtype=dtype
+            section.model, _needed_tokens(start), vocab_size=self.vocab_size, dtype=start.dtype
         )
-
-        def start(held: Held) -> None:
-            self._held, self._arguments = held, partial(begin, held.source)
-            self._check.model = NAME if held.adapter else settings.server.model
-            self._begin()
-
-        whole = source if local else source.whole  # those elsewhere hold what they are asked for
-        _, self._model = start_with(whole, start, dtype=dtype, note=note)
-        self.version = engine_version(self.name) if local else f"vllm-{self._check.version}"
+        # those elsewhere hold what they are asked for, an adapter too
+        asked = replace(start, source=start.source.whole) if section.urls else start
+        self._running, self._held, self._model = start_with(asked, self._run, note=note)
+        self.version = installed or f"vllm-{self._check.version}"
         self.context_length = self._check.context_length
 
     def generate(
@@ -101,11 +89,11 @@ class ServerEngine:
             raise ConfigError(
                 f"rollout.candidates = {sampling.candidates}, but the vocabulary has {known} ids"
             )
-        stops = self._stops_of(sampling.stop_strings)
+        stops = self._stops.of(sampling.stop_strings)
         self._have_checked(stops)
         rows = zip(prompts, seeds, strict=True)
         requests = [self._sample_request(ids, seed, sampling, stops) for ids, seed in rows]
-        return self._pool.ask(requests)
+        return self._running.pool.ask(requests)
 
     def score(
         self,
@@ -122,7 +110,7 @@ class ServerEngine:
         found: dict[int, Scores] = {}
         for k in sorted({signal.k, self._widest(signal.k, vocab_size)}):
             lacking = [row for row in range(len(rows)) if row not in found]
-            replies = self._pool.ask(
+            replies = self._running.pool.ask(
                 [self._score_request(*rows[row], signal, k, vocab_size) for row in lacking]
             )
             for row, scores in zip(lacking, replies, strict=True):
@@ -140,64 +128,64 @@ class ServerEngine:
 
         Others are asked for fewer tokens by nobody but those who started them.
         """
-        if self._process is None or self._batch_tokens // 2 < LEAST_BATCH_TOKENS:
+        if self._running.process is None or self._batch_tokens // 2 < LEAST_BATCH_TOKENS:
             return False
         self._batch_tokens //= 2
-        self._end()
-        self._begin()
+        self._running.close()
+        self._running = self._run(self._held)
         return True
 
     def close(self) -> None:
         """End the connections, and the server if it is ours."""
         with self._model:
-            self._end()
+            self._running.close()
 
     def _have_checked(self, stops: StopStrings | None) -> None:
         """Let the servers show that they can sample, before they are first asked to."""
         unseen = stops is not None and stops is not self._check.stops
         if unseen or not self._check.samples:
             self._check.samples, self._check.stops = True, stops
-            self._pool.settle(again=True)
+            self._running.pool.settle(again=True)
 
-    def _end(self) -> None:
-        self._pool.close()
-        if self._process is not None:
-            self._process.close()
-            self._process = None
+    def _run(self, held: Held) -> _Running:
+        """Return servers that hold the model and were checked, one of our own where none is named.
 
-    def _begin(self) -> None:
-        section = self._settings.server
+        Args:
+            held: what a server of our own holds of the model.
+        """
+        section = self._start.section.server
         if section.urls:
-            self._pool = ServerPool(
-                section.urls, section, key=api_key(section), check=self._check.check
-            )
+            pool = ServerPool(section.urls, section, key=api_key(section), check=self._check.check)
+            running = _Running(pool, None)
         else:
-            arguments = self._server_arguments()
-            self._process = ServerProcess(
-                arguments, self._note, environment=worker_environment(arguments)
-            )
-            self._pool = ServerPool(
-                [self._process.url],
-                section,
-                key=self._process.key,
-                check=self._check.check,
-                alive=self._process.check_alive,
-            )
+            self._check.model = NAME if held.adapter else section.model
+            running = self._run_own(held)
         try:
-            self._pool.settle()
+            running.pool.settle()
         except BaseException:
-            self._end()
+            running.close()
             raise
+        return running
 
-    def _server_arguments(self) -> dict[str, Any]:
-        return {
-            **self._arguments(batch_tokens=self._batch_tokens),
-            **self._held.arguments,
-            "lora_modules": self._held.module,
-            "data_parallel_size": self._settings.vllm.data_parallel_size,
+    def _run_own(self, held: Held) -> _Running:
+        arguments = {
+            **model_arguments(self._start, held.source, batch_tokens=self._batch_tokens),
+            **held.arguments,
+            "lora_modules": held.module,
+            "data_parallel_size": self._start.section.vllm.data_parallel_size,
             "enable_scale_out": True,
             "disable_uvicorn_access_log": True,
         }
+        environment = worker_environment(arguments)
+        process = ServerProcess(arguments, self._note, environment=environment)
+        pool = ServerPool(
+            [process.url],
+            self._start.section.server,
+            key=process.key,
+            check=self._check.check,
+            alive=process.check_alive,
+        )
+        return _Running(pool, process)
 
     def _widest(self, k: int, vocab_size: int) -> int:
         """Return how many ids hold k of the student's, whichever of the others are before them."""
@@ -236,3 +224,10 @@ class ServerEngine:
             return derived_scores(top, signal, vocab_size=vocab_size, model_vocab=self.vocab_size)
 
         return Request(make, read)
+
+
+def _needed_tokens(start: Start) -> int:
+    """Return the most tokens of a sequence, without the one that scoring generates."""
+    if start.max_tokens is not None:
+        return start.max_tokens
+    return int(load_settings(start.source).max_position_embeddings) - 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.engines.start import Note, Start
 from pipeline.models.adapters import adapted_layers, largest_rank, why_not_plain
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
@@ -63,31 +64,29 @@ class Held:
 
 
 def start_with(
-    source: ModelSource,
-    start: Callable[[Held], T],
-    *,
-    dtype: str,
-    note: Callable[[str], None],
-) -> tuple[T, ExitStack]:
-    """Return what starting vLLM with a model gives, and what to close after its end.
+    start: Start, begin: Callable[[Held], T], *, note: Note
+) -> tuple[T, Held, ExitStack]:
+    """Return what beginning vLLM with a model gives, what it holds, and what to close at its end.
 
     Args:
-        source: the model, whole or an adapter.
-        start: starts vLLM.
-        dtype: number format that an adapter is merged in.
-        note: told where one is merged, and why.
+        start: names the model, whole or an adapter, and the number format that one is merged in.
+        begin: starts vLLM.
+        note: told where an adapter is merged, and why.
 
     Raises:
         ConfigError: the adapter is damaged or does not fit its base, or vLLM cannot start.
     """
+    source = start.source
     with ExitStack() as stack:
         if source.base is None:
-            return start(Held(source)), stack.pop_all()
+            held = Held(source)
+            return begin(held), held, stack.pop_all()
         folder = Path(source.location)
         reason = _why_merged(folder)
         if reason is None:
             try:
-                return start(unmerged(source)), stack.pop_all()
+                held = unmerged(source)
+                return begin(held), held, stack.pop_all()
             except ConfigError as error:
                 if WITHOUT_ADAPTERS not in str(error):
                     raise
@@ -97,8 +96,9 @@ def start_with(
             "temporary copy of its base"
         )
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="opd-merged-"))
-        _save_merged(source, dtype, Path(name))
-        return start(Held(ModelSource(name, None, source.trust_remote_code))), stack.pop_all()
+        _save_merged(source, start.dtype, Path(name))
+        held = Held(ModelSource(name, None, source.trust_remote_code))
+        return begin(held), held, stack.pop_all()
 
 
 def unmerged(source: ModelSource) -> Held:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource, load_settings
 from schemas.config.engines import EngineSection
-from schemas.config.score import ScoreSection
 from schemas.errors import CapacityError, ConfigError
 
 GIB = 1 << 30
@@ -26,35 +26,25 @@ LEAST_BATCH_TOKENS = 64
 """Tokens of a forward pass below which memory is not the matter."""
 
 
-def model_arguments(
-    source: ModelSource,
-    *,
-    dtype: str,
-    settings: EngineSection,
-    max_tokens: int | None,
-    batch_tokens: int,
-    tokenizer: ModelSource | None = None,
-) -> dict[str, Any]:
+def model_arguments(start: Start, model: ModelSource, *, batch_tokens: int) -> dict[str, Any]:
     """Return the arguments that vLLM's `LLM` and its server share.
 
     Args:
-        source: the model.
-        dtype: number format of weights and activations.
-        settings: the stage's section.
-        max_tokens: longest prompt and response together; None for all that the model holds.
+        start: what vLLM starts with.
+        model: the whole model that it holds: of an adapter its base, or a merged copy.
         batch_tokens: most tokens of a forward pass.
-        tokenizer: where the tokenizer is, for stop strings; None where no text is read.
     """
-    section, shape = settings.vllm, load_settings(source)
-    limits = [getattr(shape, "max_position_embeddings", None), max_tokens and max_tokens + 1]
+    section, shape, dtype = start.section.vllm, load_settings(model), start.dtype
+    asked = start.max_tokens and start.max_tokens + 1
+    limits = [getattr(shape, "max_position_embeddings", None), asked]
     length = min(int(limit) for limit in limits if limit is not None)
     sequences = max(1, min(section.max_num_seqs, batch_tokens))
     arguments: dict[str, Any] = {
-        "model": source.location,
-        "revision": source.revision,
-        "trust_remote_code": source.trust_remote_code,
+        "model": model.location,
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
         "dtype": dtype,
-        **_tokenizer_arguments(tokenizer),
+        **_tokenizer_arguments(start.tokenizer),
         "generation_config": "vllm",  # no sampling parameter comes from the model's files
         "logprobs_mode": "processed_logprobs",  # those of the distribution that is drawn from
         "max_logprobs": 4096,
@@ -67,7 +57,7 @@ def model_arguments(
         "seed": 0,
     }
     # on a CPU, vLLM 0.32 ends at a prompt with a seed that it computes in parts
-    in_parts = torch.cuda.is_available() or isinstance(settings, ScoreSection)
+    in_parts = torch.cuda.is_available() or start.use == "score"
     arguments["enable_chunked_prefill"] = in_parts
     if not in_parts:
         arguments["max_num_batched_tokens"] = max(batch_tokens, length)

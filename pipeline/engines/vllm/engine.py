@@ -6,16 +6,16 @@ arrays as it finishes. On a CPU the engine lives in this process; on GPUs vLLM g
 its own, which return the devices' memory when they end. Shapes: T tokens, N candidates.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engines.engine import Sample, Sampling
-from pipeline.engines.installed import engine_version
 from pipeline.engines.memory import capacity
+from pipeline.engines.start import Note, Start
 from pipeline.engines.vllm.adapter import Held, start_with, unmerged
 from pipeline.engines.vllm.arguments import LEAST_BATCH_TOKENS
 from pipeline.engines.vllm.host import VllmHost
@@ -25,10 +25,8 @@ from pipeline.engines.vllm.requests import (
     score_params,
 )
 from pipeline.models.source import ModelSource
-from pipeline.models.tokenizer import tokenizer_place
 from pipeline.scores.scores import Scores
 from schemas.columns import Ids
-from schemas.config.engines import EngineSection
 from schemas.errors import DataError
 from schemas.fingerprint import sequence_digest
 from schemas.randomness import derived_seed
@@ -43,36 +41,17 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(
-        self,
-        source: ModelSource,
-        *,
-        dtype: str,
-        settings: EngineSection,
-        max_tokens: int | None,
-        note: Callable[[str], None] = lambda text: None,
-        reads_text: bool = False,
-    ) -> None:
+    def __init__(self, start: Start, *, version: str, note: Note) -> None:
         """Start vLLM with a model.
 
         Args:
-            source: the model.
-            dtype: number format of weights and activations.
-            settings: the stage's section.
-            max_tokens: longest prompt and response together; None for all that the model holds.
+            start: the model and its settings.
+            version: the versions that its numbers depend on.
             note: told where an adapter is merged.
-            reads_text: whether responses may end at stop strings; it needs the tokenizer then.
         """
-        self.version = engine_version(self.name)
-        self._settings, self._batch_tokens = settings, settings.batch_tokens
-        self._reads_text = reads_text
-        self._begin = partial(VllmHost, dtype=dtype, settings=settings, max_tokens=max_tokens)
-
-        def start(held: Held) -> VllmHost:
-            self._place(held, source)
-            return self._start(batch_tokens=self._batch_tokens)
-
-        self._host, self._model = start_with(source, start, dtype=dtype, note=note)
+        self.version, self._start = version, start
+        self._batch_tokens = start.section.batch_tokens
+        self._host, self._held, self._model = start_with(start, self._run, note=note)
         self.vocab_size = self._host.vocab_size
         self.context_length = self._host.context_length
         self._rows = 0
@@ -82,7 +61,9 @@ class VllmEngine:
     ) -> list[Sample]:
         """Return one response per prompt, each drawn with its own seed."""
         check_temperature(sampling.temperature)
-        assert self._reads_text or not sampling.stop_strings, "vLLM would overlook the strings"
+        assert self._start.reads_text or not sampling.stop_strings, (
+            "vLLM would overlook the strings"
+        )
         samples: dict[int, Sample] = {}
 
         def finished(row: int, output: Any) -> None:
@@ -125,7 +106,7 @@ class VllmEngine:
             return False
         self._batch_tokens //= 2
         self._host.close()
-        self._host = self._start(batch_tokens=self._batch_tokens)
+        self._host = self._run(self._held)
         return True
 
     def reload(self, source: ModelSource) -> None:
@@ -142,21 +123,21 @@ class VllmEngine:
 
     def relocate(self, source: ModelSource) -> None:
         """Note where the weights that are held lie now, for a start with less memory."""
-        self._place(self._held if self._host.is_merged(source) else unmerged(source), source)
-
-    def _place(self, held: Held, source: ModelSource) -> None:
-        """Note what a start begins with."""
-        self._held, tokenizer = held, tokenizer_place(source) if self._reads_text else None
-        self._start = partial(self._begin, held, tokenizer=tokenizer)
+        merged = source.base is not None and self._held.adapter is None
+        self._held = self._held if merged else unmerged(source)
+        self._start = replace(self._start, source=source)
 
     def close(self) -> None:
         """End vLLM and give its memory back."""
         with self._model:
             self._host.close()
 
+    def _run(self, held: Held) -> VllmHost:
+        return VllmHost(self._start, held, batch_tokens=self._batch_tokens)
+
     @property
     def _chunk_tokens(self) -> int:
-        return min(self._settings.logit_chunk_tokens, self._batch_tokens)
+        return min(self._start.section.logit_chunk_tokens, self._batch_tokens)
 
 
 class _Taken:

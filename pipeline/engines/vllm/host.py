@@ -20,13 +20,13 @@ import torch
 
 from pipeline.engines.memory import capacity
 from pipeline.engines.processes import Offspring, find_orphans, owner_mark
+from pipeline.engines.start import Start
 from pipeline.engines.vllm.adapter import NAME, Held
 from pipeline.engines.vllm.arguments import executor_argument, model_arguments, worker_environment
 from pipeline.engines.vllm.processstate import ProcessState, collected_once, quiet, unprinted
 from pipeline.engines.vllm.worker import Packed
 from pipeline.models.source import ModelSource
 from schemas.columns import Ids
-from schemas.config.engines import EngineSection
 from schemas.errors import CapacityError, ConfigError
 from schemas.scoresignal import Signal
 
@@ -53,46 +53,35 @@ class VllmHost:
 
     _llm: Any = None
 
-    def __init__(
-        self,
-        held: Held,
-        *,
-        dtype: str,
-        settings: EngineSection,
-        max_tokens: int | None,
-        tokenizer: ModelSource | None,
-        batch_tokens: int,
-    ) -> None:
-        """Start it; with the tokenizer at a place, where stop strings are asked for.
+    def __init__(self, start: Start, held: Held, *, batch_tokens: int) -> None:
+        """Start it.
+
+        Args:
+            start: what it starts with.
+            held: what it holds of the model.
+            batch_tokens: most tokens of a forward pass.
 
         Raises:
             ConfigError: vLLM cannot run the model.
             CapacityError: the model does not fit.
         """
-        self._stays = settings.vllm.keep_between_stages
+        self._adapter_arguments = held.arguments
+        self._stays = start.section.vllm.keep_between_stages
         apart = self._prepare()
         self._signal: tuple[Any, ...] | None = None
         self._count = 0
         arguments = {
-            **model_arguments(
-                held.source,
-                dtype=dtype,
-                settings=settings,
-                max_tokens=max_tokens,
-                batch_tokens=batch_tokens,
-                tokenizer=tokenizer,
-            ),
+            **model_arguments(start, held.source, batch_tokens=batch_tokens),
             "worker_extension_cls": "pipeline.engines.vllm.worker.SignalWorker",
             "logits_processors": ["pipeline.engines.vllm.mask:VocabularyMask"],
             "use_tqdm_on_load": False,
-            **held.arguments,
+            **self._adapter_arguments,
         }
         if apart:
             arguments |= executor_argument(arguments)
         for name, value in worker_environment(arguments).items():
             os.environ.setdefault(name, value)
         self._adapter, self._adapter_id = held.adapter, 1
-        self._adapter_arguments = held.arguments
         self._offspring = Offspring()
         try:
             with quiet(), _explained(held.source), unprinted(shown=apart), collected_once():
@@ -177,10 +166,6 @@ class VllmHost:
         from vllm.lora.request import LoRARequest
 
         return LoRARequest(NAME, self._adapter_id, self._adapter)
-
-    def is_merged(self, source: ModelSource) -> bool:
-        """Return whether what is held of an adapter is a merged copy."""
-        return source.base is not None and self._adapter is None
 
     def reload(self, held: Held) -> None:
         """Take other weights of the same shapes, and forget what was computed with the old ones.

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.engines.hf.engine import HfEngine
+from pipeline.engines.opening import open_engine
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.quickstart.addition import EOS
@@ -248,7 +249,8 @@ def test_no_prompt_gives_no_sample(make: Models) -> None:
 def test_bfloat16_scores_are_near_those_of_float32(make: Models) -> None:
     model, (prompts, responses) = make(), rows()
     source = ModelSource(str(model.folder), None, False)
-    engine = HfEngine(source, dtype="bfloat16", settings=EngineSection(device="cpu"))
+    start = Start(source, EngineSection(device="cpu"), dtype="bfloat16", use="score")
+    engine = open_engine(start, print)
     found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
     expected = reference_scores(model, prompts, responses, k=4, vocab_size=V)
     assert found.token_logprob.dtype == np.float32

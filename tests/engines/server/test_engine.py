@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pipeline.engines.opening import scoring_version
-from pipeline.engines.server.engine import ServerEngine
 from pipeline.models.source import ModelSource
 from schemas.config.engines import EngineSection, ServerSection, VllmSection
 from schemas.errors import ConfigError, IdentityError, StorageError
@@ -19,7 +18,14 @@ from schemas.scoresignal import Signal, signal_for
 from tests.support.golden import PLAIN, V, generate, reference_logprobs, rows
 from tests.support.minimal import message
 from tests.support.runs import Cli
-from tests.support.servergolden import FakeMaker, assert_scores, expected_scores, opened, scored
+from tests.support.servergolden import (
+    FakeMaker,
+    assert_scores,
+    expected_scores,
+    open_server,
+    opened,
+    scored,
+)
 from tests.support.tiny import write_run
 
 # --- numbers ---
@@ -207,7 +213,7 @@ def test_a_server_on_a_cpu_is_not_asked_to_split_a_model_by_layers(source: Model
     split = VllmSection(pipeline_parallel_size=2)
     settings = EngineSection(engine="server", vllm=split)
     with pytest.raises(ConfigError, match="pipeline_parallel_size = 2.*engine = 'vllm'"):
-        ServerEngine(source, dtype="float32", settings=settings, max_tokens=9)
+        open_server(source, settings, max_tokens=9)
 
 
 def test_a_round_is_sampled_under_the_name_of_its_weights_and_scored_by_two_servers(

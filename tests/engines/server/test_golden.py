@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.engines.installed import engine_version, require_engine
+from pipeline.engines.opening import engine_version, require_engine
 from pipeline.engines.server.derivedtail import mass_error
 from pipeline.engines.server.engine import ServerEngine
 from pipeline.models.tokenizer import model_tokenizer
@@ -31,6 +31,7 @@ from tests.support.golden import (
     rows,
 )
 from tests.support.runs import Cli, children_killed
+from tests.support.servergolden import open_server
 from tests.support.stopgolden import assert_ends
 from tests.support.tiny import write_run
 
@@ -61,9 +62,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Held]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        engine = ServerEngine(
-            adapter.source, dtype="float32", settings=section, max_tokens=60, reads_text=True
-        )
+        engine = open_server(adapter.source, section, reads_text=True)
         for sampling in (PLAIN, STOPPED):  # the first samples of each have the server looked at
             generate(engine, rows(1)[0], sampling, range(1))
     try:
@@ -86,7 +85,7 @@ def either(request: pytest.FixtureRequest, served: dict[str, Held]) -> Iterator[
     """Return a model and its engine, which asks one endpoint of the server or the other."""
     name, compact = request.param
     model, engine = served[name]
-    (server,) = engine._pool.servers
+    (server,) = engine._running.pool.servers
     assert server.compact and server.model == "adapter"
     if name == "model":
         server.model = str(model.folder)  # the server lists it beside its adapter

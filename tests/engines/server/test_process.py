@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pipeline.engines.lazy import LazyEngine
-from pipeline.engines.opening import open_engine
 from pipeline.engines.server import process
 from pipeline.engines.server.engine import ServerEngine
 from pipeline.models.source import ModelSource
@@ -22,7 +21,7 @@ from schemas.scoresignal import Signal
 from tests.support.fakeserver import FakeVllm
 from tests.support.golden import V, rows
 from tests.support.repository import REPOSITORY
-from tests.support.servergolden import assert_scores, expected_scores, scored
+from tests.support.servergolden import assert_scores, expected_scores, open_server, scored
 
 
 @pytest.fixture
@@ -49,14 +48,14 @@ def wait_until_gone(pid: int) -> None:
 
 
 def pid_of(engine: ServerEngine) -> int:
-    assert engine._process is not None
-    return engine._process.pid
+    assert engine._running.process is not None
+    return engine._running.process.pid
 
 
 def test_a_server_of_our_own_ends_with_all_that_it_started(
     source: ModelSource, own: EngineSection
 ) -> None:
-    engine = ServerEngine(source, dtype="float32", settings=own, max_tokens=60)
+    engine = open_server(source, own)
     try:
         assert len(group(pid_of(engine))) == 2
         assert scored(engine).token_rank.min() >= 1
@@ -80,9 +79,7 @@ def test_a_server_of_our_own_that_is_killed_is_started_again_and_the_work_done_o
         found: Scores = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
         return found
 
-    with LazyEngine(
-        lambda: open_engine(own, source, dtype="float32", max_tokens=60), notes.append
-    ) as engine:
+    with LazyEngine(lambda: open_server(source, own), notes.append) as engine:
         found = engine.call(work)
     assert len(set(calls)) == 2 and "ended on its own" in notes[0]
     reference = FakeVllm(V)
@@ -97,10 +94,10 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words(
 ) -> None:
     monkeypatch.setenv("FAKE_FAILS", "no such attention")
     with pytest.raises(ConfigError, match="no such attention"):
-        ServerEngine(source, dtype="float32", settings=own, max_tokens=60)
+        open_server(source, own)
     monkeypatch.setenv("FAKE_FAILS", "CUDA out of memory")
     with pytest.raises(CapacityError, match="CUDA out of memory"):
-        ServerEngine(source, dtype="float32", settings=own, max_tokens=60)
+        open_server(source, own)
 
 
 OWNER = """

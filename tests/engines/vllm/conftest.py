@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.engines.installed import require_engine
+from pipeline.engines.opening import require_engine
 from schemas.errors import ConfigError
 from tests.support.golden import Models, Tiny
 

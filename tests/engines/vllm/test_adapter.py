@@ -33,7 +33,7 @@ def test_an_adapter_gives_scores_and_samples_of_the_adapted_model(
     base, (prompts, responses), notes = make(**kind), rows(20), list[str]()
     model, candidates = adapted(base, tmp_path / "adapter"), Signal(4, candidates=1)
     ids = [response[:, None] for response in responses]
-    with opened(model, k=4, batch_tokens=64, note=notes.append) as engine:
+    with opened(model, "score", batch_tokens=64, note=notes.append) as engine:
         own = engine._host._llm.llm_engine.vllm_config.lora_config
         assert (own is None) == (reason is not None) == any(str(reason) in n for n in notes)
         found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)

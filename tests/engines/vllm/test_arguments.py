@@ -34,7 +34,7 @@ def test_a_model_whose_layers_are_split_and_spread_over_workers_is_the_same_mode
 ) -> None:
     model, (prompts, responses) = make(), rows(4)
     split = VllmSection(tensor_parallel_size=2, pipeline_parallel_size=2)
-    with opened(model, k=4, batch_tokens=64, vllm=split) as engine:
+    with opened(model, "score", batch_tokens=64, vllm=split) as engine:
         found = engine.score(prompts, responses, signal=Signal(4), vocab_size=V)
         samples = generate(engine, prompts, PLAIN, range(4))
         workers = psutil.Process().children(recursive=True)
@@ -79,7 +79,7 @@ def test_prompts_above_the_budget_are_sampled_as_below_it(make: Callable[..., Ti
 @pytest.mark.parametrize(
     "settings",
     [
-        {"k": 3, "batch_tokens": 8, "logit_chunk_tokens": 3},
+        {"use": "score", "batch_tokens": 8, "logit_chunk_tokens": 3},
         {"logit_chunk_tokens": 1, "vllm": VllmSection(max_num_seqs=2)},
     ],
     ids=["chunked-prefill", "few-at-once"],

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.start import Start
 from pipeline.engines.vllm import host
-from pipeline.engines.vllm.engine import VllmEngine
 from pipeline.engines.vllm.host import OWN_PROCESS
 from pipeline.models.source import ModelSource
 from schemas.config.engines import EngineSection
 from schemas.errors import CapacityError, ConfigError
 from schemas.scoresignal import Signal
 from tests.support.golden import Models, Tiny, V, rows
-from tests.support.vllmgolden import opened
+from tests.support.vllmgolden import open_vllm, opened
 
 
 def test_a_full_memory_halves_the_forward_pass_and_goes_on(
@@ -39,10 +39,9 @@ def test_a_full_memory_halves_the_forward_pass_and_goes_on(
     section = EngineSection(engine="vllm", batch_tokens=128)
     source = ModelSource(str(model.folder), None, False)
 
-    def start() -> VllmEngine:
-        return VllmEngine(source, dtype="float32", settings=section, max_tokens=60)
-
-    with LazyEngine(start, notes.append) as engine, pytest.raises(CapacityError, match="scoring"):
+    start = Start(source, section, dtype="float32", use="score", max_tokens=60)
+    lazy = LazyEngine(lambda: open_vllm(start), notes.append)
+    with lazy as engine, pytest.raises(CapacityError, match="scoring"):
         engine.call(lambda e: e.score(prompts, responses, signal=Signal(4), vocab_size=V))
     assert len(notes) == 1 and "half" in notes[0]  # 128, 64: less is not tried
     monkeypatch.setattr(worker, "score_signals", original)

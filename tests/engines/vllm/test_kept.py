@@ -16,10 +16,11 @@ import torch
 
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.probe import Probe
-from pipeline.engines.engine import Sample
+from pipeline.engines.engine import Engine, Sample
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import open_engine
 from pipeline.engines.processes import OWNER
-from pipeline.engines.vllm.engine import VllmEngine
+from pipeline.engines.start import Start
 from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
 from pipeline.engines.vllm.weightcheck import refusal
 from pipeline.models.loading import load_model
@@ -71,10 +72,16 @@ class Stages:
         """Do something with an engine that holds some weights."""
         turn = self.turn(weights, section)
 
-        def start() -> VllmEngine:
+        def start() -> Engine:
             self.started += 1
-            source, dtype = weights.source, weights.dtype
-            return VllmEngine(source, dtype=dtype, settings=section, max_tokens=self.max_tokens)
+            given = Start(
+                weights.source,
+                section,
+                dtype=weights.dtype,
+                use="sample",
+                max_tokens=self.max_tokens,
+            )
+            return open_engine(given, self.notes.append)
 
         with LazyEngine(start, self.notes.append, turn) as engine:
             before = self.started

@@ -1,0 +1,37 @@
+"""What an engine starts with: a model, what it is for, and how much it will be asked."""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+from pipeline.models.source import ModelSource
+from pipeline.models.tokenizer import tokenizer_place
+from schemas.config.engines import EngineSection
+
+Use = Literal["sample", "score"]
+
+
+Note = Callable[[str], None]
+"""Is told, in words, what takes long and what is done otherwise than usual."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every engine starts with."""
+
+    source: ModelSource
+    section: EngineSection
+    """The settings of the stage."""
+    _: KW_ONLY
+    dtype: str
+    """Number format of weights and activations."""
+    use: Use
+    max_tokens: int | None = None
+    """Longest prompt and response together that is asked; None for all that the model holds."""
+    reads_text: bool = False
+    """Whether responses may end at stop strings; vLLM needs the tokenizer then."""
+
+    @property
+    def tokenizer(self) -> ModelSource | None:
+        """Return where the tokenizer is that the engine needs; None where it reads no text."""
+        return tokenizer_place(self.source) if self.reads_text else None
