@@ -57,7 +57,7 @@ class ServerPool:
         self._section, self._check = section, check
         connections = (section.concurrency + 1) * len(urls)
         self._http = ServerHttp(section, key=key, connections=connections, alive=alive)
-        self._runner = asyncio.Runner()
+        self._runner, self._open = asyncio.Runner(), True
 
     def ask(self, requests: Sequence[Request[T]]) -> list[T]:
         """Return the replies to requests, in their order, as their readers give them.
@@ -82,9 +82,11 @@ class ServerPool:
         self._runner.run(self._settle())
 
     def close(self) -> None:
-        """End all connections."""
-        self._runner.run(self._http.close())
-        self._runner.close()
+        """End all connections; a second time, do nothing."""
+        if self._open:
+            self._open = False
+            self._runner.run(self._http.close())
+            self._runner.close()
 
     async def _settle(self) -> None:
         begin = time.monotonic()

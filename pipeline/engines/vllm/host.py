@@ -234,7 +234,9 @@ class VllmHost:
             return answer.result()
 
     def close(self) -> None:
-        """End it and leave the process as it was."""
+        """End it and leave the process as it was; a second time, do nothing."""
+        if self._llm is None:
+            return
         with quiet(), self._found.group_kept(), collected_once():
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None

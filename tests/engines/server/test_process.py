@@ -100,6 +100,20 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words(
         open_server(source, own)
 
 
+def test_a_server_that_does_not_start_again_is_told_with_its_last_words(
+    source: ModelSource, own: EngineSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(engine: Any) -> None:
+        monkeypatch.setenv("FAKE_FAILS", "no such attention")
+        raise CapacityError("memory ran out")
+
+    with (
+        pytest.raises(ConfigError, match="no such attention"),
+        LazyEngine(lambda: open_server(source, own), print) as engine,
+    ):
+        engine.call(work)
+
+
 OWNER = """
 import sys, time
 from pipeline.engines.server import process

@@ -1,14 +1,17 @@
 """Faults of vLLM's process: a full memory, a model that it cannot run, a death."""
 
+import shutil
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from pipeline.engines.engine import Engine
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.start import Start
 from pipeline.engines.vllm import host
@@ -45,6 +48,25 @@ def test_a_full_memory_halves_the_forward_pass_and_goes_on(
         engine.call(lambda e: e.score(prompts, responses, signal=Signal(4), vocab_size=V))
     assert len(notes) == 1 and "half" in notes[0]  # 128, 64: less is not tried
     monkeypatch.setattr(worker, "score_signals", original)
+
+
+def test_an_engine_that_does_not_start_again_says_why(
+    make: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(make().folder, tmp_path / "model"))
+    section = EngineSection(engine="vllm", batch_tokens=128)
+    source = ModelSource(str(folder), None, False)
+    start = Start(source, section, dtype="float32", use="score", max_tokens=60)
+
+    def work(engine: Engine) -> None:
+        shutil.rmtree(folder)
+        raise CapacityError("memory ran out")
+
+    with (
+        pytest.raises(ConfigError, match=str(folder)),
+        LazyEngine(lambda: open_vllm(start), print) as engine,
+    ):
+        engine.call(work)
 
 
 def test_a_model_that_vllm_cannot_run_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
