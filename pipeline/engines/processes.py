@@ -25,6 +25,9 @@ PATIENCE_S, POLL_S = 10.0, 0.05
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
+_LIBC = ctypes.CDLL(None)  # loaded here, for a child that has just been forked should load nothing
+
+
 @dataclass(frozen=True)
 class Orphan:
     """A process of an engine whose owner is gone."""
@@ -52,7 +55,7 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
         number: the signal.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, number)
+        _LIBC.prctl(PARENT_DEATH_SIGNAL, number)
 
 
 def end_engine_with_parent() -> None:

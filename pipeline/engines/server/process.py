@@ -4,7 +4,6 @@ Promises: it listens on the loopback address with a key of its own, has a proces
 and ends with this process, whichever way that ends. The log is shown where the server fails.
 """
 
-import ctypes
 import os
 import secrets
 import signal
@@ -16,8 +15,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from pipeline.engines.processes import end_with_parent
 from schemas.errors import CapacityError, ConfigError
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -39,9 +40,6 @@ GRACE_S = 20.0
 
 
 ERROR_LINES, TAIL_LINES, TAIL_BYTES = 5, 15, 1 << 17
-
-
-PR_SET_PDEATHSIG = 1
 
 
 class ServerProcess:
@@ -76,7 +74,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             env={**ENVIRONMENT, **(environment or {}), **os.environ, "VLLM_API_KEY": self.key},
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
         try:
             self._wait(note)
@@ -170,12 +168,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end the process that calls this when its parent ends."""
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

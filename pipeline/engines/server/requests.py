@@ -3,12 +3,12 @@
 from typing import Any
 
 from pipeline.engines.engine import Sampling
-from pipeline.engines.vllm.requests import stop_parameters
+from pipeline.engines.vllm.requests import SCORING, shared_parameters
 
 
 def scoring_parameters(k: int) -> dict[str, Any]:
     """Return the parameters of a request for the k most likely ids of every position."""
-    return {"n": 1, "max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "prompt_logprobs": k}
+    return {**SCORING, "prompt_logprobs": k}
 
 
 COMPACT, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
@@ -47,20 +47,8 @@ def sampling_parameters(
     """Return the parameters of one sample: everything named."""
     asked = sampling.candidates + int(compact and sampling.candidates > 0)
     return {
-        "n": 1,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": 0.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1.0,
-        "seed": seed,
-        "max_tokens": sampling.max_new_tokens,
-        "stop_token_ids": list(sampling.stop_token_ids),
-        "ignore_eos": True,  # the stop ids above are all there are
+        **shared_parameters(sampling, seed),
         "logprobs": min(asked, model_vocab),
-        **stop_parameters(sampling.stop_strings),
         **_mask(sampling, model_vocab),
     }
 
