@@ -2,64 +2,59 @@
 
 import time
 from collections.abc import Callable
-from typing import Protocol, Self, TypeVar
+from contextlib import AbstractContextManager, ExitStack, closing
+from types import TracebackType
+from typing import Self, TypeVar
 
 from pipeline.engines.engine import Engine
+from pipeline.engines.start import Note
 from schemas.errors import CapacityError
 
 T = TypeVar("T")
 
 
-class Keeping(Protocol):
-    """Who may have a stage's engine before the stage begins, and hold it after its end."""
+Lend = Callable[[Callable[[], Engine]], AbstractContextManager[Engine]]
+"""Gives an engine for a block: a new one, which the function opens, or one that was kept."""
 
-    def find(self) -> Engine | None:
-        """Return an engine that has the stage's model, the stage's from now on; None for none."""
 
-    def keep(self, engine: Engine) -> bool:
-        """Return whether an engine is held; otherwise the stage closes it."""
+def new_engine(open_new: Callable[[], Engine]) -> AbstractContextManager[Engine]:
+    """Give a new engine for a block, and close it at the end."""
+    return closing(open_new())
 
 
 class LazyEngine:
-    """An engine that is opened at its first use and closed at the end of a block."""
+    """An engine that is opened at its first use and given back at the end of a block."""
 
-    def __init__(
-        self,
-        opener: Callable[[], Engine],
-        note: Callable[[str], None],
-        keeping: Keeping | None = None,
-    ) -> None:
+    def __init__(self, opener: Callable[[], Engine], note: Note, lend: Lend = new_engine) -> None:
         """Remember how to open the engine.
 
         Args:
             opener: loads the model.
             note: told when memory ran out and less is tried.
-            keeping: who may have the engine already, and keeps it after a block without error.
+            lend: gives the engine; by default always a new one.
         """
-        self._opener, self._note, self._keeping = opener, note, keeping
+        self._opener, self._note, self._lend = opener, note, lend
         self._engine: Engine | None = None
+        self._lent = ExitStack()
         self.start_s = 0.0
 
     def __enter__(self) -> Self:
         """Begin the block; nothing is loaded yet."""
         return self
 
-    def __exit__(self, kind: object, *exc: object) -> None:
-        """Close the engine if it was opened and nobody keeps it."""
-        if self._engine is None:
-            return
-        kept = kind is None and self._keeping is not None and self._keeping.keep(self._engine)
-        if not kept:
-            self._engine.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the engine back if it was opened."""
+        self._lent.__exit__(kind, error, trace)
 
     def get(self) -> Engine:
         """Return the engine, opened once; `start_s` is the time that took, 0 for one kept."""
-        if self._engine is None and self._keeping is not None:
-            self._engine = self._keeping.find()
         if self._engine is None:
-            begin = time.monotonic()
-            self._engine = self._opener()
-            self.start_s = time.monotonic() - begin
+            self._engine = self._lent.enter_context(self._lend(self._open))
         return self._engine
 
     def call(self, work: Callable[[Engine], T]) -> T:
@@ -76,3 +71,9 @@ class LazyEngine:
                 if not engine.shrink():
                     raise
                 self._note(f"{error}; trying again with half the tokens in a forward pass")
+
+    def _open(self) -> Engine:
+        begin = time.monotonic()
+        engine = self._opener()
+        self.start_s = time.monotonic() - begin
+        return engine

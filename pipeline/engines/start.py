@@ -32,6 +32,13 @@ class Start:
     """Whether responses may end at stop strings; vLLM needs the tokenizer then."""
 
     @property
+    def fixed(self) -> tuple[object, ...]:
+        """Return what an engine of vLLM cannot change once it runs: all but the weights."""
+        section, trust = self.section, self.source.trust_remote_code
+        tokens = (section.batch_tokens, section.logit_chunk_tokens, self.max_tokens)
+        return (section.engine, section.vllm, *tokens, self.dtype, self.use, self.reads_text, trust)
+
+    @property
     def tokenizer(self) -> ModelSource | None:
         """Return where the tokenizer is that the engine needs; None where it reads no text."""
         return tokenizer_place(self.source) if self.reads_text else None

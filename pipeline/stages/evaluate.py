@@ -19,7 +19,7 @@ from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
 from pipeline.engines.opening import require_engine
-from pipeline.engines.vllm.kept import EngineKeeper, Weights
+from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource, find_model, model_identity
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
@@ -96,7 +96,7 @@ def run_eval(
     *,
     worker: Worker,
     progress: Progress,
-    keeper: EngineKeeper | None = None,
+    slot: EngineSlot | None = None,
 ) -> StageResult:
     """Sample and grade what an evaluation still lacks; write its manifest when nothing does.
 
@@ -105,7 +105,7 @@ def run_eval(
         subject: the model to grade.
         worker: which units are ours.
         progress: told of each unit.
-        keeper: where the student's engine is kept between stages, if it is.
+        slot: where the student's engine is kept between stages, if it is.
 
     Raises:
         ConfigError: the configuration has no [eval], or its prompts or reward cannot be used.
@@ -119,8 +119,8 @@ def run_eval(
         return _result(run, subject, manifest, computed=0, start_s=0.0)
     require_engine(section.engine, section.server.urls)
     pin_run(run)
-    own = keeper if subject.teacher is None else None
-    return _grade(run, subject, section, worker=worker, progress=progress, keeper=own)
+    own = slot if subject.teacher is None else None
+    return _grade(run, subject, section, worker=worker, progress=progress, slot=own)
 
 
 def _grade(
@@ -130,7 +130,7 @@ def _grade(
     *,
     worker: Worker,
     progress: Progress,
-    keeper: EngineKeeper | None,
+    slot: EngineSlot | None,
 ) -> StageResult:
     with _weights(run, subject) as weights:
         source, policy_version = weights.source, weights.version
@@ -163,7 +163,7 @@ def _grade(
         )
         grader = _Grader(run, section, tokenizer)
         stage = SampleStage(run.storage, subject.folder, job, units, digest, tokenizer, grader)
-        with lazy_engine(run, section, weights, keeper=keeper, progress=progress) as engine:
+        with lazy_engine(run, section, weights, slot=slot, progress=progress) as engine:
             shards, computed = run_sampling(stage, engine, worker=worker, progress=progress)
     manifest = None
     if shards is not None:

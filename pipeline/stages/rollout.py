@@ -10,7 +10,7 @@ from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
 from pipeline.engines.opening import require_engine
-from pipeline.engines.vllm.kept import EngineKeeper
+from pipeline.engines.vllm.slot import EngineSlot
 from pipeline.models.tokenizer import load_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
@@ -33,7 +33,7 @@ def run_rollout(
     *,
     worker: Worker,
     progress: Progress,
-    keeper: EngineKeeper | None = None,
+    slot: EngineSlot | None = None,
 ) -> StageResult:
     """Sample what a round still lacks; write the round's rollout manifest when nothing does.
 
@@ -42,7 +42,7 @@ def run_rollout(
         round_index: the round.
         worker: which units are ours.
         progress: told of each unit.
-        keeper: where an engine is kept between stages, if one is.
+        slot: where an engine is kept between stages, if one is.
 
     Raises:
         ConfigError: prompts or model cannot be used, or the round before is not trained.
@@ -54,7 +54,7 @@ def run_rollout(
         return _result(run, round_index, manifest, computed=0, start_s=0.0)
     require_engine(run.config.rollout.engine, run.config.rollout.server.urls)
     pin_run(run)
-    return _sample_round(run, round_index, worker=worker, progress=progress, keeper=keeper)
+    return _sample_round(run, round_index, worker=worker, progress=progress, slot=slot)
 
 
 def _sample_round(
@@ -63,7 +63,7 @@ def _sample_round(
     *,
     worker: Worker,
     progress: Progress,
-    keeper: EngineKeeper | None,
+    slot: EngineSlot | None,
 ) -> StageResult:
     policy = policy_of_round(run, round_index)
     section, folder = run.config.rollout, run.stage_folder(round_index, "rollout")
@@ -93,7 +93,7 @@ def _sample_round(
         )
         weights = student_weights(run, policy, source)
         stage = SampleStage(run.storage, folder, job, units, plan.fingerprint, tokenizer)
-        with lazy_engine(run, section, weights, keeper=keeper, progress=progress) as engine:
+        with lazy_engine(run, section, weights, slot=slot, progress=progress) as engine:
             shards, computed = run_sampling(stage, engine, worker=worker, progress=progress)
     manifest = None
     if shards is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from pipeline.engines.vllm.kept import EngineKeeper
+from pipeline.engines.vllm.slot import EngineSlot
 from pipeline.runs.gate import judge
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -27,12 +27,12 @@ def run_rounds(
     Raises:
         RegressionError: a round made the student worse than `[gate]` allows.
     """
-    with EngineKeeper() as keeper:
-        yield from _rounds(run, rounds, train=train, progress=progress, keeper=keeper)
+    with EngineSlot() as slot:
+        yield from _rounds(run, rounds, train=train, progress=progress, slot=slot)
 
 
 def _rounds(
-    run: Run, rounds: int, *, train: TrainCall, progress: Progress, keeper: EngineKeeper
+    run: Run, rounds: int, *, train: TrainCall, progress: Progress, slot: EngineSlot
 ) -> Iterator[StageResult]:
     from pipeline.stages.evaluate import baseline_subjects, round_subject, run_eval
     from pipeline.stages.rollout import run_rollout
@@ -41,17 +41,17 @@ def _rounds(
     alone = Worker()
     if run.config.eval is not None:
         for subject in baseline_subjects(run):
-            yield run_eval(run, subject, worker=alone, progress=progress, keeper=keeper)
+            yield run_eval(run, subject, worker=alone, progress=progress, slot=slot)
     first = next_round(run, rounds)
     if first and _is_over(run, first - 1, progress):
         return
     for index in range(first, rounds):
-        yield run_rollout(run, index, worker=alone, progress=progress, keeper=keeper)
+        yield run_rollout(run, index, worker=alone, progress=progress, slot=slot)
         yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
         yield train(index)
         if wants_eval(run, index, rounds):
             subject = round_subject(run, index)
-            yield run_eval(run, subject, worker=alone, progress=progress, keeper=keeper)
+            yield run_eval(run, subject, worker=alone, progress=progress, slot=slot)
         if _is_over(run, index, progress):
             return
 

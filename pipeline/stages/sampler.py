@@ -8,7 +8,7 @@ from pipeline.checkpoints.probe import find_probe
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import for_policy, open_engine
 from pipeline.engines.start import Start
-from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
+from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource, generation_settings
 from pipeline.models.stopstrings import reading_backend
 from pipeline.models.tokenizer import end_token_ids
@@ -23,7 +23,7 @@ def lazy_engine(
     section: EngineSection,
     weights: Weights,
     *,
-    keeper: EngineKeeper | None,
+    slot: EngineSlot | None,
     progress: Progress,
 ) -> LazyEngine:
     """Return an engine that samples for a run, not opened yet.
@@ -32,12 +32,12 @@ def lazy_engine(
         run: the run.
         section: which engine and its settings.
         weights: the model, and the version that names it on servers that are up elsewhere.
-        keeper: where an engine of the student is kept between stages; None for any other model.
+        slot: where an engine of the student is kept between stages; None for any other model.
         progress: told of a start that takes long, of a kept engine, and when memory ran out.
     """
-    if keeper is None or not section.vllm.keep_between_stages:
-        keeper, section = None, section.for_one_stage
-    sharing = [section] if keeper is None else _keeping_sections(run)
+    if slot is None or not section.vllm.keep_between_stages:
+        slot, section = None, section.for_one_stage
+    sharing = [section] if slot is None else _keeping_sections(run)
     limit = max(response_limit(run, one) for one in sharing)
     longest, note = run.config.prompts.max_tokens + limit, progress.note
     start = Start(
@@ -48,8 +48,10 @@ def lazy_engine(
         max_tokens=longest,
         reads_text=bool(run.config.rollout.stop_strings),
     )
-    turn = None if keeper is None else Turn(keeper, section, weights, max_tokens=longest, note=note)
-    return LazyEngine(partial(open_engine, start, note), note, turn)
+    opener = partial(open_engine, start, note)
+    if slot is None:
+        return LazyEngine(opener, note)
+    return LazyEngine(opener, note, partial(slot.lend, start=start, weights=weights, note=note))
 
 
 def student_weights(run: Run, policy: CheckpointManifest, source: ModelSource) -> Weights:

@@ -1,6 +1,7 @@
 """An engine that is opened when it is first needed: once, with less where memory runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -38,22 +39,23 @@ class Small:
         self.closed += 1
 
 
-class Keeper:
-    """Who may have an engine already, and takes those of stages that ended well."""
+class Shelf:
+    """Lends the engine that it has, or a new one, and keeps those of blocks that ended well."""
 
-    def __init__(self, engine: Engine | None = None, *, takes: bool = True) -> None:
-        """Hold an engine, or none yet."""
-        self.engine, self.takes = engine, takes
+    def __init__(self, engine: Engine | None = None) -> None:
+        """Have an engine, or none yet."""
+        self.engine = engine
 
-    def find(self) -> Engine | None:
-        """Give the engine away."""
-        engine, self.engine = self.engine, None
-        return engine
-
-    def keep(self, engine: Engine) -> bool:
-        """Hold an engine again."""
-        self.engine = engine if self.takes else None
-        return self.takes
+    @contextmanager
+    def lend(self, open_new: Callable[[], Engine]) -> Iterator[Engine]:
+        """Give an engine for a block."""
+        engine, self.engine = self.engine or open_new(), None
+        try:
+            yield engine
+        except BaseException:
+            engine.close()
+            raise
+        self.engine = engine
 
 
 def within(holds: int) -> Callable[[Any], int]:
@@ -114,25 +116,23 @@ def test_other_errors_of_the_work_are_not_tried_again() -> None:
     assert small.tries == 64
 
 
-def test_a_kept_engine_is_used_and_given_back_open() -> None:
-    kept = Small()
-    keeper = Keeper(kept)
-    with LazyEngine(Small, print, keeping=keeper) as engine:
-        assert engine.get() is kept and keeper.engine is None
+def test_an_engine_is_lent_at_its_first_use_and_given_back_open() -> None:
+    shelf = Shelf(kept := Small())
+    with LazyEngine(Small, print, shelf.lend) as engine:
+        assert engine.get() is engine.get() is kept and shelf.engine is None
         assert engine.start_s == 0.0
-    assert keeper.engine is kept and kept.closed == 0
-    with LazyEngine(Small, print, keeping=keeper):
-        pass
-    assert keeper.engine is kept  # it was not asked for
+    assert shelf.engine is kept and kept.closed == 0
+    with LazyEngine(Small, print, shelf.lend):
+        assert shelf.engine is kept  # it was not asked for
 
 
-@pytest.mark.parametrize("takes", [True, False])
-def test_an_engine_is_closed_after_an_error_and_where_nobody_keeps_it(takes: bool) -> None:
-    keeper = Keeper(first := Small(), takes=takes)
-    with pytest.raises(KeyError), LazyEngine(Small, print, keeping=keeper) as engine:
+def test_who_lends_an_engine_is_told_of_an_error_and_may_take_a_new_one() -> None:
+    shelf = Shelf(first := Small())
+    with pytest.raises(KeyError), LazyEngine(Small, print, shelf.lend) as engine:
         engine.get()
         raise KeyError
-    assert first.closed == 1 and keeper.engine is None
-    with LazyEngine(Small, print, keeping=keeper) as engine:
+    assert first.closed == 1 and shelf.engine is None
+    with LazyEngine(Small, print, shelf.lend) as engine:
         second = engine.get()
-    assert isinstance(second, Small) and second.closed == (not takes)
+        assert second is not first
+    assert shelf.engine is second and isinstance(second, Small) and not second.closed

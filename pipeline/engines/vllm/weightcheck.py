@@ -6,7 +6,6 @@ does (CUDA graphs hold pointers). Nothing that is sampled here is used. Shapes: 
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from pipeline.engines.engine import Engine, Sampling
 from pipeline.scores.drift import Gap, gap_of
 from pipeline.scores.tolerances import EXACT, reload_limit
 from schemas.columns import Floats, Ids
+from schemas.errors import IdentityError
 from schemas.scoresignal import Signal
 
 DRAWN_TOKENS = 16
@@ -26,14 +26,8 @@ def probe_scores(engine: Engine, probe: Probe) -> Floats:
     return _scores(engine, probe.prompts, probe.responses)
 
 
-def engine_gap(engine: Engine, probe: Probe, scores_T: Floats) -> Gap:
-    """Return how far an engine is from a probe's checkpoint: the larger of scores and samples.
-
-    Args:
-        engine: the engine.
-        probe: the checkpoint's.
-        scores_T: what the engine gives the probe.
-    """
+def engine_gap(engine: Engine, probe: Probe) -> Gap:
+    """Return how far an engine is from a probe's checkpoint: the larger of scores and samples."""
     prompts = probe.prompts
     room = engine.context_length - 1 - max(len(prompt) for prompt in prompts)
     sampling = Sampling(
@@ -46,27 +40,31 @@ def engine_gap(engine: Engine, probe: Probe, scores_T: Floats) -> Gap:
     samples = engine.generate(prompts, range(len(prompts)), sampling)
     drawn_T = np.concatenate([sample.logprobs for sample in samples])
     again_T = _scores(engine, prompts, [sample.ids for sample in samples])
-    gaps = gap_of(scores_T, probe.logprobs_T), gap_of(drawn_T, again_T)
-    # not `max`, which would lose a NaN
-    return Gap(*(float(np.max(sizes)) for sizes in zip(*map(astuple, gaps), strict=True)))
+    scored, drawn = gap_of(probe_scores(engine, probe), probe.logprobs_T), gap_of(drawn_T, again_T)
+    mean, largest = np.maximum(scored.mean, drawn.mean), np.maximum(scored.max, drawn.max)
+    return Gap(float(mean), float(largest))  # NaN where one is, which `max` may lose
 
 
-def refusal(gap: Gap, dtype: str, own: Gap | None) -> str | None:
-    """Return why a gap is more than rounding, or None where it is not.
+def check_gap(gap: Gap, dtype: str, own: Gap | None) -> None:
+    """Make sure that a gap is no more than rounding.
 
     Args:
         gap: what was found after a reload.
         dtype: the engine's number format.
         own: in 16 bits, what the same engine showed when it was new.
+
+    Raises:
+        IdentityError: it is more.
     """
     if dtype == "float32":
         found, limit, kind = gap.max, EXACT, "at most"
     else:
         limit = reload_limit(own.mean if own is not None else 0.0)
         found, kind = gap.mean, "on average"
-    if found <= limit:  # NaN is refused
-        return None
-    return f"it is {gap.words}, away from the checkpoint, where {limit:.1e} {kind} would pass"
+    if not found <= limit:  # NaN is refused
+        raise IdentityError(
+            f"it is {gap.words}, away from the checkpoint, where {limit:.1e} {kind} would pass"
+        )
 
 
 def _scores(engine: Engine, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Floats:

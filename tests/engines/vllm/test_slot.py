@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import open_engine
 from pipeline.engines.processes import OWNER
 from pipeline.engines.start import Start
-from pipeline.engines.vllm.kept import EngineKeeper, Turn, Weights
-from pipeline.engines.vllm.weightcheck import refusal
+from pipeline.engines.vllm.slot import EngineSlot, Weights
+from pipeline.engines.vllm.weightcheck import check_gap
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
 from pipeline.quickstart.addition import make_tokenizer
@@ -31,6 +33,7 @@ from pipeline.scores.tolerances import EXACT, RELOAD_FLOOR, ROUNDED_MEAN
 from pipeline.store.storage import Storage
 from schemas.columns import Ids
 from schemas.config.engines import EngineSection, VllmSection
+from schemas.errors import ConfigError, IdentityError
 from schemas.scoresignal import Signal
 from tests.support.golden import (
     PLAIN,
@@ -53,7 +56,7 @@ SECTION = EngineSection(engine="vllm", batch_tokens=512)
 class Stages:
     """Stages of one process that sample one after the other."""
 
-    keeper: EngineKeeper
+    slot: EngineSlot
     max_tokens: int = 60
     notes: list[str] = field(default_factory=list)
     started: int = 0
@@ -70,42 +73,34 @@ class Stages:
         section: EngineSection = SECTION,
     ) -> Any:
         """Do something with an engine that holds some weights."""
-        turn = self.turn(weights, section)
+        note, dtype = self.notes.append, weights.dtype
+        start = Start(
+            weights.source, section, dtype=dtype, use="sample", max_tokens=self.max_tokens
+        )
 
-        def start() -> Engine:
+        def open_new() -> Engine:
             self.started += 1
-            given = Start(
-                weights.source,
-                section,
-                dtype=weights.dtype,
-                use="sample",
-                max_tokens=self.max_tokens,
-            )
-            return open_engine(given, self.notes.append)
+            return open_engine(start, note)
 
-        with LazyEngine(start, self.notes.append, turn) as engine:
+        lend = partial(self.slot.lend, start=start, weights=weights, note=note)
+        with LazyEngine(open_new, note, lend) as engine:
             before = self.started
             found = work(engine.get())
             assert (engine.start_s > 0.0) == (self.started > before)
         return found
 
-    def turn(self, weights: Weights, section: EngineSection = SECTION) -> Turn:
-        """Return a stage's turn with the kept engine."""
-        note = self.notes.append
-        return Turn(self.keeper, section, weights, max_tokens=self.max_tokens, note=note)
-
 
 def fresh(weights: Weights) -> list[Sample]:
     """Return what a new engine samples."""
-    with EngineKeeper() as keeper:
-        return Stages(keeper).sample(weights)
+    with EngineSlot() as slot:
+        return Stages(slot).sample(weights)
 
 
 @pytest.fixture
 def stages() -> Iterator[Stages]:
     """Return a process that has no engine yet."""
-    with EngineKeeper() as keeper:
-        yield Stages(keeper)
+    with EngineSlot() as slot:
+        yield Stages(slot)
 
 
 def sampled(engine: Any) -> list[Sample]:
@@ -212,7 +207,7 @@ def test_one_engine_serves_checkpoint_after_checkpoint_as_new_ones_would(
     assert "given up" in stages.notes[-1] and "nats" in stages.notes[-1]
     assert_same_samples(third, first)
 
-    stages.keeper.close()
+    stages.slot.close()
     assert_same_samples(second, fresh(trained.after))
     assert any(
         one.ids.tobytes() != other.ids.tobytes() for one, other in zip(first, second, strict=True)
@@ -238,8 +233,12 @@ def test_where_a_reload_cannot_be_trusted_a_new_engine_starts(
     stages.use(replace(wrong, version="nothing new"), lambda engine: None, others)
     assert stages.started == 5 and "other settings" in stages.notes[-1]
     lost = replace(after, source=ModelSource(str(tmp_path / "lost"), None, False))
-    assert stages.turn(lost, others).find() is None and stages.keeper.take() is None
+    with pytest.raises(ConfigError, match="lost"):
+        stages.use(lost, lambda engine: None, others)
     assert "a new one starts" in stages.notes[-1] and str(tmp_path / "lost") in stages.notes[-1]
+    told = len(stages.notes)
+    stages.use(after, lambda engine: None, others)
+    assert stages.started == 7 and len(stages.notes) == told, "an engine in doubt was kept"
 
 
 def test_what_a_prefix_cache_has_of_old_weights_is_not_read(
@@ -285,7 +284,8 @@ def test_an_engine_of_a_stage_that_failed_is_not_kept(trained: Trained, stages: 
 
     with pytest.raises(KeyError):
         stages.use(trained.before, fail)
-    assert stages.keeper.take() is None
+    stages.use(trained.before, lambda engine: None)
+    assert stages.started == 2 and not stages.notes
 
 
 def test_in_16_bits_an_engine_is_measured_by_its_own_rounding(
@@ -299,7 +299,7 @@ def test_in_16_bits_an_engine_is_measured_by_its_own_rounding(
     assert stages.started == 2 and "replaced" in stages.notes[-1], stages.notes[-1]
     stages.use(without_head(before, tmp_path / "bare"), lambda engine: None)
     assert stages.started == 3 and "on average would pass" in stages.notes[-1]
-    stages.keeper.close()
+    stages.slot.close()
     assert_same_samples(found, fresh(after))
 
 
@@ -321,7 +321,8 @@ def test_the_next_adapter_takes_the_place_of_the_last(
 
     wider = adapted(model, tmp_path / "wider", r=12)
     other = weights_of(wider.source, wider.reference, "wider", rows(6))
-    assert stages.turn(other).find() is None and "cannot take the place" in stages.notes[-1]
+    stages.use(other, lambda engine: None)
+    assert stages.started == 2 and "cannot take the place" in stages.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -341,9 +342,8 @@ def test_the_next_adapter_takes_the_place_of_the_last(
 def test_a_gap_passes_up_to_what_the_number_format_explains(
     gap: Gap, own: Gap | None, dtype: str, passes: bool
 ) -> None:
-    reason = refusal(gap, dtype, own)
-    assert (reason is None) == passes
-    assert passes or "nats" in str(reason)
+    with nullcontext() if passes else pytest.raises(IdentityError, match="nats"):
+        check_gap(gap, dtype, own)
 
 
 # --- whole runs ---
