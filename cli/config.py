@@ -5,31 +5,36 @@ from typing import Any
 
 import typer
 
+from cli.helppage import CommandPage, GroupPage
 from cli.options import ConfigOption, SetOption
 from cli.output import print_json
 from pipeline.runs.configsource import read_config
 from schemas.config.file import config_fingerprint
 from schemas.config.run import RunConfig
 
-app = typer.Typer(help="Show, describe and check the configuration of a run.", no_args_is_help=True)
+app = typer.Typer(
+    cls=GroupPage,
+    help="Show, describe and check the configuration of a run.",
+    no_args_is_help=True,
+)
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def show(config: ConfigOption, overrides: SetOption = None) -> None:
     """Print the resolved configuration, defaults included, as JSON."""
     resolved = read_config(config, overrides or ()).config
     print(json.dumps(resolved.model_dump(mode="json"), indent=2))
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def schema() -> None:
-    """Print the JSON schema: every key, its type, unit, default and meaning."""
+    """Print the JSON schema: every key, its type, default and meaning."""
     print(json.dumps(RunConfig.model_json_schema(), indent=2))
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Check the configuration, and that the models and prompt files it names are there."""
+    """Check keys and values, and that models and prompt files are there."""
     from pipeline.engines.opening import require_engine
     from pipeline.models.source import find_model
     from pipeline.prompts.files import require_prompt_file

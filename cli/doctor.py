@@ -24,24 +24,28 @@ def doctor(
         bool,
         typer.Option(
             "--engines",
-            help="Also load the models: the student as its own teacher, the noise of each teacher.",
+            help="Also load the models: score the student as its own teacher, and measure the "
+            "noise of each teacher.",
         ),
     ] = False,
     drift: Annotated[
         bool,
         typer.Option(
-            "--drift", help="Hold the score engine against a float32 forward on a round's rows."
+            "--drift", help="Compare the score engine with a float32 forward on rows of a round."
         ),
     ] = False,
     round_index: Annotated[
-        int, typer.Option("--round", "-r", min=0, help="Round whose rows --drift takes.")
+        int,
+        typer.Option("--round", "-r", metavar="N", min=0, help="Round whose rows --drift takes."),
     ] = 0,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of each teacher for --drift.")] = 8,
+    rows: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rows of each teacher for --drift.")
+    ] = 8,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for what would waste GPU hours: store, models, tokenizers, engines, orphans.
+    """Check store, models, tokenizers and engines before GPU hours are spent.
 
-    Ends with the exit code of the first thing that failed; what deserves a look ends with 0.
+    Ends with the exit code of the first check that failed; warnings end with 0.
     """
     from pipeline.doctor.examine import examine
 

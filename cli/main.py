@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -15,6 +16,7 @@ import typer
 from cli import config as inspect_config
 from cli import doctor, quickstart, runs, stages
 from cli.cache import commands as cache
+from cli.helppage import CommandPage, GroupPage
 from cli.output import is_main_process, print_json
 from pipeline.engines.processes import end_with_parent
 from schemas.errors import INTERRUPTED_EXIT_CODE, CapacityError, OpdError, StorageError
@@ -23,24 +25,43 @@ END_WITH_PARENT = "OPD_END_WITH_PARENT"
 """Variable with which a scheduler asks for an end by SIGTERM when it dies itself."""
 
 app = typer.Typer(
+    cls=GroupPage,
     help="On-policy distillation with an offline teacher cache.",
+    epilog="New here? Run `opd quickstart`. `opd COMMAND --help` explains a command.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("rollout")(stages.rollout)
-app.command("score")(stages.score)
-app.command("train")(stages.train)
-app.command("eval")(stages.evaluate)
-app.command("run")(stages.run_all)
-app.command("quickstart")(quickstart.quickstart)
-app.command("status")(runs.status)
-app.command("plan")(runs.plan)
-app.command("gate")(runs.gate)
-app.command("doctor")(doctor.doctor)
-app.add_typer(cache.app, name="cache")
-app.add_typer(inspect_config.app, name="config")
+COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Start here": {
+        "quickstart": quickstart.quickstart,
+        "doctor": doctor.doctor,
+        "config": inspect_config.app,
+    },
+    "Stages": {
+        "run": stages.run_all,
+        "rollout": stages.rollout,
+        "score": stages.score,
+        "train": stages.train,
+        "eval": stages.evaluate,
+    },
+    "Look": {"status": runs.status, "plan": runs.plan},
+    "Schedulers": {"gate": runs.gate},
+    "Cache": {"cache": cache.app},
+}
+"""Heading in `opd --help` → command → what it runs."""
+
+
+def _add_commands() -> None:
+    for heading, commands in COMMANDS.items():
+        for name, command in commands.items():
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, name=name, rich_help_panel=heading)
+            else:
+                app.command(name, cls=CommandPage, rich_help_panel=heading)(command)
+
+
+_add_commands()
 
 
 class Interrupted(BaseException):
@@ -53,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="opd")
     except Interrupted:
-        _fail("interrupted; the same command goes on from here", INTERRUPTED_EXIT_CODE)
+        _fail("interrupted; run the same command again to resume", INTERRUPTED_EXIT_CODE)
     except OpdError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
@@ -116,7 +137,7 @@ def _storage(error: Exception) -> OpdError | None:
             "half-written"
         )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return StorageError(f"{error.strerror}: {error.filename}. Mend that and run again")
+        return StorageError(f"{error.strerror}: {error.filename}. Fix this and re-run")
     return None
 
 

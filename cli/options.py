@@ -15,34 +15,40 @@ from schemas.errors import ConfigError
 
 ConfigOption = Annotated[
     str,
-    typer.Option("--config", "-c", help="TOML file of the run; a path or URL.", show_default=False),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="TOML file of the run: a path or a URL such as s3://bucket/run.toml.",
+        show_default=False,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Override a key of the configuration; may be repeated.",
+        help="Override a key of the configuration, such as loss.kind=jsd; may be repeated.",
         show_default=False,
     ),
 ]
 RoundOption = Annotated[
-    int, typer.Option("--round", "-r", min=0, help="Number of the round, from 0.")
+    int, typer.Option("--round", "-r", metavar="N", min=0, help="Number of the round, from 0.")
 ]
 WorkerOption = Annotated[
     str | None,
     typer.Option(
         "--worker",
         metavar="I/N",
-        help="Do only every N-th unit, as worker I of N (from 0), when several machines share a "
-        "stage. Without it a process takes any unit that is missing; several may run at once.",
+        help="Do every N-th unit only, as worker I of N, counted from 0. Without it a process "
+        "takes any unit that is missing, and several processes may run at once.",
         show_default=False,
     ),
 ]
 JsonOption = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print one JSON object as the last line of stdout, events to stderr."
+        "--json", help="Print one JSON object as the last line of stdout, and events to stderr."
     ),
 ]
 

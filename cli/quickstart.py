@@ -16,20 +16,27 @@ from schemas.errors import ConfigError
 
 def quickstart(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Folder to make.", show_default=True)
+        Path, typer.Argument(metavar="DIR", help="Folder to make.", show_default=True)
     ] = Path("opd-quickstart"),
     root: Annotated[
-        str, typer.Option(help="Store of the run: a path inside DIR, or s3://bucket/prefix.")
+        str,
+        typer.Option(
+            metavar="URL", help="Store of the run: a path inside DIR, or s3://bucket/prefix."
+        ),
     ] = "store",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of rollout, score and train.")] = 14,
-    seed: Annotated[int, typer.Option(min=0, help="Root of every random choice.")] = 0,
-    engine: Annotated[str, typer.Option(help="What runs the models: hf or vllm.")] = "hf",
+    rounds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rounds of rollout, score and train.")
+    ] = 14,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of every random choice.")] = 0,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="What runs the models: hf or vllm.")
+    ] = "hf",
     as_json: JsonOption = False,
 ) -> None:
-    """Watch a student learn addition from a teacher's cached scores, on this machine's CPU.
+    """Watch a student learn addition from cached teacher scores, on a CPU.
 
-    Makes a tokenizer, a teacher and a student, runs rounds of rollout, score, train and eval on
-    them, and leaves an ordinary run.toml behind. Run again, it goes on from where it stopped.
+    Makes a tokenizer, a teacher and a student, and runs rounds of rollout, score, train and eval:
+    about five minutes. It leaves an ordinary run.toml behind. Run again, it resumes.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
     from pipeline.engines.opening import require_engine
@@ -50,7 +57,7 @@ def quickstart(
     path = make_quickstart(folder, config, seed=seed, rounds=rounds, report=report)
     progress.stop()
     if path.read_text() != config:
-        progress.note(f"{path} was there and is kept: the options of this call are not applied")
+        progress.note(f"{path} exists and is kept: the options of this call are not applied")
     run = load_run(str(path), None)
     drive(run, str(path), run.config.run.rounds, [], as_json=as_json)
     if not as_json:

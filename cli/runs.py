@@ -11,11 +11,15 @@ from cli.output import print_json, print_status, print_table
 if TYPE_CHECKING:
     from pipeline.runs.forecast import Forecast
 
+SCHEDULERS = "With --round, for schedulers"
+"""Heading of the options that shape the list of a round's calls."""
+
 
 def status(
     config: ConfigOption,
     round_index: Annotated[
-        int | None, typer.Option("--round", "-r", min=0, help="Show this round alone.")
+        int | None,
+        typer.Option("--round", "-r", metavar="N", min=0, help="Show this round alone."),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -36,30 +40,54 @@ def plan(
     config: ConfigOption,
     round_index: Annotated[
         int | None,
-        typer.Option("--round", "-r", min=0, help="Plan this round; default all that are left."),
+        typer.Option(
+            "--round",
+            "-r",
+            metavar="N",
+            min=0,
+            help="Plan this round alone; default all rounds that are left.",
+        ),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds to reach; default run.rounds.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Rounds to reach in total; default run.rounds."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="With --round: calls that share rollout and score.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Calls that share rollout and score.",
+            rich_help_panel=SCHEDULERS,
+        ),
     ] = 1,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="With --round: score with this teacher only; may be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Score with this teacher only; may be repeated.",
+            rich_help_panel=SCHEDULERS,
+        ),
     ] = None,
     from_round: Annotated[
-        int, typer.Option(min=0, help="With --round: first round that is due.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="First round that is asked for; earlier ones are not due.",
+            rich_help_panel=SCHEDULERS,
+        ),
     ] = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --round: list no calls.")
+        bool,
+        typer.Option("--dry-run", help="List no calls.", rich_help_panel=SCHEDULERS),
     ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is left to do before it is spent: rows, teacher tokens, bytes, hours.
+    """Show what is left, before it is spent: teacher tokens, bytes, hours.
 
-    With --round the JSON also lists the calls that a scheduler makes for that round.
+    With --round, the JSON also lists the calls that a scheduler makes for that round.
     """
     from pipeline.runs.forecast import forecast
     from pipeline.runs.status import next_round
@@ -96,7 +124,10 @@ def gate(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether to go on after a round: go, stop at the target of [gate], or fail (exit 8)."""
+    """Decide after a round: go on, stop at the target, or fail (exit code 8).
+
+    Targets and limits stand in the [gate] table of the configuration.
+    """
     from pipeline.runs.gate import judge
 
     run = load_run(config, overrides)

@@ -44,20 +44,24 @@ def score(
     round_index: RoundOption,
     overrides: SetOption = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Score with this teacher only; default all.")
+        str | None,
+        typer.Option(metavar="NAME", help="Score with this teacher only; default all teachers."),
     ] = None,
     worker: WorkerOption = None,
     only_invalid: Annotated[
         bool,
         typer.Option(
             "--only-invalid",
-            help="Verify what is scored; score anew what is damaged or of another scorer. Run it "
-            "alone, without other workers.",
+            help="Verify the stored scores, and re-score rows that are damaged or of another "
+            "scorer. Run it alone, without other workers.",
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Let the teachers score exactly the tokens that the student sampled."""
+    """Let the teachers score exactly the tokens that the student sampled.
+
+    Sequences whose scores are in the cache are not scored again.
+    """
     from pipeline.stages.score import run_score
 
     run, mine = load_run(config, overrides), parse_worker(worker)
@@ -82,9 +86,10 @@ def train(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the next checkpoint on a round's cached scores; needs no teacher.
+    """Train the next checkpoint on a round's cached scores, without a teacher.
 
-    For several processes set train.num_processes, or start it yourself:
+    A killed call resumes from the last saved state. For several GPUs set train.num_processes, or
+    use torch's launcher:
     torchrun --nproc-per-node 8 -m cli.main train -c run.toml --round 0
     """
     run = load_run(config, overrides)
@@ -101,10 +106,12 @@ def evaluate(
     config: ConfigOption,
     round_index: Annotated[
         int | None,
-        typer.Option("--round", "-r", min=0, help="Grade the student that this round trained."),
+        typer.Option(
+            "--round", "-r", metavar="N", min=0, help="Grade the student that this round trained."
+        ),
     ] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Grade the student as it came, and the teachers.")
+        bool, typer.Option("--baseline", help="Grade the initial student and the teachers.")
     ] = False,
     overrides: SetOption = None,
     worker: WorkerOption = None,
@@ -128,12 +135,16 @@ def evaluate(
 def run_all(
     config: ConfigOption,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds to reach; default run.rounds.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Rounds to reach in total; default run.rounds."),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run all stages of all rounds in order, from wherever the run stands."""
+    """Run all stages of all rounds in order; resume wherever the run stands.
+
+    Safe to stop and to run again at any time: what is done costs nothing.
+    """
     run = load_run(config, overrides)
     drive(run, config, rounds or run.config.run.rounds, overrides or [], as_json=as_json)
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.cache import reprocess, tables
+from cli.cache.options import OneScorerArgument, RootOption, ScorerArgument, SomeConfigOption
 from cli.cache.rescore import verify_rescored
+from cli.helppage import CommandPage, GroupPage
 from cli.options import JsonOption, SetOption, open_root, open_store
 from cli.output import make_progress, print_json
 from schemas.errors import ConfigError, DataError, IdentityError
@@ -17,24 +19,12 @@ if TYPE_CHECKING:
     from pipeline.upkeep.garbage import Collection, Garbage
     from pipeline.upkeep.verify import Verification
 
-app = typer.Typer(
-    help="Look into the teacher caches of a root, check them and clean up.", no_args_is_help=True
-)
-SomeConfigOption = Annotated[
-    str | None,
-    typer.Option("--config", "-c", help="TOML file of a run of the root; a path or URL."),
-]
-ScorerArgument = Annotated[
-    str | None,
-    typer.Argument(help="First characters of a scorer's key; default all scorers of the root."),
-]
-RootOption = Annotated[
-    str | None,
-    typer.Option("--root", metavar="URL", help="The root itself, without a configuration."),
-]
+HELP = "Inspect, check, export and clean up the teacher caches of a root."
+
+app = typer.Typer(cls=GroupPage, help=HELP, no_args_is_help=True)
 
 
-@app.command("ls")
+@app.command("ls", cls=CommandPage)
 def list_(
     config: SomeConfigOption = None,
     root: RootOption = None,
@@ -52,32 +42,39 @@ def list_(
         tables.print_caches(storage.root, entries)
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def verify(
     scorer: ScorerArgument = None,
     config: SomeConfigOption = None,
     root: RootOption = None,
     overrides: SetOption = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Read only so many shards of each, at random.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Read N random shards of each scorer only."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes which ones --sample and --rescore take.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of what --sample and --rescore choose.")
+    ] = 0,
     rescore: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Let the teacher score so many stored rows again, and say how far they are."
+            metavar="N", min=1, help="Re-score N stored rows and report the drift in nats."
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="NATS", help="With --rescore: most drift of a token."),
+        typer.Option(
+            min=0.0,
+            metavar="NATS",
+            help="With --rescore: exit code 4 where a sampled token drifts by more.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read committed scores again and name every shard that is damaged, missing or foreign.
+    """Re-read committed scores; name shards that are damaged or missing.
 
     Ends with exit code 4 where data is bad, and 3 where a shard is of another scorer. With
-    --rescore, stored rows are held against the teacher of the configuration instead.
+    --rescore, the teacher of the configuration scores stored rows again, and they are compared.
     """
     if rescore is not None and root is None and sample is None:
         verify_rescored(
@@ -108,7 +105,7 @@ def verify(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def stats(
     scorer: ScorerArgument = None,
     config: SomeConfigOption = None,
@@ -116,7 +113,7 @@ def stats(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show bytes per token, mass, tail and entropy by position, odd values, and stop tokens."""
+    """Show bytes per token, mass, entropy, odd values and stop tokens."""
     from pipeline.cache.scorers import find_scorers
     from pipeline.upkeep.stats import cache_figures
 
@@ -134,20 +131,22 @@ def stats(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def export(
-    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    scorer: OneScorerArgument,
     to: Annotated[
         Path,
-        typer.Option(help="A new file, or a new folder, which gets one file for each shard."),
+        typer.Option(
+            metavar="PATH", help="A new file, or a new folder, which gets one file for each shard."
+        ),
     ],
-    kind: Annotated[str, typer.Option("--format", help="parquet or jsonl.")],
+    kind: Annotated[str, typer.Option("--format", metavar="NAME", help="parquet or jsonl.")],
     config: SomeConfigOption = None,
     root: RootOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a scorer's scores to files that need no opd to be read."""
+    """Write scores to plain Parquet or JSON lines, for other programs."""
     from pipeline.cache.scorers import find_scorer_key
     from pipeline.upkeep.export import FORMATS, export_scores
 
@@ -162,24 +161,26 @@ def export(
         print(f"{done.rows:,} rows, {done.tokens:,} tokens in {done.files} files at {done.path}")
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def gc(
     config: SomeConfigOption = None,
     root: RootOption = None,
     overrides: SetOption = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Delete; without it, only say what would go.")
+        bool, typer.Option("--delete", help="Delete; without it, only list what would be deleted.")
     ] = False,
     older_than: Annotated[
-        float, typer.Option(min=0.0, metavar="HOURS", help="Leave alone what is younger.")
+        float, typer.Option(min=0.0, metavar="HOURS", help="Keep everything that is younger.")
     ] = 24.0,
     unused_scorers: Annotated[
         bool,
-        typer.Option("--unused-scorers", help="Also whole scorers that no run of the root names."),
+        typer.Option(
+            "--unused-scorers", help="Also delete whole scorers that no run of the root names."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find what no run, commit or index of the root names, and delete it where asked to."""
+    """Find objects that nothing in the root names, and delete them if asked."""
     from pipeline.store.writer import require_safe_writes
     from pipeline.upkeep.garbage import delete_garbage, find_garbage
 
@@ -196,13 +197,13 @@ def gc(
         tables.print_collection(storage.root, found, todo, deleted=delete)
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def pin(
-    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    scorer: OneScorerArgument,
     config: SomeConfigOption = None,
     root: RootOption = None,
     overrides: SetOption = None,
-    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for people.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Protect a scorer's whole cache from gc."""
@@ -214,15 +215,15 @@ def pin(
     _report_pin(key, pinned=True, changed=pin_scorer_cache(storage, key, note), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def unpin(
-    scorer: Annotated[str, typer.Argument(help="First characters of the scorer's key.")],
+    scorer: OneScorerArgument,
     config: SomeConfigOption = None,
     root: RootOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give up the protection of a scorer's cache."""
+    """Let gc delete a scorer's cache again."""
     from pipeline.cache.scorers import find_scorer_key
     from pipeline.upkeep.garbage import unpin_scorer_cache
 
@@ -231,7 +232,7 @@ def unpin(
     _report_pin(key, pinned=False, changed=unpin_scorer_cache(storage, key), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=CommandPage)
 def merge(
     source: Annotated[
         str, typer.Option("--from-root", metavar="URL", help="Root to copy from; it is only read.")
@@ -242,7 +243,7 @@ def merge(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the scores of another root into this one, without what is there already."""
+    """Copy the scores of another root that this one lacks."""
     from pipeline.cache.scorers import find_scorers
     from pipeline.upkeep.merge import merge_scorer
 
@@ -256,7 +257,7 @@ def merge(
         print(f"{one.scorer}: {one.units} units, {one.rows:,} rows, {one.tokens:,} tokens copied")
 
 
-app.command("reprocess")(reprocess.reprocess)
+app.command("reprocess", cls=CommandPage)(reprocess.reprocess)
 
 
 def _code_of(found: "Sequence[Verification]") -> int:

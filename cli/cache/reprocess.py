@@ -8,53 +8,99 @@ import typer
 from cli.options import ConfigOption, JsonOption, SetOption, WorkerOption, load_run, parse_worker
 from cli.output import make_progress, print_json
 
+SOURCES, KEPT = "What to read", "What the new scores keep; default all"
+"""Headings of the options in the help."""
+
+Sources = Annotated[
+    list[str],
+    typer.Option(
+        "--from",
+        metavar="SCORER",
+        help="Key or name of a stored scorer; repeat it to mix several.",
+        rich_help_panel=SOURCES,
+    ),
+]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--weight",
+        metavar="SHARE",
+        help="Weight of each source in a mixture, in the same order.",
+        rich_help_panel=SOURCES,
+    ),
+]
+Name = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="NAME",
+        help="Name of the new scorer; a run uses it by teachers.TEACHER.scores = NAME.",
+    ),
+]
+K = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Ids of each position.", rich_help_panel=KEPT),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MASS",
+        min=0.0,
+        max=1.0,
+        help="Probability mass at which a position's top-k ends.",
+        rich_help_panel=KEPT,
+    ),
+]
+MinK = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Fewest ids of a position with --top-p.", rich_help_panel=KEPT
+    ),
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Form of the shards: typed-v1 or packed-v1.", rich_help_panel=KEPT
+    ),
+]
+OneTail = Annotated[
+    bool,
+    typer.Option("--one-tail", help="Join the tail's buckets into one.", rich_help_panel=KEPT),
+]
+DropCandidates = Annotated[
+    bool,
+    typer.Option(
+        "--drop-candidates", help="Leave out the student's own ids.", rich_help_panel=KEPT
+    ),
+]
+DropDraws = Annotated[
+    bool,
+    typer.Option(
+        "--drop-draws", help="Leave out the ids drawn from the teacher.", rich_help_panel=KEPT
+    ),
+]
+
 
 def reprocess(
     config: ConfigOption,
-    sources: Annotated[
-        list[str],
-        typer.Option(
-            "--from",
-            metavar="SCORER",
-            help="Key or name of the scorer to read; several make a mixture.",
-        ),
-    ],
-    name: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            metavar="NAME",
-            help="Name of the new scorer; a run uses it by teachers.TEACHER.scores = NAME.",
-        ),
-    ],
-    weights: Annotated[
-        list[float] | None,
-        typer.Option("--weight", help="Weight of each source in a mixture, in order."),
-    ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Top-k ids to keep.")] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Mass at which a position's top-k ends."),
-    ] = None,
-    min_k: Annotated[int | None, typer.Option(min=1, help="Fewest ids with --top-p.")] = None,
-    codec: Annotated[
-        str | None, typer.Option(help="Form of the shards, as score.codec names it.")
-    ] = None,
-    one_tail: Annotated[bool, typer.Option("--one-tail", help="Join the tail's buckets.")] = False,
-    drop_candidates: Annotated[
-        bool, typer.Option("--drop-candidates", help="Leave the student's own ids out.")
-    ] = False,
-    drop_draws: Annotated[
-        bool, typer.Option("--drop-draws", help="Leave the drawn ids out.")
-    ] = False,
+    sources: Sources,
+    name: Name,
+    weights: Weights = None,
+    k: K = None,
+    top_p: TopP = None,
+    min_k: MinK = None,
+    codec: Codec = None,
+    one_tail: OneTail = False,
+    drop_candidates: DropCandidates = False,
+    drop_draws: DropDraws = False,
     worker: WorkerOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make scores with a smaller signal, another codec or a mixture of teachers, with no teacher.
+    """Make new scores from stored ones, without a teacher.
 
-    The old scores stay. Killed and typed again, the command goes on; typed later, it adds what was
-    scored since.
+    Fewer ids, another codec, or a mixture of several teachers. The old scores stay. Safe to
+    re-run: it resumes, and adds scores made since.
     """
     from pipeline.upkeep.reprocess import reprocess as make
 

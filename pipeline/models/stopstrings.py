@@ -152,7 +152,7 @@ def check_prompts(tokenizer: Any, prompts: Sequence[Ids]) -> None:
             raise ConfigError(
                 f"a prompt of {len(prompt)} tokens ends inside a character (… {text[-20:]!r}, id "
                 f"{prompt[-1]}), so with rollout.stop_strings its responses would begin inside "
-                "one: mend the prompt file, or set rollout.stop_token_ids instead"
+                "one: correct the prompt file, or set rollout.stop_token_ids instead"
             )
 
 

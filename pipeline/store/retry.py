@@ -95,8 +95,8 @@ def _raise_if_final(error: Exception, what: str) -> None:
         reason = "the store will not accept it"
     if reason and not s3_code(error).startswith("5"):
         raise StorageError(
-            f"{what} failed: {reason} ({_words(error)}). Mend that and run the same command "
-            "again: nothing is half-written"
+            f"{what} failed: {reason} ({_words(error)}). Fix this and re-run the same "
+            "command: nothing is half-written"
         ) from error
 
 

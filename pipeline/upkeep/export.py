@@ -137,11 +137,11 @@ def _published(target: Path, *, folder: bool) -> Iterator[Path]:
             temporary.mkdir()
         yield temporary
         if folder:
-            temporary.rename(target)  # fails where a folder with files has come up meanwhile
+            temporary.rename(target)  # fails where a folder with files was created in the meantime
         else:
             os.link(temporary, target)
     except FileExistsError as error:
-        raise ConfigError(f"{target} has come up meanwhile: name another") from error
+        raise ConfigError(f"{target} was created in the meantime; choose another name") from error
     finally:
         if folder:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -28,5 +28,5 @@ def test_sigterm_ends_a_command_also_from_code_that_may_not_raise(work: str) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (
         130,
-        "opd: interrupted; the same command goes on from here\n",
+        "opd: interrupted; run the same command again to resume\n",
     )
