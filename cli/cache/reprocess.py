@@ -60,7 +60,7 @@ MinK = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Form of the shards: typed-v1 or packed-v1.", rich_help_panel=KEPT
+        metavar="NAME", help="Form of the shards, as score.codec names it.", rich_help_panel=KEPT
     ),
 ]
 OneTail = Annotated[

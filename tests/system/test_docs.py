@@ -4,7 +4,7 @@ import importlib.util
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ import typer.main
 from pydantic import BaseModel
 
 from cli.main import app
+from schemas.config.file import parse_config
 from schemas.config.run import RunConfig
 from schemas.errors import INTERRUPTED_EXIT_CODE, OpdError
 from schemas.tables import PROMPTS, ROLLOUT, SCORES
@@ -25,6 +26,8 @@ PAGES = sorted(
         *(REPOSITORY / "examples").glob("*.md"),
     ]
 )
+README = REPOSITORY / "README.md"
+MAX_README = 150
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
@@ -130,6 +133,63 @@ def anchors_of(page: Path) -> set[str]:
 def test_no_page_names_a_machine(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert not re.findall(r"(?<![\w.])/(?:tmp|work|root|home|Users)/\S*", text)
+
+
+def links_of(page: Path) -> set[Path]:
+    """Return the files that a page links to."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = (target.partition("#")[0] for target in LINK.findall(text) if ":" not in target)
+    return {(page.parent / target).resolve() for target in targets if target}
+
+
+def reached_from(page: Path, links: Callable[[Path], set[Path]]) -> set[Path]:
+    """Return a page and all that its links lead to, page by page."""
+    found, new = {page}, {page}
+    while new:
+        new = {one for here in new if here.suffix == ".md" for one in links(here)} - found
+        found |= new
+    return found
+
+
+def test_every_page_and_picture_is_reached_from_the_readme() -> None:
+    pictures = [*(REPOSITORY / "docs").glob("*.svg"), *(REPOSITORY / "docs").glob("*.png")]
+    assert pictures
+    assert {*PAGES, *pictures} <= reached_from(REPOSITORY / "README.md", links_of)
+
+
+def test_the_check_of_links_finds_an_orphan() -> None:
+    first, second, orphan = Path("first.md"), Path("second.md"), Path("orphan.md")
+    links = {first: {second}, second: {first}, orphan: {first}}
+    assert reached_from(first, links.__getitem__) == {first, second}
+
+
+def test_every_picture_has_a_text_for_those_who_cannot_see_it() -> None:
+    for page in PAGES:
+        for text in re.findall(r"!\[([^\]]*)\]\(", page.read_text(encoding="utf-8")):
+            assert len(text.split()) >= 3, page
+
+
+@every_page
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    for span in SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if re.fullmatch(r"(pipeline|schemas|cli|tests|docs|benchmarks)/[\w/]*(\.\w+)?", span):
+            assert (REPOSITORY / span).exists(), f"{page.name} names {span}"
+
+
+# --- the first page ---
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert README.read_text(encoding="utf-8").count("\n") <= MAX_README
+
+
+def test_the_configuration_of_the_readme_is_a_whole_one() -> None:
+    blocks = [body for language, body in FENCE.findall(README.read_text()) if language == "toml"]
+    config = parse_config(blocks[0], where="README.md")
+    assert len([line for line in blocks[0].splitlines() if line]) <= 20
+    assert config.loss.kind == "forward_kl"
+    assert config.teachers.keys() == {"main"}
+    assert config.student.dtype == config.train.dtype == "bfloat16"
 
 
 # --- what is typed ---
