@@ -26,7 +26,7 @@ INTRODUCTION = """\
 One TOML file describes a run. `opd config validate -c run.toml` checks it, `opd config show` prints
 it with all defaults, `opd config schema` prints what follows as a JSON schema.
 
-- A key that changes results has no default, and an unknown key is an error that names the nearest
+- A key that changes results has no default. An unknown key is an error that names the nearest
   right one.
 - `--set section.key=value` replaces a key for one call and may be repeated. The value is TOML; a
   word that is no TOML is text: `--set train.learning_rate=2e-6 --set loss.kind=jsd`.
@@ -35,10 +35,9 @@ it with all defaults, `opd config schema` prints what follows as a JSON schema.
   full commit hash as its `revision`.
 - Credentials are no keys: they come from `AWS_*` variables ([storage.md](storage.md)).
 
-The column *fixed* says what a run does when the value changes after its first stage. **yes**: the
-key is part of what the run is, and another value is refused with exit code 3; give the new settings
-a `run.name` of their own. **no**: the key is about speed, place or length, and may change between
-any two calls.
+The column *fixed* says whether a value is fixed once the run has begun. **yes**: another value is
+refused with exit code 3, so give the new settings a `run.name` of their own. **no**: the key is
+about speed, place or length, and may change between any two calls.
 
 Some keys depend on each other; these checks raise, they never change a value:
 

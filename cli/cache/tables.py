@@ -36,7 +36,8 @@ def print_caches(root: str, entries: Sequence[CacheEntry]) -> None:
         ]
         for entry in entries
     ]
-    print_table(f"{len(entries)} scorers at {root}", titles, cells, left=(0, 1, 2, 7))
+    noun = "scorer" if len(entries) == 1 else "scorers"
+    print_table(f"{len(entries)} {noun} at {root}", titles, cells, left=(0, 1, 2, 7))
 
 
 def print_verifications(root: str, found: "Sequence[Verification]") -> None:

@@ -1,4 +1,4 @@
-"""The student as it came: imported once into the run as checkpoint 0.
+"""The initial student: imported once into the run as checkpoint 0.
 
 With `train.lora`, that is an adapter, and the model that it belongs to is kept once beside it.
 """

@@ -22,22 +22,22 @@ class VllmSection(Section):
     pipeline_parallel_size: Positive = tuning(1)
     """Groups of GPUs that the layers are split over."""
     data_parallel_size: Positive = tuning(1)
-    """Copies of the model in the server that `engine = "server"` starts; `vllm` itself has one."""
+    """Copies of the model in a server that `engine = "server"` starts; `vllm` itself has one."""
     gpu_memory_utilization: Fraction = tuning(0.9)
-    """Share of a GPU's memory for weights, activations and key-value cache."""
+    """Share of a GPU's memory for weights, activations and KV cache."""
     kv_cache_gb: Annotated[float, Field(gt=0.0)] | None = tuning(None)
-    """Memory of the key-value cache, GiB. Default: on a GPU what `gpu_memory_utilization` leaves;
+    """Memory of the KV cache, GiB. Default: on a GPU what `gpu_memory_utilization` leaves;
     on a CPU what `max_num_seqs` sequences need, at most a quarter of the free memory."""
     max_num_seqs: Positive = tuning(256)
     """Sequences that are computed at once."""
     enforce_eager: bool = tuning(False)
-    """Skip compilation and CUDA graphs: starts sooner, runs slower. A CPU always does."""
+    """Skip compilation and CUDA graphs: starts sooner, runs slower. Always so on a CPU."""
     prefix_caching: bool = tuning(False)
-    """Compute a prompt once for all its samples; a sample may then depend on its neighbours in the
+    """Compute a prompt once for all its samples. A sample may then depend on its neighbours in the
     last bits. Never used for scores."""
     keep_between_stages: bool = tuning(False)
     """`[rollout.vllm]` and `[eval.vllm]` only: `opd run` keeps the student's engine and its memory
-    from stage to stage; after training it gets the new weights, compared with the checkpoint's."""
+    between stages. After training it loads the new weights and checks them."""
 
 
 class ServerSection(Section):

@@ -16,23 +16,23 @@ class EvalSection(EngineSection):
     pattern: str | None = None
     """`regex` only: its first group (or the whole match) is compared with the reference."""
     require_stop: bool = True
-    """Count a response that did not end by itself as wrong."""
+    """Count a response as wrong if it did not end by itself."""
     max_prompts: Positive | None = None
     """Held-out prompts to use, from the start of the file; default all."""
     samples_per_prompt: Positive = 1
     """Responses per prompt; more than one needs a temperature above 0."""
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
-    """Sampling temperature; 0 takes the most likely token."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_p: Fraction = 1.0
-    """Nucleus of the sampled distribution."""
+    """Nucleus (top-p) sampling; 1.0 turns it off."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Ids kept before sampling; 0 keeps all."""
+    """Top-k sampling; 0 turns it off."""
     max_new_tokens: Positive | None = None
     """Longest response in tokens; default that of `[rollout]`."""
     every_rounds: Positive = tuning(1)
-    """`opd run` evaluates after every so many rounds, and after the last."""
+    """Rounds from one eval of `opd run` to the next; the last round is always graded."""
     teachers: bool = tuning(True)
-    """Also grade the teachers, once, as the mark to reach."""
+    """Also grade the teachers, once, as the accuracy to reach."""
 
     @property
     def response_limit(self) -> int | None:

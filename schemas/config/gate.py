@@ -1,4 +1,4 @@
-"""`[gate]`: when rounds end early, and when they must not go on."""
+"""`[gate]`: when to stop early, at a target or because the student got worse."""
 
 from typing import Annotated
 
@@ -10,16 +10,16 @@ Nats = Annotated[float, Field(gt=0.0)]
 
 
 class GateSection(Section):
-    """`[gate]`: looked at after each round; without it a run does all its rounds."""
+    """`[gate]`: checked after each round; without it a run does all its rounds."""
 
     target_accuracy: Fraction | None = tuning(None)
     """The run ends after a round whose student reaches this accuracy on the held-out prompts."""
     target_reverse_kl: Nats | None = tuning(None)
-    """The run ends after a round whose student, as it sampled, was at most so far from its
-    teachers in nats per token."""
+    """The run ends after a round in which the reverse KL of the sampling student to its teachers
+    was at most this, in nats per token."""
     max_accuracy_drop: Fraction | None = tuning(None)
-    """The run fails where a round's accuracy is lower by more than this than the last one before
-    it, of the student as it came at first."""
+    """The run fails where accuracy falls by more than this: against the last graded round, at first
+    against the initial student."""
     max_reverse_kl_rise: Nats | None = tuning(None)
-    """The run fails where a round's reverse KL is higher by more nats per token than that of the
-    round before."""
+    """The run fails where the reverse KL rises by more than this from one round to the next, in
+    nats per token."""

@@ -18,10 +18,10 @@ class LossConfig(Section):
     beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """`jsd` only: 0 is the forward KL, 1 the reverse KL."""
     importance: Literal["none", "token"] = "token"
-    """`policy_gradient` only: weight by current over sampling probability of the token, or not."""
+    """`policy_gradient` only: `token` weights by current over sampling probability, `none` not."""
     importance_cap: Annotated[float, Field(gt=0.0)] = 2.0
     """`policy_gradient` only: largest importance weight."""
     advantage_clip: Annotated[float, Field(gt=0.0)] | None = None
     """`policy_gradient` only: clip the advantage to ± this many nats."""
     teacher_logprob_floor: Annotated[float, Field(lt=0.0)] = -30.0
-    """Lowest teacher log-probability in student-weighted terms, nats; hits are counted."""
+    """Floor of the teacher's log-probability in student-weighted terms, nats; hits are counted."""

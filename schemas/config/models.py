@@ -11,18 +11,18 @@ class StudentSection(Section):
     model: str
     """Folder of a Hugging Face model or of a PEFT adapter, or a hub id of a model."""
     revision: str | None = None
-    """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
+    """Commit hash of a hub id: required for a hub id, refused for a folder."""
     base: str | None = later(None)
     """Folder or hub id of the model that an adapter belongs to; default: the one that its
     adapter_config.json names."""
     base_revision: str | None = later(None)
-    """Immutable revision (commit hash) of a `base` that is a hub id."""
+    """Commit hash of a `base` that is a hub id."""
     dtype: Dtype = "float32"
     """Number format of the student while it samples."""
     sft_teacher: str | None = None
-    """Teacher that made the student's supervised start; scoring with another is refused."""
+    """Teacher whose outputs the student was fine-tuned on (SFT) before; any other is refused."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Run Python code that comes with the model; only for models that you trust."""
 
 
 class TeacherSection(Section):
@@ -31,19 +31,19 @@ class TeacherSection(Section):
     model: str
     """Folder of a Hugging Face model or of a PEFT adapter, or a hub id of a model."""
     revision: str | None = None
-    """Immutable revision (commit hash) of a hub id; required for one, refused for a folder."""
+    """Commit hash of a hub id: required for a hub id, refused for a folder."""
     base: str | None = later(None)
     """Folder or hub id of the model that an adapter belongs to; default: the one that its
     adapter_config.json names."""
     base_revision: str | None = later(None)
-    """Immutable revision (commit hash) of a `base` that is a hub id."""
+    """Commit hash of a `base` that is a hub id."""
     scores: Name | None = None
-    """Name or key of a scorer of this root that has scored the samples already, such as one that
-    `opd cache reprocess` made: its scores are used and the teacher is not loaded for scoring."""
+    """Name or key of a scorer of this root whose stored scores are used, such as one that
+    `opd cache reprocess` made. The teacher is then not loaded for scoring."""
     dtype: Dtype = "float32"
     """Number format of the teacher while it scores; part of the identity of its scores."""
     tokenizer_check: Literal["content", "vocabulary"] = "content"
     """`content`: everything must equal the student's tokenizer. `vocabulary`: ids must mean the
     same text, special-token roles (end of sequence, padding) may differ."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Run Python code that comes with the model; only for models that you trust."""

@@ -18,21 +18,21 @@ class RolloutSection(EngineSection):
     max_new_tokens: Positive
     """Longest response in tokens, stop token included."""
     temperature: Annotated[float, Field(gt=0.0, le=10.0)]
-    """Sampling temperature; 1.0 samples the student's own distribution."""
+    """Sampling temperature; 1.0 is on-policy: the student's own distribution."""
     top_p: Fraction
-    """Nucleus of the sampled distribution; 1.0 keeps all, and is what importance weights need."""
+    """Nucleus (top-p) sampling; 1.0 turns it off, and is what importance weights need."""
     top_k: Annotated[int, Field(ge=0)]
-    """Ids kept before sampling; 0 keeps all, and is what importance weights need."""
+    """Top-k sampling; 0 turns it off, and is what importance weights need."""
     stop_token_ids: tuple[int, ...] | None = None
     """Ids that end a response; default: every end id that the tokenizer and the model name."""
     stop_strings: StopTexts = later(())
-    """Texts that end a response too, with the token that completes one of them; at most 16, of at
-    most 256 characters. `[eval]` ends its responses at them as well."""
+    """Texts that also end a response, in rollout and eval, with the token that completes one of
+    them. At most 16, of at most 256 characters each."""
     candidates: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Most likely ids of the student that are recorded at each position; teachers score them too,
+    """The student's most likely ids that are recorded at each position. Teachers score them too,
     for objectives weighted by the student."""
     prompts_per_unit: Positive = 256
-    """Prompts per unit of work: one shard, one commit, what a crash can lose."""
+    """Prompts per unit of work: one shard, one commit, the most that a crash can lose."""
 
     @property
     def response_limit(self) -> int:

@@ -23,16 +23,16 @@ from schemas.scoresignal import Signal, signal_for
 
 
 class RunSection(Section):
-    """`[run]`: what this run is called, where it lives and how long it goes on."""
+    """`[run]`: what this run is called, where it lives and how many rounds it has."""
 
     name: Name
     """Name of the run; its objects live under `runs/<name>/` of the root."""
     root: str = tuning(...)
     """Folder or URL of the store: a path, `file://…` or `s3://bucket/prefix`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)]
-    """Root of every random choice: prompt order, samples, batch order."""
+    """Seed of every random choice: prompt order, samples, batch order."""
     rounds: Positive = tuning(...)
-    """Rounds of rollout, score and train that `opd run` brings to an end."""
+    """Rounds of rollout, score and train in total; may be raised later."""
 
 
 class RunConfig(Section):
@@ -57,9 +57,9 @@ class RunConfig(Section):
     eval: EvalSection | None = None
     """Grading of held-out prompts; without it nothing is graded."""
     gate: GateSection | None = tuning(None)
-    """When rounds end early, and when they must not go on."""
+    """When to stop early: at a target, or because the student got worse."""
     storage: StorageSection = Field(default_factory=StorageSection)
-    """How the store is spoken to."""
+    """Retries, time-outs and S3 options of the store."""
 
     @property
     def default_teacher(self) -> str:

@@ -13,24 +13,24 @@ class ScoreSection(EngineSection):
     """`[score]`: what the teacher's pass keeps of each position."""
 
     k: Positive
-    """Top-k ids and log-probabilities per position; where `top_p` is set, at most so many."""
+    """Top-k ids and logprobs kept at each position; with `top_p`, at most this many."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Probability mass at which a position's top-k ends, so that a peaked one keeps few ids; the
+    """Probability mass at which a position's top-k ends: peaked positions keep few ids, and the
     tail has the rest. Default, as 1.0: `k` ids at every position."""
     min_k: Positive = 1
-    """Fewest ids of a position where `top_p` is set."""
+    """Fewest ids of a position with `top_p`."""
     tail_buckets: Annotated[int, Field(gt=0, le=65536)] = 1
-    """Parts, by a hash of the id, in which the mass outside the top-k is kept."""
+    """Parts in which the mass outside the top-k is kept; a hash of the id chooses the part."""
     draws: Annotated[int, Field(ge=0, le=65536)] = 0
     """Ids drawn from the teacher's whole distribution at each position: unbiased sparse targets."""
     noise_tolerance: Annotated[float, Field(gt=0.0)] | None = tuning(None)
-    """Largest mean difference in nats between scores of the same tokens alone, in a batch and in
-    another order; above it scoring stops before it begins. Default 0.001 in float32, else 0.1."""
+    """Largest mean difference, in nats, between scores of the same tokens alone, in a batch and in
+    another order. Above it, scoring is refused. Default 0.001 in float32, else 0.1."""
     codec: Literal["typed-v1", "packed-v1"] = "typed-v1"
     """Form of stored scores: `typed-v1` opens in any Parquet reader, `packed-v1` is smallest."""
     reuse: Literal["exact", "same-weights"] = "exact"
-    """Whose stored scores are used: `exact`, those of this very scorer. `same-weights`, also those
-    that these weights gave under another engine, version, dtype or codec; the records name them."""
+    """Whose stored scores are reused. `exact`: this very scorer's. `same-weights`: also those of
+    the same weights under another engine, version, dtype or codec; the records name them."""
 
     @model_validator(mode="after")
     def _check(self) -> "ScoreSection":

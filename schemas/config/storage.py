@@ -1,4 +1,4 @@
-"""`[storage]`: how the store is spoken to."""
+"""`[storage]`: how to reach the store."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from schemas.config.section import (
 
 
 class StorageSection(Section):
-    """`[storage]`: how the store is spoken to; credentials come from `AWS_*` variables only."""
+    """`[storage]`: how to reach the store; credentials come from `AWS_*` variables only."""
 
     retry_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
     """Seconds for which a failing request is repeated, with growing pauses, before giving up."""
@@ -21,9 +21,9 @@ class StorageSection(Section):
     read_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
     """Seconds to wait for a reply."""
     lease_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
-    """Seconds after which the unit of a worker that fell silent is taken over by another one."""
+    """Seconds after which another worker takes over the unit of one that fell silent."""
     single_writer: bool = tuning(False)
-    """Whether only one opd process writes to the root at a time, which you make sure of: for stores
+    """Whether only one opd process writes to the root at a time, which you make sure of. For stores
     that ignore create-only writes (`If-None-Match`), which are refused otherwise."""
     max_connections: Positive = tuning(64)
     """Connections held to an object store."""

@@ -11,14 +11,14 @@ class LoraSection(Section):
     """`[train.lora]`: a low-rank adapter learns and the model's own weights stay as they are."""
 
     rank: Positive
-    """Width of the adapter: each of its layers has rank × (inputs + outputs) weights."""
+    """Rank of the adapter: each of its layers has rank × (inputs + outputs) weights."""
     alpha: Annotated[float, Field(gt=0.0)]
-    """Strength of the adapter: what it adds to a layer is multiplied by alpha / rank."""
+    """Scale of the adapter: what it adds to a layer is multiplied by alpha / rank."""
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the linear layers that get an adapter, such as `["q_proj", "v_proj"]`; `all-linear`
     takes every one but the language-model head."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of an adapter's inputs that are left out at random in training."""
+    """Dropout on the adapter's inputs in training."""
 
 
 class TrainSection(Section):
@@ -31,33 +31,34 @@ class TrainSection(Section):
     epochs: Positive = 1
     """Passes over a round's sequences."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after warm-up, over optimizer steps of the whole run."""
+    """Learning-rate schedule after warm-up, over optimizer steps of the whole run."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps of linear warm-up at the start of the run."""
     decay_steps: Positive | None = None
-    """Optimizer steps until `linear` or `cosine` reach their floor; required for these."""
+    """Optimizer steps until `linear` or `cosine` reaches its floor; required for these two."""
     decay_floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Learning rate at the end of the decay, as a share of the peak."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW moment decay rates."""
+    """AdamW betas: decay rates of the two moments."""
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
-    """AdamW denominator offset."""
+    """AdamW epsilon."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """AdamW decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    """Global gradient norm above which gradients are scaled down."""
+    """Gradient clipping: the global norm above which gradients are scaled down."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of forward and backward; bfloat16 keeps float32 master weights."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    """Rounds by which a row's sampling policy may lag; older rows are refused and counted."""
+    """Rounds by which a row's sampling policy may lag; 0 is on-policy. Older rows are counted and
+    not trained on."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = tuning(0)
-    """DeepSpeed ZeRO stage: splits nothing (0), optimizer state, + gradients, + parameters (3)."""
+    """ZeRO stage of DeepSpeed: 0 splits nothing, 1 optimizer state, 2 + gradients, 3 + weights."""
     offload_optimizer: bool = tuning(False)
     """Keep optimizer state in CPU memory (needs ZeRO 1 or above)."""
     activation_checkpointing: bool = tuning(False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
     num_processes: Positive = tuning(1)
-    """Processes that `opd train` starts on this machine (one per GPU); 1 also under torchrun."""
+    """Processes that `opd train` starts on this machine, one per GPU; 1 also under torchrun."""
     device: str = tuning("auto")
     """Torch device: `auto`, `cpu` or `cuda`."""
     micro_batch_tokens: Positive = tuning(16384)
@@ -67,11 +68,11 @@ class TrainSection(Section):
     shuffle_shards: Positive = 16
     """Shards whose rows are shuffled together, and held in memory at once."""
     save_steps: Annotated[int, Field(ge=0)] = tuning(0)
-    """Optimizer steps between resumable saves inside a round; 0 saves at its end only."""
+    """Optimizer steps between saved states that a round resumes from; 0 saves at its end only."""
     verify_tolerance: Annotated[float, Field(gt=0.0)] = tuning(1e-3)
     """Largest difference in nats between the learner and its reloaded checkpoint (float32)."""
     lora: LoraSection | None = later(None)
-    """The adapter that learns; without it all weights do."""
+    """The LoRA adapter that learns; without this table all weights learn."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSection":
