@@ -103,11 +103,16 @@ def _score_notes(result: StageResult, figures: ScoreFigures) -> list[str]:
     return notes
 
 
-def print_status(status: RunStatus) -> None:
-    """Print where a run stands as a table."""
+def print_status(status: RunStatus, *, only: int | None = None) -> None:
+    """Print where a run stands as a table.
+
+    Args:
+        status: the run, or one round of it.
+        only: the round that was asked for; None for all.
+    """
     console = Console(width=None if sys.stdout.isatty() else 110)
-    title = f"run {status.run} at {status.root}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    console.print(Text(f"run {status.run} at {status.root}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
     for name in COLUMNS:
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))
     if status.initial_accuracy is not None:
@@ -118,8 +123,10 @@ def print_status(status: RunStatus) -> None:
     if status.teacher_accuracy is not None:
         console.print(f"teacher accuracy {status.teacher_accuracy:.1%}", highlight=False)
     left = status.rounds_planned - len(status.rounds)
-    if left:
+    if only is None and left:
         console.print(f"{left} of {status.rounds_planned} rounds not begun", highlight=False)
+    if only is not None and not status.rounds:
+        console.print(f"round {only} has not begun", highlight=False)
 
 
 def _cells(row: RoundStatus) -> list[str]:
@@ -148,7 +155,9 @@ def print_table(
 ) -> None:
     """Print rows of text under titles, some columns on the left."""
     console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    if title:  # not the table's own title, which is wrapped where the columns end
+        console.print(Text(title), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
     for index, name in enumerate(titles):
         table.add_column(name, justify="left" if index in left else "right", overflow="fold")
     for row in cells:

@@ -71,9 +71,8 @@ def _epilogue(path: Path) -> None:
     print_status(run_status(load_run(str(path), None)))
     config = shlex.quote(str(path))
     print(
-        "\nNext, all without retraining the models:\n"
+        "\nNext: another loss, whose round 0 costs no teacher tokens; the settings; your own\n"
         f"  opd run -c {config} --set run.name=reverse --set loss.kind=reverse_kl\n"
-        f"  opd status -c {config}\n"
         f"  opd config show -c {config}\n"
         f"  open {config} and change it: give the run another name first"
     )

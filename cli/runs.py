@@ -33,7 +33,7 @@ def status(
         figures = asdict(found.rounds[0]) if round_index is not None and found.rounds else {}
         print_json({**asdict(found), **figures})
     else:
-        print_status(found)
+        print_status(found, only=round_index)
 
 
 def plan(

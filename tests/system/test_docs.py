@@ -1,5 +1,6 @@
 """The documentation: what it says about files, commands, keys and columns is there in the code."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -28,6 +29,7 @@ PAGES = sorted(
 )
 README = REPOSITORY / "README.md"
 MAX_README = 150
+PACKAGES = ("pipeline", "schemas", "cli")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
@@ -282,3 +284,15 @@ def test_python_and_toml_blocks_are_well_formed(page: Path) -> None:
             compile(body, str(page), "exec")
         elif language == "toml":
             tomllib.loads(body)
+
+
+@every_page
+def test_python_blocks_import_what_is_there(page: Path) -> None:
+    for language, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        nodes = ast.walk(ast.parse(body)) if language == "python" else iter(())
+        for node in (one for one in nodes if isinstance(one, ast.ImportFrom)):
+            module = node.module or ""
+            if module.split(".")[0] in PACKAGES:
+                path = REPOSITORY / f"{module.replace('.', '/')}.py"
+                defined = {getattr(one, "name", "") for one in ast.parse(path.read_text()).body}
+                assert {name.name for name in node.names} <= defined, f"{page.name}: {module}"
