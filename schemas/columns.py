@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
 
-
 Floats = NDArray[np.float32]
 
 

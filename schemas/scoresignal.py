@@ -70,7 +70,6 @@ class Signal:
 
 _FROM_TOPK = ("k", "top_p", "min_k", "tail", "entropy")
 
-
 FURTHER: dict[str, Any] = {f.name: f.default for f in fields(Signal) if f.name not in _FROM_TOPK}
 """Fields of what only full logits give, and the value that leaves it out."""
 

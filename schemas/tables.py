@@ -18,16 +18,12 @@ from schemas.scoresignal import SCORE_COLUMNS, Kind, ScoreColumn, Signal
 SCHEMA_VERSION = 1
 """Version of the tables and manifests that this code writes."""
 
-
 LOGPROB_ROUNDING = 2.0**-10
 """Nats above 0 that rounding may leave of a log-probability; exact in 16 bits too."""
 
-
 IDS = pa.list_(pa.int32())
 
-
 LOGPROBS = pa.list_(pa.float32())
-
 
 PROMPTS = pa.schema(
     [
@@ -41,7 +37,6 @@ PROMPTS = pa.schema(
     ]
 )
 """Prompts ready to sample from; `metadata` is the JSON of the free columns."""
-
 
 ROLLOUT = pa.schema(
     [
@@ -78,7 +73,6 @@ def _score_field(column: ScoreColumn) -> pa.Field:
 
 
 DIGEST = pa.field("sequence_digest", pa.string(), nullable=False)
-
 
 SCORES = pa.schema([DIGEST, *map(_score_field, SCORE_COLUMNS)])
 """Teacher scores in memory; a codec makes stored columns of them. Log-probabilities are in nats at

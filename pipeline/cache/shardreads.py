@@ -18,11 +18,9 @@ from schemas.records.shards import Shard
 HELD_BYTES = 256 << 20
 """Bytes of shards, as they are stored, that a cache holds at most."""
 
-
 LEAST_TOKENS = 64
 """Tokens that the teacher must be spared by a read, however small the shard: a request to an object
 store takes some tens of milliseconds, in which a teacher of 32B on one GPU reads more."""
-
 
 BYTES_PER_TOKEN = 1 << 16
 """Bytes that are fetched and hashed at most to spare the teacher a token more: 0.65 ms at 100 MB/s,

@@ -11,10 +11,8 @@ from pipeline.models.adapters import ADAPTER_WEIGHTS, is_adapter
 
 INDEX = "model.safetensors.index.json"
 
-
 KEY = "opd"
 """Name of the manifest in the file's metadata."""
-
 
 ALIGNMENT = 8
 """Bytes that a safetensors header is padded to."""

@@ -23,9 +23,7 @@ from schemas.errors import OpdError
 
 State = Literal["ok", "warning", "failed"]
 
-
 GIB = 1 << 30
-
 
 FREE_SHARE = 0.8
 """Share of a GPU's memory that should be free before anything starts."""

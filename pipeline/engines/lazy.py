@@ -12,7 +12,6 @@ from schemas.errors import CapacityError
 
 T = TypeVar("T")
 
-
 Lend = Callable[[Callable[[], Engine]], AbstractContextManager[Engine]]
 """Gives an engine for a block: a new one, which the function opens, or one that was kept."""
 

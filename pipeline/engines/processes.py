@@ -17,13 +17,10 @@ from typing import Any
 OWNER = "OPD_ENGINE_OF"
 """Variable that names the owner of an engine's processes: its id and when it was started."""
 
-
 PATIENCE_S, POLL_S = 10.0, 0.05
 """Seconds that a process may take to end, and between two looks."""
 
-
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
-
 
 _LIBC = ctypes.CDLL(None)  # loaded here, for a child that has just been forked should load nothing
 

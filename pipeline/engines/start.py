@@ -10,7 +10,6 @@ from schemas.config.engines import EngineSection
 
 Use = Literal["sample", "score"]
 
-
 Note = Callable[[str], None]
 """Is told, in words, what takes long and what is done otherwise than usual."""
 

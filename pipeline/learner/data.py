@@ -32,7 +32,6 @@ from schemas.records.scores import ScoreManifest
 LENGTH_COLUMNS = ("prompt_ids", "response_mask", "round", "policy_version")
 """Columns that lengths, age and policy of rows are read from."""
 
-
 ROW_COLUMNS = (
     *("prompt_ids", "response_ids", "response_mask", "rollout_student_logprobs"),
     *("weight", "teacher", "sequence_digest"),

@@ -27,7 +27,6 @@ from schemas.records.training import StateManifest
 PROBE_TOKENS = 256
 """Tokens of the sequences that an exported checkpoint is compared on; one sequence at least."""
 
-
 PROBE_FROM_ROWS = 64
 """Rows of a round that these sequences are chosen from, the shortest ones."""
 

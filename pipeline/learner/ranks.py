@@ -23,14 +23,11 @@ from schemas.errors import OpdError
 
 T = TypeVar("T")
 
-
 PATIENCE = timedelta(hours=2)
 """Longest wait for another process, which may be uploading a whole checkpoint meanwhile."""
 
-
 LEAVE_S = 10.0
 """Seconds for which a silent process waits to be ended by its launcher."""
-
 
 LOST_PEER = ("closed by peer", "reset by peer", "connection closed", "remote process exited")
 """What gloo and NCCL say, among other things, when another process has ended."""

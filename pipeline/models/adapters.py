@@ -13,20 +13,15 @@ from schemas.fingerprint import fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-
 WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.bin")
-
 
 PLACES = ("base_model_name_or_path", "revision")
 """Settings that say where the base is."""
 
-
 VOLATILE = (*PLACES, "auto_mapping", "inference_mode", "peft_version", "task_type")
 """Settings that change no number."""
-
 
 PLAIN = {
     "alpha_pattern",
@@ -45,13 +40,10 @@ PLAIN = {
 }
 """Settings that an adapter of low-rank products alone may have."""
 
-
 NOTHING: tuple[Any, ...] = (None, False, "", "none", [], {})
-
 
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the base's weights as they are."""
-
 
 ENDS = ("embed_tokens", "wte", "lm_head")
 """Names of embeddings and heads."""

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 NAME = "default"
 """What PEFT calls the one adapter of a model."""
 
-
 PREFIX = "base_model.model."
 """Begin of every name in PEFT's weight files."""
-
 
 SHOWN = 20
 

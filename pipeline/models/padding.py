@@ -16,7 +16,6 @@ from schemas.ragged import offsets_within
 PAD = 0
 """Id that fills batches; masked everywhere."""
 
-
 Ids = NDArray[np.int32]
 
 

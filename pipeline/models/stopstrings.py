@@ -24,7 +24,6 @@ from schemas.errors import ConfigError
 APPENDING = {"ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"}
 """Decoders that write a token where it stands, whichever follow it."""
 
-
 LOST_PLACE = "Invalid prefix"
 """What `tokenizers` says where bytes before a token turn out to be no character, and so the text
 that was read is no longer the beginning of the text."""

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
 """Patterns of files that hold a vocabulary; without one, transformers makes an empty tokenizer."""
 
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
 
 SHOWN_CHARS = 80
 

@@ -17,7 +17,6 @@ from schemas.errors import DataError
 
 _NEG_INF, _MAX_LOG_RATIO = -math.inf, 20.0
 
-
 _PerToken = Callable[[Sides, LossConfig], Tensor]
 
 

@@ -17,9 +17,7 @@ from schemas.tables import LOGPROB_ROUNDING
 
 _NEG_INF = -math.inf
 
-
 _MASS_TOLERANCE = 0.05  # 16-bit log-probabilities move the total mass by less than this
-
 
 _TAIL_EPSILON = 1e-6  # smallest share of the tail that stays when the sampled token leaves it
 

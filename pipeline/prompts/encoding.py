@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CHUNK_RECORDS = 4096
 """Records that are tokenised in one call and become one table."""
 
-
 SHOWN_PROBLEMS = 5
 """Bad records that an error lists; all are counted."""
 

@@ -26,7 +26,6 @@ from schemas.fingerprint import sha256
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet")
 
-
 BATCH_ROWS = 1024
 """Parquet rows turned into Python values at once."""
 

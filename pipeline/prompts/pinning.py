@@ -35,13 +35,10 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-
 Split = Literal["train", "eval"]
-
 
 SHARD_ROWS = 65536
 """Prompts in one shard at most."""
-
 
 CHAT_PARTS = ("chat template", "prompts.chat_template_kwargs")
 """Parts of the identity that matter to files with chats only."""

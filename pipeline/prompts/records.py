@@ -15,10 +15,8 @@ from typing import Any
 KINDS = ("prompt", "prompt_ids", "messages")
 """Columns that hold a prompt; a record has exactly one of them."""
 
-
 FIELDS = (*KINDS, "reference", "teacher", "weight", "prompt_id")
 """Columns with a meaning; all others are free metadata."""
-
 
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-37, 3e38
 """Weights that float32 holds in full precision."""

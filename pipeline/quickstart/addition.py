@@ -15,25 +15,18 @@ if TYPE_CHECKING:
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 
-
 VOCABULARY = (*SPECIAL, *"0123456789+=#")
-
 
 PAD, EOS, BOS = 0, 1, 2
 
-
 IDS = {text: index for index, text in enumerate(VOCABULARY)}
-
 
 DIGITS = (2, 4)
 """Fewest and most digits of an operand."""
 
-
 MAX_PROMPT_TOKENS = 2 * DIGITS[1] + 2
 
-
 MAX_RESPONSE_TOKENS = 4 * DIGITS[1] + 1 + DIGITS[1] + 1 + 1
-
 
 Put = Callable[[str, str], str]
 """Writes the right token or another of some choices; returns what was written."""

@@ -12,12 +12,9 @@ from pipeline.store import files
 
 PROMPTS_PER_ROUND = 1280
 
-
 EVAL_PROMPTS = 512
 
-
 Report = Callable[[str, int, int], None]
-
 
 CONFIG = """\
 # The quickstart's run: a student of 141 thousand parameters learns addition from a teacher of 642

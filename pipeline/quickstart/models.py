@@ -42,7 +42,6 @@ from schemas.config.engines import EngineSection
 HEAD = 32
 """Width of an attention head: the smallest that vLLM runs on a CPU."""
 
-
 CHECKED = 256
 """Held-out problems that decide whether training ends."""
 
@@ -77,7 +76,6 @@ TEACHER = Recipe(
     stop_at=2.0,
     check_every=500,
 )
-
 
 STUDENT = Recipe(
     hidden=64,

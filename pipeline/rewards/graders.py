@@ -17,7 +17,6 @@ from schemas.errors import ConfigError
 
 Reward = Callable[[str, str | None, dict[str, Any]], float]
 
-
 NUMBER = re.compile(r"(?:(?<![\d.])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 

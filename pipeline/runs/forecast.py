@@ -17,7 +17,6 @@ from schemas.scoresignal import Kind, Signal
 BYTES_PER_VALUE, BYTES_PER_LOGPROB = 4, 2
 """Of a score shard before compression: a log-probability that may be rounded has 16 bits."""
 
-
 OBJECTS_PER_UNIT = 2
 """A shard and its commit."""
 

@@ -13,7 +13,6 @@ from pipeline.scores.scores import Scores
 
 Nats = NDArray[np.float64]
 
-
 FLOOR_OF_LOGPROBS = -100.0
 """Log-probability that stands for −inf and whatever is lower."""
 

@@ -9,20 +9,16 @@ EXACT = 1e-3
 """In float32. vLLM and transformers agree to 1e-5 on a flat model and to 1.5e-4 on a sharp one;
 an old head that a reload left in its place was up to 10 nats away."""
 
-
 ROUNDED_MEAN = 0.1
 """Mean in 16 bits: above all that rounding was seen to make."""
-
 
 RELOAD_FLOOR = 0.01
 """Mean in 16 bits below which nothing is suspected after a reload: an engine that happened to round
 little when it was new may round so much."""
 
-
 RELOAD_FACTOR = 2.0
 """How often its own mean, when it was new, an engine may show after a reload in 16 bits: its
 rounding is much alike for all weights, so that old parts of a model stand out."""
-
 
 SERVERS_EXACT, SERVERS_ROUNDED = 1e-2, 0.5
 """Largest difference between servers on one short sequence, in float32 and in 16 bits. Devices and

@@ -23,7 +23,6 @@ from schemas.tables import SCHEMA_VERSION
 ROW_GROUP_TOKENS = 32768
 """Tokens per row group at most, one row at least."""
 
-
 METADATA_KEY = b"opd"
 
 

@@ -19,7 +19,6 @@ from schemas.tables import DIGEST, SCORES, check_table, with_absent
 LOWEST_FLOAT16 = np.float16(-65504.0)
 """Lowest finite log-probability that is stored, nats."""
 
-
 _HALVES = pa.array(np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32))
 """The float32 of every float16 bit pattern: looking it up beats converting."""
 

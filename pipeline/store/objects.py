@@ -46,9 +46,7 @@ def abort_upload(filesystem: Any, leftover: Leftover) -> None:
 MEMORY_LOCK = threading.Lock()
 """Held while `memory://` writes: its create looks first and writes afterwards."""
 
-
 LIVE: WeakValueDictionary[int, Any] = WeakValueDictionary()
-
 
 INHERITED: list[Any] = []
 """Filesystems of the parent process, kept until this one ends: closing one here takes its sockets

@@ -10,7 +10,6 @@ from schemas.errors import StorageError
 
 T = TypeVar("T")
 
-
 FINAL_ERRNOS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -23,10 +22,8 @@ FINAL_ERRNOS = {
 }
 """Faults of the operating system that waiting does not mend, in words."""
 
-
 BUGS = (AttributeError, AssertionError, MemoryError, NameError, TypeError)
 """Exceptions that come from our own process, not from the store."""
-
 
 FINAL_CODES = ("InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed")
 """S3 error codes that waiting does not mend."""

@@ -42,10 +42,8 @@ def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:
 
 T = TypeVar("T")
 
-
 FIRST_CONTACT_S = 15.0
 """Longest patience before the store has answered for the first time."""
-
 
 COPY_BYTES = 8 << 20
 

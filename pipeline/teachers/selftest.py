@@ -23,7 +23,6 @@ from schemas.scoresignal import Signal
 
 ROWS = 4
 
-
 TOKENS = 4096
 """Most rows and tokens of a self-test."""
 

@@ -20,29 +20,21 @@ from schemas.scoresignal import SCORE_COLUMNS
 POSITIONS = 32
 """Position buckets: 0, 1, 2-3, 4-7, and so on in powers of two."""
 
-
 MASS_EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, np.inf)
-
 
 TAIL_EDGES = (-np.inf, -20.0, -15.0, -10.0, -7.0, -5.0, -4.0, -3.0, -2.0, -1.0, np.inf)
 
-
 ENTROPY_EDGES = (-np.inf, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, np.inf)
 
-
 EDGES = {"mass": MASS_EDGES, "tail": TAIL_EDGES, "entropy": ENTROPY_EDGES}
-
 
 SURE = 0.1
 """Nats of entropy up to which a probability of exactly 1 is no surprise."""
 
-
 COLUMNS = tuple(column.name for column in SCORE_COLUMNS if not column.kind.is_whole)
 """Columns whose odd values are counted."""
 
-
 Counts = NDArray[np.int64]
-
 
 Sums = NDArray[np.float64]
 

@@ -37,7 +37,6 @@ from schemas.records.index import IndexState
 FOLDERS = tuple(f"{folder}/" for folder in (CACHE, PROMPTS, ROLLOUTS, RUNS))
 """How keys begin that records name."""
 
-
 ATTEMPTS = 5
 """Times that an index is read anew because it was compacted meanwhile."""
 

@@ -10,7 +10,6 @@ from schemas.config.section import Fraction, Positive, Section, tuning
 
 EngineName = Literal["hf", "vllm", "server"]
 
-
 NAME_OF_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 

@@ -6,18 +6,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-
 
 Positive = Annotated[int, Field(gt=0)]
 
-
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
-
 Dtype = Literal["float32", "bfloat16", "float16"]
-
 
 UNFINISHED = "\ufffd"
 """The character that stands for bytes which are no whole character."""
@@ -35,7 +30,6 @@ def _checked_texts(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
 
 StopTexts = Annotated[tuple[StopText, ...], Field(max_length=16), AfterValidator(_checked_texts)]
 

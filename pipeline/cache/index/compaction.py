@@ -21,10 +21,8 @@ from schemas.records.index import IndexRun, IndexState
 NEW_UNITS = 16
 """New units that are merged together."""
 
-
 FIRST_LEVEL_ROWS = 1 << 20
 """Entries of the first level's segment at most."""
-
 
 GROWTH = 16
 """How many times more the next level's segment may hold."""

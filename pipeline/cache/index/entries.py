@@ -15,21 +15,16 @@ from schemas.records.shards import Shard
 
 Keys = NDArray[np.uint64]
 
-
 Entries = NDArray[np.void]
 """Array of `ENTRY`."""
 
-
 Positions = NDArray[np.int64]
-
 
 ENTRY = np.dtype([("key", "<u8"), ("shard", "<u4"), ("row", "<u4")])
 """A sequence and where its scores are: number of the shard in a table of shards, and row."""
 
-
 SHARD = np.dtype([("sha256", "S64"), ("bytes", "<u8"), ("rows", "<u4"), ("tokens", "<u8")])
 """A shard in such a table."""
-
 
 SPREADS = 6.0
 """Half-width of a window in standard deviations of a key's place."""

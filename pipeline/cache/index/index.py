@@ -33,7 +33,6 @@ from schemas.records.shards import Shard
 
 T = TypeVar("T")
 
-
 PATIENCE = 20
 """Times that a reading starts anew because the index was compacted meanwhile."""
 

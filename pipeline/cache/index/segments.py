@@ -29,14 +29,11 @@ from schemas.records.index import IndexPart, IndexRun
 PART_ROWS = 1 << 17
 """Entries of a part: 2 MB."""
 
-
 GAP = 4096
 """Entries between two windows that are read along: 64 KB, cheaper than another request."""
 
-
 BATCH = 1 << 20
 """Entries that a look-up holds at once, about: 16 MB."""
-
 
 NOWHERE = np.iinfo(np.uint32).max
 """Row of an entry that was not found."""

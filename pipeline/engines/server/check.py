@@ -33,14 +33,11 @@ from schemas.errors import ConfigError, IdentityError
 FIXED_TOKENS = 16
 """Tokens of the sequence that every server is asked for."""
 
-
 FIXED_STRIDE = 7919
 """Step from id to id of that sequence; a prime."""
 
-
 ASK_S = 10.0
 """Seconds to wait for an answer where only the version is asked."""
-
 
 TOP_ONE = Sampling(1.0, top_p=1.0, top_k=1, max_new_tokens=8, stop_token_ids=(), candidates=2)
 """Sampling that leaves no second id a probability, but where two have the very same logit."""

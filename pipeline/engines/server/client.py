@@ -20,21 +20,16 @@ from schemas.errors import ConfigError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 
-
 CONNECT_S = 10.0
-
 
 IDLE_S = 2.0
 """Seconds that a connection is kept; vLLM's own end after 5."""
 
-
 SHOWN = 500
 """Characters of a server's message that are told."""
 
-
 NOT_A_NUMBER = "not JSON compliant"
 """What a server says whose reply would hold a NaN."""
-
 
 WRONG_METHOD = 405
 

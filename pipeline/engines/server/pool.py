@@ -16,7 +16,6 @@ from schemas.errors import DataError, StorageError
 
 T = TypeVar("T")
 
-
 POLL_S = 0.05
 
 

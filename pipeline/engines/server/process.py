@@ -23,21 +23,16 @@ from schemas.errors import CapacityError, ConfigError
 
 MODULE = "vllm.entrypoints.openai.api_server"
 
-
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
 """What vLLM is told unless the user said otherwise."""
-
 
 START_S = 3600.0
 """Seconds after which a server that is not ready is given up."""
 
-
 NOTE_S, POLL_S = 30.0, 0.2
-
 
 GRACE_S = 20.0
 """Seconds that a server may take to end before it is killed."""
-
 
 ERROR_LINES, TAIL_LINES, TAIL_BYTES = 5, 15, 1 << 17
 

@@ -13,11 +13,9 @@ def scoring_parameters(k: int) -> dict[str, Any]:
 
 COMPACT, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
 
-
 FORBIDDING_BIAS = -100.0
 """The lowest that vLLM adds to a logit on request. Its highest temperature is 2, where
 this leaves an id exp(-50) of what it had: nothing in float32."""
-
 
 MOST_BIASED = 4096
 """Ids that are forbidden one by one; of more, the others are allowed one by one."""

@@ -18,7 +18,6 @@ from pipeline.engines.server.topk import LOWEST, ORDER_ERROR
 TOKEN_ID = "token_id:"
 """What stands before an id where a server would give text."""
 
-
 TextEnd = Callable[[NDArray[np.int64]], int | None]
 """Returns after how many tokens a response ends at a stop string, or None where it does not."""
 

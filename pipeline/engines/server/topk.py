@@ -18,10 +18,8 @@ from schemas.columns import Floats, Ids
 LOWEST = -9999.0
 """What vLLM writes for -inf, which JSON does not have."""
 
-
 ORDER_ERROR = 1e-5
 """Nats by which rounding may put two ids into the wrong order."""
-
 
 MASS_ERROR = 1e-2
 

@@ -20,14 +20,11 @@ from schemas.errors import ConfigError
 
 T = TypeVar("T")
 
-
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can be made ready for; an adapter may have fewer."""
 
-
 WITHOUT_ADAPTERS = "does not support LoRA"
 """What vLLM says of a model whose class takes no adapters."""
-
 
 NAME = "adapter"
 """What a server of our own calls the adapter."""

@@ -13,14 +13,11 @@ from schemas.errors import CapacityError, ConfigError
 
 GIB = 1 << 30
 
-
 CPU_SHARE = 0.25
 """Share of the free memory that the key-value cache may take on a CPU."""
 
-
 BLOCK_TOKENS = 128
 """Tokens of a block of vLLM's key-value cache on a CPU."""
-
 
 LEAST_BATCH_TOKENS = 64
 """Tokens of a forward pass below which memory is not the matter."""

@@ -39,10 +39,8 @@ ENVIRONMENT = {
 }
 """What vLLM is told unless the user said otherwise."""
 
-
 LOOK_S = 5.0
 """Seconds of silence after which it is seen whether vLLM's process is alive."""
-
 
 OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """Variable that gives vLLM's engine a process of its own; by default on GPUs only."""

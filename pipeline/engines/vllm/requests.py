@@ -10,7 +10,6 @@ from schemas.errors import ConfigError
 LEAST_TEMPERATURE = 0.01
 """vLLM samples at no lower temperature than this one, above 0."""
 
-
 SCORING: dict[str, Any] = {"n": 1, "max_tokens": 1, "temperature": 0.0, "ignore_eos": True}
 """Parameters of every request that scores: vLLM computes no prompt without sampling one token."""
 

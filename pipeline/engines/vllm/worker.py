@@ -22,10 +22,8 @@ from schemas.scoresignal import Signal
 Packed = dict[str, tuple[str, list[int], bytes]]
 """Arrays by name: type, shape and bytes, for they cross a process border."""
 
-
 JOB = "opd_job"
 """Name under which a request's `extra_args` say what is to be scored of it."""
-
 
 LIMIT = "opd_vocab_size"
 """Name under which they say below which id is sampled."""

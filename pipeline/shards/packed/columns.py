@@ -26,10 +26,8 @@ from schemas.tables import DIGEST, SCORES, check_table, with_absent
 TOPK = ("topk_ids", "topk_logprobs")
 """Columns that `topk` stores, in a shape of their own."""
 
-
 FIRST = ("tail_logprobs", "token_rank", "entropy")
 """Columns of numbers that stand before the others in a file, whose bytes have an order."""
-
 
 Numbers = NDArray[np.int32]
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 
-
 Counts = NDArray[np.int64]
 
 

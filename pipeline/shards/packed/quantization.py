@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 OFFSET = np.float32(2.0)
 
-
 FINE, COARSE = 16, 17
 """Bits of a float32 that a level drops: 7 bits of mantissa stay, or 6."""
 

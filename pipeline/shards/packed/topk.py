@@ -24,12 +24,9 @@ from schemas.ragged import stretches
 ESCAPE = 15
 """Step that says: the rest of it is among the long ones."""
 
-
 HALVES = ("topk_ids_low", "topk_steps")
 
-
 PIECE_ENTRIES = 1 << 20
-
 
 Numbers = NDArray[np.int32]
 

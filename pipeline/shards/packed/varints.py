@@ -15,18 +15,13 @@ from schemas.errors import DataError
 
 LIMIT = 1 << 24
 
-
 SMALL, WIDE, WIDEST = 192, 252, 255
-
 
 WIDE_START = SMALL + 256 * (WIDE - SMALL)
 
-
 Bytes = NDArray[np.uint8]
 
-
 Counts = NDArray[np.int64]
-
 
 _WIDE_STARTS = np.array(
     [*(WIDE_START + 65536 * np.arange(WIDEST - WIDE)), WIDE_START], dtype=np.int32
