@@ -22,7 +22,8 @@ PATIENCE_S, POLL_S = 10.0, 0.05
 
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
-_LIBC = ctypes.CDLL(None)  # loaded here, for a child that has just been forked should load nothing
+# loaded here, for a child that has just been forked should load nothing
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
     Args:
         number: the signal.
     """
-    if sys.platform == "linux":
+    if _LIBC is not None:
         _LIBC.prctl(PARENT_DEATH_SIGNAL, number)
 
 

@@ -182,3 +182,11 @@ def test_every_number_has_a_bound() -> None:
     numbers = {key: v for key, v in properties.items() if v.get("type") in ("integer", "number")}
     bounds = {"minimum", "exclusiveMinimum"}
     assert [key for key, value in numbers.items() if not bounds & set(value)] == []
+
+
+def test_a_section_says_how_long_a_response_may_be_or_that_it_does_not() -> None:
+    config = parse("rollout.max_new_tokens=9", "eval.reward=exact_match", "prompts.eval=p.jsonl")
+    assert (config.rollout.response_limit, config.score.response_limit) == (9, None)
+    assert config.eval is not None and config.eval.response_limit is None
+    own = parse("eval.reward=exact_match", "prompts.eval=p.jsonl", "eval.max_new_tokens=5").eval
+    assert own is not None and own.response_limit == 5

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakKeyDictionary
@@ -182,6 +183,7 @@ def children_killed(folder: str) -> Iterator[list[int]]:
 
     Gives their numbers, once it has happened.
     """
+    resource_tracker.ensure_running()  # Python's own, for as long as this process lives
     own, write, killed = psutil.Process(), Storage._write, list[int]()
     before = set(own.children(recursive=True))
 
