@@ -29,7 +29,7 @@ class DataError(OpdError):
 
 
 class ConflictError(OpdError):
-    """Another process holds what this one needs: wait for it, or stop it."""
+    """What this process asks for is taken by something else: choose another name."""
 
     exit_code = 5
 

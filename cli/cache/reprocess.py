@@ -1,15 +1,19 @@
 """`opd cache reprocess`: new scores from stored ones."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from cli.options import ConfigOption, JsonOption, SetOption, WorkerOption, load_run, parse_worker
 from cli.output import make_progress, print_json
+from schemas.config.score import ScoreSection
 
 SOURCES, KEPT = "What to read", "What the new scores keep; default all"
 """Headings of the options in the help."""
+
+CODECS = get_args(ScoreSection.model_fields["codec"].annotation)
+"""Names of the codecs, as `score.codec` takes them."""
 
 Sources = Annotated[
     list[str],
@@ -60,7 +64,7 @@ MinK = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Form of the shards, as score.codec names it.", rich_help_panel=KEPT
+        metavar="NAME", help=f"Form of the shards: {' or '.join(CODECS)}.", rich_help_panel=KEPT
     ),
 ]
 OneTail = Annotated[

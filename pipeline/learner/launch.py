@@ -82,8 +82,8 @@ def failure_of(failures: "Mapping[int, ProcessFailure]") -> tuple[int, int, OpdE
     if code < 0:
         by_hand = " (by hand, or because memory ran out)" if code == -signal.SIGKILL else ""
         told = (
-            f"was killed by {signal.Signals(-code).name}{by_hand}. The same command goes on from "
-            "the last saved state (train.save_steps)"
+            f"was killed by {signal.Signals(-code).name}{by_hand}. The same command resumes "
+            "from the last saved state (train.save_steps)"
         )
     return rank, code, kinds.get(code, OpdError)(f"process {rank} of the learner {told}")
 

@@ -182,7 +182,7 @@ def ranks_joined(device: str) -> Iterator[Ranks]:
         _wait_for_launcher()
         raise OpdError(
             "another process of the learner ended: its own message says why. The same command "
-            "goes on from the last saved state (train.save_steps)"
+            "resumes from the last saved state (train.save_steps)"
         ) from None
 
 

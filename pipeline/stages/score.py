@@ -37,7 +37,7 @@ from schemas.records.scores import CacheCommit, ScoreCommit, ScoreManifest
 from schemas.records.shards import UnitShard
 from schemas.scoresignal import Signal
 
-LOWEST_LOGPROB = -100.0
+TEACHER_FLOOR = -100.0
 """Teacher log-probability that stands for −inf in the reported reverse KL."""
 
 
@@ -200,7 +200,7 @@ def _covered(
     """Return the record that a unit is covered: what it took, how far teacher and student are."""
     paid = cached.paid_by == _payer(job)
     own = flat_values(rows, "response_mask")
-    teacher = np.maximum(flat_values(scores, "token_logprob"), LOWEST_LOGPROB)
+    teacher = np.maximum(flat_values(scores, "token_logprob"), TEACHER_FLOOR)
     gap = flat_values(rows, "rollout_student_logprobs") - teacher
     return ScoreCommit(
         unit=unit,

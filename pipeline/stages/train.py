@@ -1,7 +1,7 @@
 """The train stage: the learner turns a round's scored sequences into the next checkpoint.
 
 Promises: no teacher is touched; a checkpoint is reloaded and compared before it is committed; run
-again after a crash, the stage goes on from the last saved state.
+again after a crash, the stage resumes from the last saved state.
 """
 
 from pipeline.learner.inputs import TrainInputs, find_work

@@ -1,7 +1,7 @@
 """Copying of one root's teacher caches into another's.
 
 Promises: every shard is verified on the way; units that are there already are left alone; killed
-and run again, it goes on.
+and run again, it resumes.
 """
 
 from dataclasses import dataclass

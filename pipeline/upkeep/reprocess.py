@@ -1,6 +1,6 @@
 """Reprocessing: a new scorer whose scores are made from stored ones, with no teacher.
 
-Promises: units, commits and index as of any scorer; killed and run again, it goes on; the new
+Promises: units, commits and index as of any scorer; killed and run again, it resumes; the new
 scorer says which ones it comes from.
 """
 

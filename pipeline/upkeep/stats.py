@@ -1,4 +1,4 @@
-"""The figures of a scorer's cache: its shards streamed through `cachestats`, and put into words.
+"""The figures of a scorer's cache: its shards read one by one, summed and put into words.
 
 Promises: one shard is held at a time; what cannot be read is named and left out.
 """

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.server.client import BadReply
 from pipeline.engines.server.replies import FORM_ERRORS, check_logprobs, parse
-from pipeline.engines.server.topk import LOWEST, ORDER_ERROR
+from pipeline.engines.server.topk import MINUS_INF_OF_SERVERS, ORDER_ERROR
 
 TOKEN_ID = "token_id:"
 """What stands before an id where a server would give text."""
@@ -75,7 +75,7 @@ def _within(top: Top, limit: int) -> Top:
     check_logprobs(logprobs)
     if (np.diff(logprobs, axis=1) > ORDER_ERROR).any():
         raise BadReply("sent candidates that are not in rank order")
-    lowest = logprobs <= LOWEST
+    lowest = logprobs <= MINUS_INF_OF_SERVERS
     ids = np.where(lowest, np.minimum(ids, limit - 1), ids)
     if not ((ids >= 0) & (ids < limit)).all():
         raise BadReply(f"sent a candidate outside [0, {limit})")
@@ -86,7 +86,7 @@ def _sample(ids: NDArray[np.int64], reason: str, logprobs: NDArray[np.float64], 
     if logprobs.shape != ids.shape:
         raise BadReply(f"sent {logprobs.size} log-probabilities of {len(ids)} tokens")
     check_logprobs(logprobs)
-    if (logprobs <= LOWEST).any():
+    if (logprobs <= MINUS_INF_OF_SERVERS).any():
         raise BadReply("sampled a token that has no probability")
     wanted = bool(top[0].shape[1])
     return Sample(

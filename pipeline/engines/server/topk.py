@@ -15,7 +15,7 @@ from pipeline.engines.server.client import BadReply
 from pipeline.engines.server.replies import FORM_ERRORS, check_logprobs
 from schemas.columns import Floats, Ids
 
-LOWEST = -9999.0
+MINUS_INF_OF_SERVERS = -9999.0
 """What vLLM writes for -inf, which JSON does not have."""
 
 ORDER_ERROR = 1e-5
@@ -105,12 +105,12 @@ def _checked(flat: _Flat, k: int, vocab_size: int) -> TopRows:
     logprobs = np.take_along_axis(logprobs, order, axis=1)
     token, outside = flat.logprobs[first], flat.counts > k
     _check_rows(logprobs, token[outside] - logprobs[outside, -1], vocab_size)
-    lowest = logprobs <= LOWEST
+    lowest = logprobs <= MINUS_INF_OF_SERVERS
     inside_rank = 1 + (logprobs > token[:, None]).sum(axis=1)
     return TopRows(
         ids=np.take_along_axis(ids, order, axis=1).astype(np.int32),
         logprobs=np.where(lowest, -np.inf, logprobs),
-        token_logprob=np.where(token <= LOWEST, -np.inf, token).astype(np.float32),
+        token_logprob=np.where(token <= MINUS_INF_OF_SERVERS, -np.inf, token).astype(np.float32),
         token_rank=np.where(outside, flat.ranks[first], inside_rank).astype(np.int32),
     )
 

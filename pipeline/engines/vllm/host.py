@@ -253,8 +253,8 @@ def _living() -> Iterator[None]:
             raise
         raise CapacityError(
             "vLLM's engine process ended on its own; its last words, if any, are above. Memory is "
-            "the usual cause: lower batch_tokens or vllm.kv_cache_gb of the stage's section. The "
-            "same command goes on after what is committed"
+            "the usual cause: lower batch_tokens or vllm.kv_cache_gb of the stage's section. Run "
+            "the same command again to resume"
         ) from error
 
 
