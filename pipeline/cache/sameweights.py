@@ -21,7 +21,11 @@ MAY_DIFFER = ("engine", "engine_version", "dtype", "codec", "reuse")
 
 
 def find_siblings(
-    storage: Storage, mine: ScorerIdentity, note: Callable[[str], None]
+    storage: Storage,
+    mine: ScorerIdentity,
+    note: Callable[[str], None],
+    *,
+    most_rows: int | None = None,
 ) -> list[ScoreCache]:
     """Return the caches whose rows may stand for a scorer's own, the most alike first.
 
@@ -29,6 +33,7 @@ def find_siblings(
         storage: the root's store.
         mine: whose siblings they are; without any unless its identity says `same-weights`.
         note: told of scorers that cannot be read.
+        most_rows: rows of the shards that are read of each at most, as `ScoreCache` has it.
     """
     if mine.reuse != "same-weights":
         return []
@@ -41,7 +46,7 @@ def find_siblings(
         elif place == scorer_key(identity.key) and are_siblings(mine, identity):
             found.append(identity)
     found.sort(key=lambda one: (len(_differences(mine, one)), one.key))
-    return [ScoreCache(storage, one, note) for one in found]
+    return [ScoreCache(storage, one, note, most_rows=most_rows) for one in found]
 
 
 def are_siblings(mine: ScorerIdentity, other: ScorerIdentity) -> bool:

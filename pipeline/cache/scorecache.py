@@ -61,6 +61,7 @@ class ScoreCache:
         note: Callable[[str], None],
         *,
         held_bytes: int = HELD_BYTES,
+        most_rows: int | None = None,
     ) -> None:
         """Name the cache; nothing is read yet.
 
@@ -69,11 +70,13 @@ class ScoreCache:
             identity: whose scores they are.
             note: told of shards that cannot be used.
             held_bytes: bytes of shards that are held for later look-ups at most.
+            most_rows: rows of the shards that are read at most to spare the teacher a part of a
+                unit; None for no bound.
         """
         self._storage, self._identity, self._note = storage, identity, note
         self._folder = scorer_folder(identity.key)
         self._index = Index(storage, identity.key)
-        self._shards = ShardReads(storage, identity.key, held_bytes=held_bytes)
+        self._shards = ShardReads(storage, identity.key, held_bytes=held_bytes, most_rows=most_rows)
         self._looked_up: tuple[list[str], Hits] | None = None
         """The last look-up since the index changed, for one who asks twice for the same."""
 
@@ -113,8 +116,9 @@ class ScoreCache:
 
         Args:
             digests: sequence digests, none of them twice.
-            spared: tokens that the teacher would read for each of them; a shard whose read costs
-                more than it spares is left alone. None to leave none alone.
+            spared: tokens that the teacher would read for each of them. Shards that spare most are
+                read first, and one whose read costs more than it spares is left alone. None to
+                leave none alone.
 
         Raises:
             DataError: an object of the index is damaged.
@@ -122,11 +126,13 @@ class ScoreCache:
         hits = self._lookup(digests)
         asked = np.array(digests, dtype=object)
         tables = [SCORES.empty_table()]
-        for number in np.unique(hits.shard[hits.shard >= 0]).tolist():
+        there = hits.shard[hits.shard >= 0]
+        tokens = np.array([0 if spared is None else spared[digest] for digest in digests])
+        worth = np.bincount(there, tokens[hits.shard >= 0]).astype(np.int64)
+        numbers = np.unique(there)
+        for number in numbers[np.argsort(-worth[numbers], kind="stable")].tolist():
             mine, shard = np.flatnonzero(hits.shard == number), hits.shards[number]
-            if spared is not None and not self._shards.pays(
-                shard, sum(spared[digest] for digest in asked[mine])
-            ):
+            if spared is not None and not self._shards.pays(shard, int(worth[number])):
                 continue
             found = self._rows(shard, hits.row[mine])
             if found is not None:

@@ -1,4 +1,4 @@
-"""Reads of a cache's shards: once while a shard is held, never for more than the read spares.
+"""Reads of a cache's shards: once while a shard is held, few, and only where a read pays.
 
 Promises: bytes are verified whole, sha256 included, before a row of them is used. A row group alone
 could not be: the pages' checksums leave the footer out. So shards are read whole, and only the row
@@ -26,19 +26,32 @@ BYTES_PER_TOKEN = 1 << 16
 """Bytes that are fetched and hashed at most to spare the teacher a token more: 0.65 ms at 100 MB/s,
 in which a dense teacher of 100B on one GPU reads about a token, and a smaller one reads more."""
 
+ROWS_PER_ROW = 2
+"""Rows of shards that a call reads for each row of its round at most: as many as it writes, and as
+many again. So a call costs the same however many shards the root has."""
+
 
 class ShardReads:
     """What one process reads of one scorer's shards."""
 
-    def __init__(self, storage: Storage, scorer: str, *, held_bytes: int = HELD_BYTES) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        scorer: str,
+        *,
+        held_bytes: int = HELD_BYTES,
+        most_rows: int | None = None,
+    ) -> None:
         """Hold nothing yet.
 
         Args:
             storage: the store.
             scorer: key of the scorer whose shards they are.
             held_bytes: bytes to hold at most.
+            most_rows: rows that shards which are found to pay may have in all; None for no bound.
         """
         self._storage, self._scorer, self._limit = storage, scorer, held_bytes
+        self._rows_left = most_rows
         self._held: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
         self._passed_over: dict[str, int] = {}
@@ -51,10 +64,14 @@ class ShardReads:
         """
         if shard.key in self._held:
             return True
+        if self._rows_left is not None and shard.rows > self._rows_left:
+            return False
         spared = self._passed_over.pop(shard.key, 0) + tokens
         pays = spared >= least_tokens(shard)
         if not pays:
             self._passed_over[shard.key] = spared
+        elif self._rows_left is not None:
+            self._rows_left -= shard.rows
         return pays
 
     def rows(self, shard: Shard, rows: NDArray[np.int64]) -> pa.Table:

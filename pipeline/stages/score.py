@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pipeline.cache.reuse import find_stored
 from pipeline.cache.sameweights import find_siblings
 from pipeline.cache.scorecache import Origin, Published, ScoreCache
+from pipeline.cache.shardreads import ROWS_PER_ROW
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import require_engine
 from pipeline.runs.figures import Noise, ScoreFigures
@@ -121,17 +122,19 @@ def _score(
         )
     scorer = find_scorer(run, round_index, teacher)
     pin_scorer(run, scorer)
+    storage, identity, note = run.storage, scorer.identity, progress.note
+    most_rows = ROWS_PER_ROW * rollout.rows
     job = _Job(
         run=run,
         rollout=rollout,
         scorer=scorer,
-        cache=ScoreCache(run.storage, scorer.identity, progress.note),
-        siblings=find_siblings(run.storage, scorer.identity, progress.note),
-        note=progress.note,
+        cache=ScoreCache(storage, identity, note, most_rows=most_rows),
+        siblings=find_siblings(storage, identity, note, most_rows=most_rows),
+        note=note,
         test=SelfTest(
-            Signal.of(scorer.identity.signal),
-            vocab_size=scorer.identity.vocab_size,
-            tolerance=tolerance_of(run.config.score, scorer.identity.dtype),
+            Signal.of(identity.signal),
+            vocab_size=identity.vocab_size,
+            tolerance=tolerance_of(run.config.score, identity.dtype),
             where=f"teachers.{teacher}",
         ),
         folder=run.stage_folder(round_index, score_stage(teacher)),

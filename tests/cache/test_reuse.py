@@ -90,6 +90,23 @@ def test_a_round_reads_as_many_shards_whatever_else_repeats_by_chance_in_the_roo
     assert stored == [UNIT // 2] * UNITS
 
 
+@pytest.mark.parametrize("further", [0, 10, 100])
+def test_a_bounded_call_reads_the_shards_that_spare_most_however_many_there_are(
+    tmp_path: Path, further: int
+) -> None:
+    rows, old = sequences(2200, seed=0), ScoreCache(Storage(str(tmp_path)), SCORER.identity, print)
+    best = [publish(old, rows.slice(start, 60)) for start in (0, 60)]
+    for number in range(further):
+        repeat = rows.slice(120 + 20 * number, 20)
+        assert tokens_of(repeat) >= least_tokens(publish(old, repeat))  # it would pay, too
+    storage = CountingReads(str(tmp_path))
+    cache = ScoreCache(storage, SCORER.identity, print, most_rows=120)
+    assert find(cache, rows).scores.num_rows == 120
+    assert storage.shards == {shard.key: 1 for shard in best}
+    assert find(cache, rows).scores.num_rows == 120  # from what is held, without another read
+    assert storage.shards == {shard.key: 1 for shard in best}
+
+
 def test_a_repeat_inside_a_round_is_taken_without_a_read(tmp_path: Path) -> None:
     first = sequences(UNIT, seed=0)
     second = pa.concat_tables([first.slice(0, UNIT // 2), sequences(UNIT, seed=1)])
