@@ -167,7 +167,7 @@ def _scores(ids: Any, logprobs: Any, token: Any, token_logprob: Any, tail: Any) 
     return Scores(
         topk_ids=np.ascontiguousarray(ids, np.int32),
         topk_logprobs=np.ascontiguousarray(logprobs, np.float32),
-        tail=np.asarray(tail, np.float32),
+        tail_logprobs=np.asarray(tail, np.float32),
         token_logprob=np.asarray(token_logprob, np.float32),
         token_rank=rank.astype(np.int32),
         entropy=np.maximum(entropy, 0).astype(np.float32),
@@ -228,7 +228,7 @@ def divergence(exact: Scores, stored: Scores) -> NDArray[np.float64]:
 
 
 def _normalised(scores: Scores) -> NDArray[np.float64]:
-    joined = np.concatenate([scores.topk_logprobs, scores.tail[:, None]], axis=1)
+    joined = np.concatenate([scores.topk_logprobs, scores.tail_logprobs[:, None]], axis=1)
     joined = joined.astype(np.float64)
     return np.asarray(joined - np.logaddexp.reduce(joined, axis=1)[:, None])
 

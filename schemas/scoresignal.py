@@ -139,13 +139,6 @@ class ScoreColumn:
     """Whether a table may have more than 2^31 values of it."""
     wide: bool = False
     """Whether the array has a second axis even where a token has one value."""
-    in_scores: str | None = None
-    """Name of the array in `Scores`; None for the column's own."""
-
-    @property
-    def array(self) -> str:
-        """Name of the array in `Scores` that the column is made of."""
-        return self.in_scores or self.name
 
     @property
     def is_optional(self) -> bool:
@@ -161,7 +154,7 @@ SCORE_COLUMNS = (
     _topk("topk_ids", Kind.IDS),
     _topk("topk_logprobs", Kind.LOGPROBS),
     ScoreColumn("topk_count", Kind.NUMBERS, lambda s: int(s.ragged), most=lambda s: s.k),
-    ScoreColumn("tail_logprobs", Kind.MASSES, lambda s: s.tail_buckets, in_scores="tail"),
+    ScoreColumn("tail_logprobs", Kind.MASSES, lambda s: s.tail_buckets),
     ScoreColumn("token_logprob", Kind.EXACT_LOGPROBS, lambda s: 1),
     ScoreColumn("token_rank", Kind.NUMBERS, lambda s: 1),
     ScoreColumn("entropy", Kind.ENTROPIES, lambda s: int(s.entropy)),

@@ -156,7 +156,7 @@ class RoundData:
 def _teacher_columns(table: pa.Table) -> TeacherColumns:
     """Return what the losses read of a score table; buckets of the tail become one."""
     scores = scores_of(table)
-    tail = scores.tail
+    tail = scores.tail_logprobs
     return TeacherColumns(
         topk_ids_TK=scores.topk_ids,
         topk_logprobs_TK=scores.topk_logprobs,

@@ -32,7 +32,7 @@ def table_of(digests: list[str], scores: Scores, lengths: Counts, signal: Signal
     arrays = scores.arrays()
     flat = {**_topk(scores, lengths, signal), **_draws(scores, lengths)}
     for column in signal.columns:
-        values = arrays.get(column.array)
+        values = arrays.get(column.name)
         if column.name not in flat and values is not None:
             flat[column.name] = values.reshape(-1), lengths * math.prod(values.shape[1:])
     columns = {n: list_array(v, counts, SCORES.field(n).type) for n, (v, counts) in flat.items()}
@@ -52,7 +52,7 @@ def scores_of(table: pa.Table) -> Scores:
         if column.counted_by in counts:
             values = _uncounted(values, column, *counts[column.counted_by])
         narrow = not column.wide and len(values) == tokens
-        arrays[column.array] = values if narrow else _rectangle(values, tokens)
+        arrays[column.name] = values if narrow else _rectangle(values, tokens)
     return Scores.of(arrays)
 
 

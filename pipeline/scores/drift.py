@@ -135,7 +135,7 @@ def _masses(scores: Scores, places: NDArray[np.int64]) -> tuple[Nats, Nats]:
     mass = np.exp(scores.topk_logprobs.astype(np.float64))
     others = mass.copy()
     others.reshape(-1)[places] = 0.0
-    tail = np.exp(scores.tail.astype(np.float64)).reshape(len(mass), -1)
+    tail = np.exp(scores.tail_logprobs.astype(np.float64)).reshape(len(mass), -1)
     return mass.reshape(-1)[places], others.sum(axis=1) + tail.sum(axis=1)
 
 

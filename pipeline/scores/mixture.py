@@ -57,7 +57,7 @@ def mix(scores: Sequence[Scores], weights: Sequence[float], *, k: int) -> Scores
     order_TW = np.argsort(-mass_TW, axis=1, kind="stable")
     ids_TW = np.take_along_axis(ids_TW, order_TW, axis=1)
     mass_TW = np.maximum(np.take_along_axis(mass_TW, order_TW, axis=1), 0)
-    tails = [np.logaddexp.reduce(o.tail.reshape(len(ids_TW), -1), axis=1) for o in scores]
+    tails = [np.logaddexp.reduce(o.tail_logprobs.reshape(len(ids_TW), -1), axis=1) for o in scores]
     share = np.asarray(weights)[:, None]
     tail = (share * _exp(np.stack(tails))).sum(axis=0) + mass_TW[:, k:].sum(axis=1)
     token = (share * _exp(np.stack([one.token_logprob for one in scores]))).sum(axis=0)
@@ -65,7 +65,7 @@ def mix(scores: Sequence[Scores], weights: Sequence[float], *, k: int) -> Scores
     return Scores(
         topk_ids=np.ascontiguousarray(ids_TW[:, :k], np.int32),
         topk_logprobs=_log(mass_TW[:, :k]),
-        tail=_log(tail),
+        tail_logprobs=_log(tail),
         token_logprob=_log(token),
         token_rank=1 + (mass_TW > token[:, None] * (1 + 1e-9)).sum(axis=1, dtype=np.int32),
         entropy=-(parts * np.where(parts > 0, _log(parts), 0)).sum(axis=1, dtype=np.float32),

@@ -52,16 +52,16 @@ def derive(scores: Scores, target: Signal) -> Scores:
     """
     ids_TK, logprobs_TK = scores.topk_ids, scores.topk_logprobs
     kept_TK = _kept(ids_TK, logprobs_TK, target)
-    tail = scores.tail
+    tail = scores.tail_logprobs
     if target.tail_buckets == 1 and tail.ndim == 2:
         tail = np.logaddexp.reduce(tail, axis=1)
     left_TK = np.where(kept_TK, -np.inf, logprobs_TK)
     width = min(target.k, ids_TK.shape[1])
-    kept = {column.array for column in target.columns}
+    kept = {column.name for column in target.columns}
     changed = {
         "topk_ids": np.where(kept_TK, ids_TK, -1)[:, :width].astype(np.int32),
         "topk_logprobs": np.where(kept_TK, logprobs_TK, -np.inf)[:, :width].astype(np.float32),
-        "tail": _with(tail, ids_TK, left_TK),
+        "tail_logprobs": _with(tail, ids_TK, left_TK),
     }
     same = {name: values for name, values in scores.arrays().items() if name in kept}
     return Scores.of({**same, **changed})

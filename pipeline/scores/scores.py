@@ -20,7 +20,7 @@ class Scores:
     Attributes:
         topk_ids: int32 [T, K] in rank order; -1 where a position keeps fewer.
         topk_logprobs: [T, K]; -inf where a position keeps fewer.
-        tail: [T] log mass outside the top-k, or [T, M] in M buckets; -inf where it is empty.
+        tail_logprobs: [T] log mass outside the top-k, or [T, M] in M buckets; -inf where empty.
         token_logprob: [T] of the token that stands there.
         token_rank: int32 [T] of that token, from 1.
         entropy: [T] of the whole distribution, nats; None where the signal does not have it.
@@ -32,7 +32,7 @@ class Scores:
 
     topk_ids: Ids
     topk_logprobs: Floats
-    tail: Floats
+    tail_logprobs: Floats
     token_logprob: Floats
     token_rank: Ids
     entropy: Floats | None = None
@@ -71,12 +71,12 @@ class Scores:
             DataError: a NaN, a positive log-probability or an impossible id.
         """
         arrays = self.arrays()
-        numbers = [c for c in SCORE_COLUMNS if c.array in arrays and not c.kind.is_whole]
-        highest = {c.array: float(arrays[c.array].max(initial=-np.inf)) for c in numbers}
+        numbers = [c for c in SCORE_COLUMNS if c.name in arrays and not c.kind.is_whole]
+        highest = {c.name: float(arrays[c.name].max(initial=-np.inf)) for c in numbers}
         wrong = [name for name, value in highest.items() if np.isnan(value)]
         if wrong:
             raise DataError(f"{where}: the teacher's {wrong[0]} holds NaN; nothing was stored")
-        if any(highest[c.array] > LOGPROB_ROUNDING for c in numbers if c.kind.is_logprob):
+        if any(highest[c.name] > LOGPROB_ROUNDING for c in numbers if c.kind.is_logprob):
             raise DataError(f"{where}: the teacher returned a positive log-probability")
         if self.topk_ids.max(initial=0) >= vocab_size or self._lacks_ids():
             raise DataError(f"{where}: the teacher returned an id outside [0, {vocab_size})")

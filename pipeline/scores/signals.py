@@ -59,7 +59,7 @@ def score_signals(
     mean_T1 = torch.linalg.vecdot(weights_TV, finite_TV)[:, None] / sum_T1
     found["entropy"] = (log_sum_T1 - mean_T1)[:, 0].clamp(min=0.0)
     rest_TV = weights_TV.scatter_(-1, torch.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0)
-    return {**found, "tail": _tail(rest_TV, signal.tail_buckets, sum_T1)}
+    return {**found, "tail_logprobs": _tail(rest_TV, signal.tail_buckets, sum_T1)}
 
 
 def _cut(top_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,8 @@ class ScoreStats:
         if not len(bucket_T):
             return
         scores = scores_of(table)
-        tail_T = np.exp(scores.tail.astype(np.float64).reshape(len(bucket_T), -1)).sum(axis=1)
+        tail_TM = scores.tail_logprobs.astype(np.float64).reshape(len(bucket_T), -1)
+        tail_T = np.exp(tail_TM).sum(axis=1)
         mass_T = np.exp(scores.topk_logprobs.astype(np.float64)).sum(axis=1)
         self.tokens += np.bincount(bucket_T, minlength=POSITIONS)
         self.mass += _summed(bucket_T, mass_T)
@@ -113,7 +114,7 @@ class ScoreStats:
         unsure_T = entropy_T > SURE
         zeros = {
             "topk_logprobs": scores.topk_logprobs[:, 1:] == 0.0,
-            "tail_logprobs": scores.tail == 0.0,
+            "tail_logprobs": scores.tail_logprobs == 0.0,
             "token_logprob": (scores.token_logprob == 0.0) & (unsure_T | (scores.token_rank > 1)),
             "entropy": (entropy_T == 0.0) & ~likely_T,
         }

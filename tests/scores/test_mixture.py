@@ -28,7 +28,7 @@ def kept(probs: np.ndarray, k: int, token: np.ndarray) -> Scores:
         return Scores(
             topk_ids=ids.astype(np.int32),
             topk_logprobs=np.log(top).astype(np.float32),
-            tail=np.log(np.maximum(1 - top.sum(axis=1), 0)).astype(np.float32),
+            tail_logprobs=np.log(np.maximum(1 - top.sum(axis=1), 0)).astype(np.float32),
             token_logprob=np.log(probs[np.arange(TOKENS), token]).astype(np.float32),
             token_rank=np.ones(TOKENS, np.int32),
             entropy=np.zeros(TOKENS, np.float32),
@@ -54,7 +54,7 @@ def test_a_mixture_sums_to_one_and_never_overstates_an_id(
     assert all(len(set(row)) == k for row in mixed.topk_ids.tolist())
     top = np.exp(mixed.topk_logprobs.astype(np.float64))
     assert (np.diff(top, axis=1) <= 0).all()
-    assert np.allclose(top.sum(axis=1) + np.exp(mixed.tail), 1, atol=1e-5)
+    assert np.allclose(top.sum(axis=1) + np.exp(mixed.tail_logprobs), 1, atol=1e-5)
     assert (top <= np.take_along_axis(exact, mixed.topk_ids, axis=1) + 1e-6).all()
     assert np.allclose(np.exp(mixed.token_logprob), exact[np.arange(TOKENS), token], atol=1e-6)
 

@@ -42,7 +42,7 @@ def assert_signals(
         expected: dict[str, Any] = {
             "topk_ids": top,
             "topk_logprobs": [logprobs[i] for i in top],
-            "tail": log_sum(rest),
+            "tail_logprobs": log_sum(rest),
             "token_logprob": logprobs[token],
             "token_rank": 1 + sum(x > logprobs[token] for x in logprobs),
             "entropy": -sum(math.exp(x) * x for x in logprobs if x > -math.inf),
@@ -72,7 +72,7 @@ def test_a_whole_vocabulary_leaves_an_empty_tail(rows: list[list[int]]) -> None:
         signal=Signal(size),
         vocab_size=size,
     )
-    assert torch.isneginf(found["tail"]).all()
+    assert torch.isneginf(found["tail_logprobs"]).all()
     torch.testing.assert_close(found["topk_logprobs"].exp().sum(-1), torch.ones(len(rows)))
 
 
@@ -83,7 +83,9 @@ def test_ids_that_the_model_rules_out_leave_every_number_a_number() -> None:
 
 def test_a_tiny_tail_keeps_its_size() -> None:
     logits_TV = torch.tensor([[20.0, 19.0, 0.0, -1.0]])
-    tail = score_signals(logits_TV, torch.tensor([0]), signal=Signal(2), vocab_size=4)["tail"]
+    tail = score_signals(logits_TV, torch.tensor([0]), signal=Signal(2), vocab_size=4)[
+        "tail_logprobs"
+    ]
     expected = (logits_TV.double().log_softmax(-1)[:, 2:]).logsumexp(-1)
     torch.testing.assert_close(tail.double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -124,7 +126,7 @@ def test_the_top_k_ends_where_the_mass_is_reached() -> None:
     signal = Signal(3, top_p=0.75)
     found = score_signals(logits_TV, torch.tensor([0, 0]), signal=signal, vocab_size=4)
     assert found["topk_ids"].tolist() == [[0, 1, -1], [0, -1, -1]]
-    torch.testing.assert_close(found["tail"].exp(), torch.tensor([0.2, 0.03]))
+    torch.testing.assert_close(found["tail_logprobs"].exp(), torch.tensor([0.2, 0.03]))
     least = Signal(3, top_p=0.75, min_k=2)
     found = score_signals(logits_TV, torch.tensor([0, 0]), signal=least, vocab_size=4)
     assert (found["topk_ids"] >= 0).sum(-1).tolist() == [2, 2]
@@ -134,8 +136,10 @@ def test_buckets_split_the_tail_by_the_hash() -> None:
     logits_TV = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
     whole = score_signals(logits_TV, torch.zeros(5).long(), signal=Signal(4), vocab_size=300)
     signal = Signal(4, tail_buckets=7)
-    parts = score_signals(logits_TV, torch.zeros(5).long(), signal=signal, vocab_size=300)["tail"]
-    torch.testing.assert_close(parts.logsumexp(-1), whole["tail"])
+    parts = score_signals(logits_TV, torch.zeros(5).long(), signal=signal, vocab_size=300)[
+        "tail_logprobs"
+    ]
+    torch.testing.assert_close(parts.logsumexp(-1), whole["tail_logprobs"])
     buckets = [((i * 2654435761) % 2**32) * 7 >> 32 for i in range(300)]
     probs_TV = logits_TV.softmax(-1).scatter(-1, whole["topk_ids"].long(), 0.0)
     for bucket in range(7):

@@ -44,11 +44,13 @@ def assert_bounds(codec: str, found: Scores, exact: Scores) -> None:
         if value is not None:
             assert_close(getattr(found, name), value, bound_of(codec, value))
     if codec == "typed-v1":
-        np.testing.assert_array_equal(found.tail, exact.tail)
+        np.testing.assert_array_equal(found.tail_logprobs, exact.tail_logprobs)
         np.testing.assert_array_equal(found.entropy, exact.entropy)
         return
-    drop = FINE if exact.tail.ndim == 1 else COARSE
-    assert_close(found.tail, exact.tail, bound_of(codec, exact.tail, drop=drop))
+    drop = FINE if exact.tail_logprobs.ndim == 1 else COARSE
+    assert_close(
+        found.tail_logprobs, exact.tail_logprobs, bound_of(codec, exact.tail_logprobs, drop=drop)
+    )
     assert (found.entropy is None) == (exact.entropy is None)
     if exact.entropy is not None:
         bound = bound_of(codec, exact.entropy, drop=COARSE)

@@ -127,7 +127,7 @@ def scores(signal: Signal, vocab: int) -> Scores:
     arrays: dict[str, NDArray[Any]] = {
         "topk_ids": ids.astype(np.int32),
         "topk_logprobs": top,
-        "tail": logprobs(5, TOKENS, signal.tail_buckets).squeeze(),
+        "tail_logprobs": logprobs(5, TOKENS, signal.tail_buckets).squeeze(),
         "token_logprob": logprobs(6, TOKENS),
         "token_rank": (1 + noise(7, TOKENS) % vocab).astype(np.int32),
     }

@@ -38,7 +38,7 @@ def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab:
     return Scores(
         topk_ids=ids.astype(np.int32),
         topk_logprobs=top.astype(np.float32),
-        tail=logprobs_like(random, (tokens,) if buckets == 1 else (tokens, buckets)),
+        tail_logprobs=logprobs_like(random, (tokens,) if buckets == 1 else (tokens, buckets)),
         token_logprob=logprobs_like(random, (tokens,)),
         token_rank=random.integers(1, vocab + 1, tokens).astype(np.int32),
         entropy=random.uniform(0, 16, tokens).astype(np.float32) if signal.entropy else None,

@@ -109,7 +109,7 @@ def log_softmax(logits: Doubles) -> Doubles:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-CORE = ("topk_ids", "topk_logprobs", "tail", "token_logprob", "token_rank", "entropy")
+CORE = ("topk_ids", "topk_logprobs", "tail_logprobs", "token_logprob", "token_rank", "entropy")
 
 
 def log_sum(logprobs: list[float]) -> float:
@@ -128,7 +128,9 @@ def reference_scores(
             top = sorted(range(vocab_size), key=lambda i: -logprobs[i])[:k]  # noqa: B023
             found["topk_ids"].append(top)
             found["topk_logprobs"].append(logprobs[top])
-            found["tail"].append(log_sum([x for i, x in enumerate(logprobs) if i not in top]))
+            found["tail_logprobs"].append(
+                log_sum([x for i, x in enumerate(logprobs) if i not in top])
+            )
             found["token_logprob"].append(logprobs[token])
             found["token_rank"].append(1 + sum(x > logprobs[token] for x in logprobs))
             found["entropy"].append(-sum(math.exp(x) * x for x in logprobs))

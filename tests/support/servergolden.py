@@ -58,7 +58,7 @@ def expected_scores(
     server: FakeVllm, prompts: list[Ids], responses: list[Ids], *, k: int, limit: int = V
 ) -> Scores:
     """Return what the stand-in's numbers mean, token by token."""
-    found: dict[str, list[Any]] = {name: [] for name in (*FIELDS, "tail")}
+    found: dict[str, list[Any]] = {name: [] for name in (*FIELDS, "tail_logprobs")}
     for prompt, response in zip(prompts, responses, strict=True):
         ids = [*prompt.tolist(), *response.tolist()]
         for place in range(len(prompt), len(ids)):
@@ -67,7 +67,7 @@ def expected_scores(
             rest = sum(math.exp(x) for i, x in enumerate(logprobs) if i not in top)
             found["topk_ids"].append(top)
             found["topk_logprobs"].append(logprobs[top])
-            found["tail"].append(math.log(rest) if rest else -math.inf)
+            found["tail_logprobs"].append(math.log(rest) if rest else -math.inf)
             found["token_logprob"].append(logprobs[token])
             found["token_rank"].append(1 + int((logprobs > logprobs[token]).sum()))
     return Scores.of({name: np.array(values) for name, values in found.items()})
@@ -76,9 +76,9 @@ def expected_scores(
 def assert_scores(found: Scores, expected: Scores) -> None:
     for name in FIELDS:
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
-    mass, exact = np.exp(found.tail.astype(float)), np.exp(expected.tail)
+    mass, exact = np.exp(found.tail_logprobs.astype(float)), np.exp(expected.tail_logprobs)
     np.testing.assert_allclose(mass, exact, rtol=1e-6, atol=mass_error(V))
-    assert found.entropy is None and found.tail.dtype == np.float32
+    assert found.entropy is None and found.tail_logprobs.dtype == np.float32
 
 
 def scored(engine: ServerEngine, k: int = 4, count: int = 12) -> Scores:

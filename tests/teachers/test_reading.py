@@ -31,7 +31,7 @@ from tests.support.tinytables import make_scorer, rollout_table, store_scores
 
 K, V = 4, len(VOCABULARY)
 SCORER = make_scorer(k=K, vocab=V)
-EXACT = ("tail", "token_logprob", "token_rank", "entropy")
+EXACT = ("tail_logprobs", "token_logprob", "token_rank", "entropy")
 Change = Callable[[Scores], Scores]
 
 
@@ -103,7 +103,6 @@ def test_each_row_holds_the_engines_numbers_for_it(engine: CountingEngine, model
         assert found["topk_ids"].tolist() == alone.topk_ids.reshape(-1).tolist()
         exact = alone.topk_logprobs.reshape(-1)
         np.testing.assert_allclose(found["topk_logprobs"], exact, atol=1e-5)
-        found["tail"] = found["tail_logprobs"]
         for name in EXACT:
             np.testing.assert_allclose(found[name], getattr(alone, name), atol=1e-5, err_msg=name)
 
@@ -120,8 +119,7 @@ def test_only_top_k_log_probabilities_are_rounded(
         vocab_size=V,
     )
     for name in EXACT:
-        column = "tail_logprobs" if name == "tail" else name
-        np.testing.assert_array_equal(list_rows(table, column)[0], getattr(exact, name))
+        np.testing.assert_array_equal(list_rows(table, name)[0], getattr(exact, name))
     expected = exact.topk_logprobs.reshape(-1).astype(np.float16)
     np.testing.assert_array_equal(list_rows(table, "topk_logprobs")[0], expected)
 
@@ -163,12 +161,12 @@ def spoiled(name: str, value: float) -> Change:
     ("name", "value", "message"),
     [
         ("topk_logprobs", np.nan, "topk_logprobs holds NaN"),
-        ("tail", np.nan, "tail holds NaN"),
+        ("tail_logprobs", np.nan, "tail_logprobs holds NaN"),
         ("token_logprob", np.nan, "token_logprob holds NaN"),
         ("entropy", np.nan, "entropy holds NaN"),
         ("topk_logprobs", 0.1, "positive log-probability"),
         ("token_logprob", 0.1, "positive log-probability"),
-        ("tail", 0.1, "positive log-probability"),
+        ("tail_logprobs", 0.1, "positive log-probability"),
         ("topk_ids", V, f"an id outside \\[0, {V}\\)"),
         ("topk_ids", -1, f"an id outside \\[0, {V}\\)"),
     ],
@@ -205,10 +203,10 @@ def test_every_signal_reaches_the_table(engine: CountingEngine, memory: Storage)
     shard = content_shard("data", data := write_scores(table, scorer.identity), rows=6, tokens=0)
     memory.put(shard.key, data)
     scores = scores_of(read_scores(memory, shard, scorer=scorer.key))
-    assert scores.tail.shape == (sum(lengths), 3)
+    assert scores.tail_logprobs.shape == (sum(lengths), 3)
     assert scores.candidate_ids is not None and (scores.candidate_ids == [1, 2]).all()
     assert scores.draw_ids is not None and scores.draw_ids.shape == (sum(lengths), 5)
-    mass = np.exp(scores.topk_logprobs).sum(axis=1) + np.exp(scores.tail).sum(axis=1)
+    mass = np.exp(scores.topk_logprobs).sum(axis=1) + np.exp(scores.tail_logprobs).sum(axis=1)
     np.testing.assert_allclose(mass, 1, atol=2e-3)
     kept = np.exp(scores.topk_logprobs).cumsum(axis=1)
     last = (scores.topk_ids >= 0).sum(axis=1) - 1

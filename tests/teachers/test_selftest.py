@@ -48,7 +48,7 @@ def exact(prompt: Ids, response: Ids) -> Scores:
     return Scores(
         topk_ids=np.array(ids, np.int32),
         topk_logprobs=np.array(top, np.float32),
-        tail=np.array(tail, np.float32),
+        tail_logprobs=np.array(tail, np.float32),
         token_logprob=np.array(own, np.float32),
         token_rank=np.array(rank_, np.int32),
     )
@@ -98,13 +98,13 @@ def test_an_engine_whose_rows_do_not_touch_each_other_has_no_noise() -> None:
 
 def from_one_on(scores: Scores, batch: Batch) -> Scores:
     """Lower what stands behind the first row, as a cache that is read would."""
-    late = np.arange(len(scores.tail)) >= len(batch[0])
+    late = np.arange(len(scores.tail_logprobs)) >= len(batch[0])
     return replace(scores, token_logprob=scores.token_logprob - late.astype(np.float32))
 
 
 def off_by_one(scores: Scores, batch: Batch) -> Scores:
     """Give each position the scores of the one before it in the batch."""
-    return scores.take(np.roll(np.arange(len(scores.tail)), 1))
+    return scores.take(np.roll(np.arange(len(scores.tail_logprobs)), 1))
 
 
 def mixed_up(scores: Scores, batch: Batch) -> Scores:
@@ -163,7 +163,7 @@ def first_elsewhere(scores: Scores, batch: Batch) -> Scores:
 
 
 def one_short(scores: Scores, batch: Batch) -> Scores:
-    return scores.take(np.arange(len(scores.tail) - 1))
+    return scores.take(np.arange(len(scores.tail_logprobs) - 1))
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def random_scores(seed: int, k: int, *, tokens: int = 40) -> Scores:
     return Scores(
         topk_ids=order.astype(np.int32),
         topk_logprobs=top.astype(np.float32),
-        tail=rest.astype(np.float32),
+        tail_logprobs=rest.astype(np.float32),
         token_logprob=logprobs[:, 3].astype(np.float32),
         token_rank=np.ones(tokens, np.int32),
         entropy=np.zeros(tokens, np.float32),
@@ -170,7 +170,7 @@ def test_figures_agree_with_a_loop(k: int) -> None:
     stored, new = random_scores(1, k), random_scores(2, k)
     found = differences(stored, new)
     topk = []
-    for t in range(len(stored.tail)):
+    for t in range(len(stored.tail_logprobs)):
         p, q = (
             dict(zip(s.topk_ids[t].tolist(), s.topk_logprobs[t].tolist(), strict=True))
             for s in (stored, new)

@@ -38,7 +38,7 @@ def derived_scores(
     whole = Scores(
         topk_ids=np.take_along_axis(top.ids, first_TK, axis=1),
         topk_logprobs=np.take_along_axis(top.logprobs, first_TK, axis=1).astype(np.float32),
-        tail=tail.astype(np.float32),
+        tail_logprobs=tail.astype(np.float32),
         token_logprob=top.token_logprob,
         token_rank=top.token_rank,
     )

@@ -51,7 +51,7 @@ def test_scores_equal_a_full_forward_of_each_row(
     assert expected.entropy is not None
     assert expected.entropy.min() < math.log(V) - 0.3, "the model is flat: a weak test"
     if k == V:
-        assert np.isneginf(found.tail).all()
+        assert np.isneginf(found.tail_logprobs).all()
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_ids_above_the_shared_vocabulary_are_left_to_the_tail(make: Models) -> N
     found = model.engine().score(prompts, responses, signal=Signal(V), vocab_size=V)
     assert_same_scores(found, reference_scores(model, prompts, responses, k=V, vocab_size=V))
     assert found.topk_ids.max() < V
-    assert found.tail.min() > math.log(0.01)
-    mass = np.exp(found.topk_logprobs).sum(-1) + np.exp(found.tail)
+    assert found.tail_logprobs.min() > math.log(0.01)
+    mass = np.exp(found.topk_logprobs).sum(-1) + np.exp(found.tail_logprobs)
     np.testing.assert_allclose(mass, 1.0, atol=1e-5)
 
 

@@ -41,7 +41,7 @@ def test_scores_are_those_of_the_servers_numbers(
         found = engine.score(prompts, responses, signal=Signal(k), vocab_size=limit)
     assert_scores(found, expected_scores(server, prompts, responses, k=k, limit=limit))
     if k == V:
-        assert np.isneginf(found.tail).all()
+        assert np.isneginf(found.tail_logprobs).all()
 
 
 def test_a_position_ends_where_its_mass_is_reached_and_the_rest_goes_to_the_tail(
@@ -56,7 +56,8 @@ def test_a_position_ends_where_its_mass_is_reached_and_the_rest_goes_to_the_tail
     kept = (np.cumsum(probs, axis=1) - probs < 0.7) | (np.arange(6) < 2)
     assert not kept.all() and kept.sum(axis=1).min() == 2
     np.testing.assert_array_equal(found.topk_ids, np.where(kept, whole.topk_ids, -1))
-    total = np.exp(found.topk_logprobs.astype(float)).sum(axis=1) + np.exp(found.tail.astype(float))
+    mass = np.exp(found.topk_logprobs.astype(float)).sum(axis=1)
+    total = mass + np.exp(found.tail_logprobs.astype(float))
     np.testing.assert_allclose(total, 1.0, atol=1e-5)
 
 

@@ -111,11 +111,11 @@ def test_scores_equal_a_full_forward_of_each_row(either: Held) -> None:
         for name in ("topk_logprobs", "token_logprob"):
             value = getattr(expected, name)
             np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=ATOL)
-        mass, exact = np.exp(found.tail.astype(float)), np.exp(expected.tail)
+        mass, exact = np.exp(found.tail_logprobs.astype(float)), np.exp(expected.tail_logprobs)
         np.testing.assert_allclose(mass, exact, rtol=ATOL, atol=mass_error(V))
         assert found.entropy is None
         if k == V:
-            assert np.isneginf(found.tail).all()
+            assert np.isneginf(found.tail_logprobs).all()
 
 
 @pytest.mark.parametrize(
