@@ -53,4 +53,4 @@ def test_a_batch_without_training_is_a_whole_sequence_with_targets_of_weight_0()
 
 def test_a_batch_is_not_changed_in_place() -> None:
     with pytest.raises(FrozenInstanceError):
-        batch(1, k=1).weight_T = np.zeros(1, np.float32)  # type: ignore[misc]
+        batch(1, k=1).weight_T = np.zeros(1, np.float32)  # type: ignore[misc] # it is frozen
