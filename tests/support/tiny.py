@@ -5,6 +5,7 @@ it was; every stage of a tiny run takes seconds on one core.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -226,8 +227,14 @@ def _change(sections: dict[str, dict[str, object]], key: str, value: object) -> 
 def _toml(sections: Mapping[str, Mapping[str, object]]) -> list[str]:
     lines = []
     for name, fields in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in fields.items())]
+        lines += [f"[{name}]", *(f"{key} = {_literal(value)}" for key, value in fields.items())]
     return lines
+
+
+def _literal(value: object) -> str:
+    """Return a value as TOML writes it: as JSON does, but for NaN and infinities."""
+    endless = isinstance(value, float) and not math.isfinite(value)
+    return repr(value) if endless else json.dumps(value)
 
 
 def _write_prompts(path: Path, held_out: bool, teachers: Sequence[str], tokenizer: str) -> None:

@@ -1,0 +1,1 @@
+"""Bad records and objects of a root."""
