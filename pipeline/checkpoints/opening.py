@@ -1,21 +1,16 @@
 """Opening of checkpoints: verified files in a local folder, and the base of an adapter."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.models.source import ModelSource
 from pipeline.runs.run import Run
+from pipeline.store.scratch import scratch
 from pipeline.store.storage import file_sha256
 from schemas.errors import DataError
 from schemas.records.shards import Shard
 from schemas.records.training import CheckpointManifest
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager
@@ -66,13 +61,10 @@ def opened(run: Run, manifest: CheckpointManifest, *, weights: bool = True) -> I
             _verify_local(root / shard.key, shard, run)
         yield root / run.checkpoint_folder(manifest.index)
         return
-    folder = Path(tempfile.mkdtemp(prefix="opd-checkpoint-"))
-    try:
+    with scratch("checkpoint") as folder:
         for name, shard in wanted.items():
             run.storage.download(shard, folder / name)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _base_of(run: Run, manifest: CheckpointManifest) -> CheckpointManifest:

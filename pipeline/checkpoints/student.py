@@ -3,7 +3,6 @@
 With `train.lora`, that is an adapter, and the model that it belongs to is kept once beside it.
 """
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from pipeline.models.lora import (
 from pipeline.models.source import ModelSource, find_model, model_identity
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.runs.run import Run
+from pipeline.store.scratch import scratch
 from schemas.config.train import LoraSection
 from schemas.errors import ConfigError
 from schemas.randomness import derived_seed
@@ -61,18 +61,18 @@ def _import_student(run: Run) -> CheckpointManifest:
     else:
         check_continued(Path(source.location), lora, model)
     base = _publish(run, None, model, tokenizer, origin if source.base is None else origin["base"])
-    with tempfile.TemporaryDirectory(prefix="opd-student-") as name:
+    with scratch("student") as folder:
         settings, weights = _first_adapter(run, lora, source, model)
-        write_adapter(Path(name), settings, weights, tokenizer)
-        return publish_checkpoint(run, 0, Path(name), origin=origin, state=None, base=base)
+        write_adapter(folder, settings, weights, tokenizer)
+        return publish_checkpoint(run, 0, folder, origin=origin, state=None, base=base)
 
 
 def _publish(
     run: Run, index: int | None, model: "PreTrainedModel", tokenizer: Any, origin: dict[str, Any]
 ) -> CheckpointManifest:
-    with tempfile.TemporaryDirectory(prefix="opd-student-") as name:
-        export_folder(model, tokenizer, model.state_dict(), Path(name))
-        return publish_checkpoint(run, index, Path(name), origin=origin, state=None)
+    with scratch("student") as folder:
+        export_folder(model, tokenizer, model.state_dict(), folder)
+        return publish_checkpoint(run, index, folder, origin=origin, state=None)
 
 
 def _first_adapter(

@@ -1,6 +1,5 @@
 """The trained student: exported, reloaded, compared with the learner, then published."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.runs.run import Run
 from pipeline.scores.tolerances import export_limit
+from pipeline.store.scratch import scratch
 from schemas.errors import DataError
 from schemas.records.training import StateManifest
 
@@ -55,16 +55,16 @@ def publish_student(
     def publish() -> None:
         if run.checkpoint(index) is not None or weights is None:
             return
-        with tempfile.TemporaryDirectory(prefix="opd-export-") as name:
-            _export(run, learner, weights, source, Path(name))
-            made = replace(source, location=name)
+        with scratch("export") as folder:
+            _export(run, learner, weights, source, folder)
+            made = replace(source, location=str(folder))
             found_T = _check_export(run, made, probe, expected.cpu())
             lengths = probe.prompt_tokens_B.tolist()
-            write_probe(Path(name), make_probe(probe.id_rows(), lengths, found_T.numpy()))
+            write_probe(folder, make_probe(probe.id_rows(), lengths, found_T.numpy()))
             publish_checkpoint(
                 run,
                 index,
-                Path(name),
+                folder,
                 origin={"run": run.name, "round": index - 1, "step": state.step},
                 state=state_key,
                 base=None if source.base is None else run.checkpoint(None),

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.runs.run import Run
+from pipeline.store.scratch import scratch
 from schemas.errors import INTERRUPTED_EXIT_CODE, OpdError
 from schemas.records.training import TrainManifest
 
@@ -53,9 +53,9 @@ def launch_learner(run: Run, round_index: int, arguments: Sequence[str]) -> Laun
 
     work = find_work(run, round_index)  # a mistake is told once, and before anything is started
     count = 1 if isinstance(work, TrainManifest) else run.config.train.num_processes
-    with tempfile.TemporaryDirectory(prefix="opd-launch-") as folder:
-        failures = _run_processes(_settings(Path(folder), count), arguments)
-        printed = "".join(p.read_text() for p in Path(folder).glob("**/0/stdout.log"))
+    with scratch("launch") as folder:
+        failures = _run_processes(_settings(folder, count), arguments)
+        printed = "".join(p.read_text() for p in folder.glob("**/0/stdout.log"))
     if not failures:
         return Launched(0, printed)
     rank, code, error = failure_of(failures)

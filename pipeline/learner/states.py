@@ -4,10 +4,8 @@ DeepSpeed's own `latest` names a torn state when a process dies while saving; he
 visible only through a record that is written after every file of every process.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from pipeline.learner.learner import Learner
 from pipeline.learner.ranks import Ranks, barrier, from_main, gather_objects, together
 from pipeline.runs.run import Run
 from pipeline.store.records import create_record, find_record
+from pipeline.store.scratch import scratch
 from pipeline.store.storage import file_sha256
 from schemas.config.train import TrainSection
 from schemas.keys import state_key
@@ -31,9 +30,9 @@ def save_state(run: Run, key: str, learner: Learner, *, record: StateManifest) -
         learner: whose state it is.
         record: what the state belongs to; its files are filled in.
     """
-    with tempfile.TemporaryDirectory(prefix="opd-state-") as name:
-        learner.save(Path(name), {})
-        files = gather_objects(together(lambda: _upload(run, Path(name))))
+    with scratch("state") as folder:
+        learner.save(folder, {})
+        files = gather_objects(together(lambda: _upload(run, folder)))
     merged = {path: shard for part in files for path, shard in part.items()}
     record = record.model_copy(update={"files": merged})
     return from_main(lambda: _commit(run, key, record))
@@ -113,11 +112,7 @@ def _upload(run: Run, folder: Path) -> dict[str, Shard]:
 @contextmanager
 def _shared_folder(ranks: Ranks) -> Iterator[Path]:
     """Give the processes of a machine one temporary folder for the length of a block."""
-    mine = tempfile.mkdtemp(prefix="opd-state-") if ranks.local_rank == 0 else None
-    folders: list[Any] = gather_objects(mine)
-    first = ranks.rank - ranks.local_rank
-    try:
-        yield Path(folders[first])
-    finally:
-        if mine is not None:
-            shutil.rmtree(mine, ignore_errors=True)
+    with ExitStack() as stack:
+        mine = str(stack.enter_context(scratch("state"))) if ranks.local_rank == 0 else None
+        folders: list[Any] = gather_objects(mine)
+        yield Path(folders[ranks.rank - ranks.local_rank])

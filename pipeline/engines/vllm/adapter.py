@@ -5,7 +5,6 @@ folder, which is as exact and takes the room of the base for as long as the engi
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pipeline.engines.start import Note, Start
 from pipeline.models.adapters import adapted_layers, largest_rank, why_not_plain
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
+from pipeline.store.scratch import scratch
 from schemas.errors import ConfigError
 
 T = TypeVar("T")
@@ -92,9 +92,9 @@ def start_with(
             f"vLLM does not apply the adapter {folder} itself ({reason}): it is merged into a "
             "temporary copy of its base"
         )
-        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="opd-merged-"))
-        _save_merged(source, start.dtype, Path(name))
-        held = Held(ModelSource(name, None, source.trust_remote_code))
+        merged = stack.enter_context(scratch("merged"))
+        _save_merged(source, start.dtype, merged)
+        held = Held(ModelSource(str(merged), None, source.trust_remote_code))
         return begin(held), held, stack.pop_all()
 
 
