@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TORCH := 2.13.0
+PINNED := core train vllm airflow dev
 JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -11,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check bench clean
+.PHONY: help quickstart test check audit bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +29,11 @@ check: .venv/.opd .venv/.dev ## lint, format, types and import directions
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: .venv-audit/.audit ## ask the public database for vulnerabilities of pinned versions
+	@for file in $(PINNED); do echo "requirements/$$file.txt"; \
+	.venv-audit/bin/pip-audit --no-deps --disable-pip -r requirements/$$file.txt || status=1; done; \
+	exit $${status:-0}
 
 bench: .venv/.opd .venv/.train ## run a benchmark; ARGS='NAME --quick'
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -71,6 +77,11 @@ clean: ## remove caches and build output; .venv and results stay
 .venv-airflow/.airflow: requirements/airflow.txt | .venv/.made
 	$(PYTHON) -m venv .venv-airflow
 	.venv-airflow/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
+	@touch $@
+
+.venv-audit/.audit: | .venv/.made
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit
 	@touch $@
 
 .venv/.opd: pyproject.toml .venv/.core
