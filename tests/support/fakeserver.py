@@ -245,14 +245,14 @@ class _Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Start as vLLM does: options, a key in the environment, a process of its own beside."""
     given = dict(pairwise(sys.argv[1:]))
-    if "FAKE_FAILS" in os.environ:
-        sys.exit(f"ValueError: {os.environ['FAKE_FAILS']}")
+    if "VLLM_FAKE_FAILS" in os.environ:
+        sys.exit(f"ValueError: {os.environ['VLLM_FAKE_FAILS']}")
     beside = [sys.executable, "-c", "import time; time.sleep(600)"]
     subprocess.Popen(beside)
     vocab = json.loads((Path(given["--model"]) / "config.json").read_text())["vocab_size"]
     length = int(given["--max-model-len"])
     key = os.environ["VLLM_API_KEY"]
-    delay_s = float(os.environ.get("FAKE_SLOW", "0"))
+    delay_s = float(os.environ.get("VLLM_FAKE_SLOW", "0"))
     FakeVllm(vocab, port=int(given["--port"]), key=key, length=length, delay_s=delay_s)
     threading.Event().wait()
 

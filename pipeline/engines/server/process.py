@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from pipeline.engines.environment import MODELS, passed_on
 from pipeline.engines.processes import end_with_parent
 from schemas.errors import CapacityError, ConfigError
 
@@ -67,7 +68,12 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**ENVIRONMENT, **(environment or {}), **os.environ, "VLLM_API_KEY": self.key},
+            env={
+                **ENVIRONMENT,
+                **(environment or {}),
+                **passed_on(MODELS),
+                "VLLM_API_KEY": self.key,
+            },
             start_new_session=True,
             preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )

@@ -68,7 +68,7 @@ def test_a_server_of_our_own_ends_with_all_that_it_started(
 def test_a_server_of_our_own_that_is_killed_is_started_again_and_the_work_done_once_more(
     source: ModelSource, own: EngineSection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_SLOW", "0.6")
+    monkeypatch.setenv("VLLM_FAKE_SLOW", "0.6")
     notes: list[str] = []
     (prompts, responses), calls = rows(30), []
 
@@ -92,10 +92,10 @@ def test_a_server_of_our_own_that_is_killed_is_started_again_and_the_work_done_o
 def test_a_server_that_cannot_start_is_told_with_its_last_words(
     source: ModelSource, own: EngineSection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_FAILS", "no such attention")
+    monkeypatch.setenv("VLLM_FAKE_FAILS", "no such attention")
     with pytest.raises(ConfigError, match="no such attention"):
         open_server(source, own)
-    monkeypatch.setenv("FAKE_FAILS", "CUDA out of memory")
+    monkeypatch.setenv("VLLM_FAKE_FAILS", "CUDA out of memory")
     with pytest.raises(CapacityError, match="CUDA out of memory"):
         open_server(source, own)
 
@@ -104,7 +104,7 @@ def test_a_server_that_does_not_start_again_is_told_with_its_last_words(
     source: ModelSource, own: EngineSection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(engine: Any) -> None:
-        monkeypatch.setenv("FAKE_FAILS", "no such attention")
+        monkeypatch.setenv("VLLM_FAKE_FAILS", "no such attention")
         raise CapacityError("memory ran out")
 
     with (
