@@ -37,6 +37,7 @@ class BadCase:
     command: str = "opd config validate -c run.toml"
     says: tuple[str, ...] = ()
     unsaid: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -51,7 +52,7 @@ def all_cases() -> list[BadCase]:
 
 def _cases_of(path: Path) -> Iterator[BadCase]:
     for fields in tomllib.loads(path.read_text(encoding="utf-8"))["case"]:
-        for name in ("drop", "delete", "says", "unsaid"):
+        for name in ("drop", "delete", "says", "unsaid", "leaves"):
             value = fields.get(name, ())
             fields[name] = (value,) if isinstance(value, str) else tuple(value)
         yield BadCase(file=path.stem, **fields)
