@@ -38,6 +38,7 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     from pipeline.engines.opening import require_engine
     from pipeline.models.source import find_model
     from pipeline.prompts.files import require_prompt_file
+    from pipeline.rewards.location import find_grader
 
     placed = read_config(config, overrides or ())
     resolved, place = placed.config, placed.place
@@ -51,4 +52,6 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
         location = getattr(resolved.prompts, key)
         if location is not None:
             require_prompt_file(place, location, key=f"prompts.{key}", settings=resolved.storage)
+    if resolved.eval is not None:
+        find_grader(resolved.eval, place)
     print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": found})

@@ -1,4 +1,4 @@
-"""Rewards of one's own: `reward = "rewards:final_number"` in `[eval]` finds this file.
+"""Rewards of one's own: `reward = "rewards.py:final_number"` in `[eval]` finds this file.
 
 A reward takes the text of the response, the prompt's `reference` (None where it has none) and the
 prompt's free columns. It returns a number: 1.0 for right, 0.0 for wrong, or anything between.

@@ -15,6 +15,8 @@ from pipeline.models.source import ModelSource, find_model, load_settings
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.files import require_prompt_file
+from pipeline.rewards.graders import try_grader
+from pipeline.rewards.location import find_grader
 from pipeline.runs.run import Run
 from pipeline.runs.software import software_versions
 from pipeline.store.writer import require_safe_writes
@@ -52,6 +54,7 @@ def examine(run: Run) -> Iterator[Finding]:
     yield looked("orphans", _orphans)
     yield looked("gpus", _gpus)
     yield looked("prompts", lambda: _prompts(run))
+    yield looked("grader", lambda: _grader(run))
     yield looked("student", lambda: _student(run))
     for name in run.config.teachers:
         yield looked(f"teacher {name}", partial(_teacher, run, name))
@@ -140,6 +143,14 @@ def _prompts(run: Run) -> Finding:
             file = require_prompt_file(run.place, location, key=named, settings=settings)
             found.append(file.location)
     return Finding("prompts", "ok", ", ".join(found))
+
+
+def _grader(run: Run) -> Finding:
+    if run.config.eval is None:
+        return Finding("grader", "ok", "none: there is no [eval]")
+    grader = find_grader(run.config.eval, run.place)
+    try_grader(grader)
+    return Finding("grader", "ok", f"{grader.name}: can be used")
 
 
 def _student(run: Run) -> Finding:

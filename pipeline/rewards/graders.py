@@ -1,103 +1,134 @@
-"""Rewards: functions that grade a response against its reference.
+"""Grading: responses become grades, 1.0 for right and 0.0 for wrong, or another finite number.
 
-A reward takes the response's text, the reference (or None) and the prompt's free columns, and
-returns a number, 1.0 for right and 0.0 for wrong.
+Promises: code that is not opd's, and a user's pattern, run in a process of their own with a
+time-out; a grade that is no finite number is refused with the prompt that it belongs to.
 """
 
-import importlib
-import re
-import sys
-from collections.abc import Callable
-from numbers import Real
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from schemas.config.evaluation import EvalSection
+from pipeline.rewards.builtin import COMPARISONS, same_text
+from pipeline.rewards.location import Grader
+from pipeline.rewards.process import GraderFault, GraderProcess, running_grader
 from schemas.errors import ConfigError
+from schemas.foreign import shown
 
-Reward = Callable[[str, str | None, dict[str, Any]], float]
-
-NUMBER = re.compile(r"(?:(?<![\d.])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+Grade = Callable[[Sequence["Response"]], list[float]]
 
 
-def find_reward(section: EvalSection, folder: Path) -> Reward:
-    """Return the reward of a configuration.
+@dataclass(frozen=True)
+class Response:
+    """What is graded."""
+
+    prompt_id: str
+    text: str
+    reference: str | None
+    metadata: str | None
+    """The prompt's free columns, as JSON."""
+
+
+@contextmanager
+def open_grader(grader: Grader, *, timeout_s: float) -> Iterator[Grade]:
+    """Give what grades responses in order, for the length of a block.
 
     Args:
-        section: names the reward.
-        folder: where a user's module is looked for first.
+        grader: which one.
+        timeout_s: seconds that code which is not opd's has for a response.
 
     Raises:
-        ConfigError: the pattern or the user's function cannot be used.
+        ConfigError: it cannot be loaded, or it fails on a response.
     """
-    if section.reward == "exact_match":
-        return _exact_match
-    if section.reward == "last_number":
-        return _last_number
-    if section.reward == "regex":
-        return _regex(section.pattern or "")
-    return _imported(section.reward, folder)
-
-
-def _exact_match(response: str, reference: str | None, columns: dict[str, Any]) -> float:
-    return float(response.strip() == _needed(reference).strip())
-
-
-def _last_number(response: str, reference: str | None, columns: dict[str, Any]) -> float:
-    found, expected = NUMBER.findall(response), NUMBER.findall(_needed(reference))
-    if not expected:
-        raise ConfigError(f"reward last_number: the reference {reference!r} holds no number")
-    return float(bool(found) and _number(found[-1]) == _number(expected[-1]))
-
-
-def _regex(pattern: str) -> Reward:
+    if not grader.start:
+        yield partial(_compared, grader.name)
+        return
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"eval.pattern = {pattern!r} is no regular expression: {error}") from None
-
-    def reward(response: str, reference: str | None, columns: dict[str, Any]) -> float:
-        match = compiled.search(response)
-        if match is None:
-            return 0.0
-        found = match.group(1) if compiled.groups else match.group(0)
-        return float(found == _needed(reference))
-
-    return reward
+        with running_grader(grader.start) as process:
+            ask = _spanned if "pattern" in grader.start else _asked
+            yield partial(_each, grader.name, partial(ask, process, timeout_s=timeout_s))
+    except GraderFault as error:
+        raise ConfigError(f"eval.reward = {grader.name!r} cannot be loaded: it {error}") from error
 
 
-def _imported(name: str, folder: Path) -> Reward:
-    module_name, _, function_name = name.partition(":")
-    sys.path.insert(0, str(folder))
+def try_grader(grader: Grader) -> None:
+    """Make sure that a grader of the user's own can be loaded; it grades nothing.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if grader.is_own:
+        with open_grader(grader, timeout_s=0.0):
+            pass
+
+
+def _compared(name: str, responses: Sequence[Response]) -> list[float]:
+    """Return the grades of a grader that is built in."""
+    grades = []
+    for index, one in enumerate(responses):
+        reference = _reference(name, index, one)
+        try:
+            grades.append(COMPARISONS[name](one.text, reference))
+        except ValueError as error:
+            raise ConfigError(
+                f"eval.reward = {name!r} cannot grade {_where(index, one)}: {error} "
+                f"({shown(reference, 100)!r}). Correct it in prompts.eval"
+            ) from None
+    return grades
+
+
+def _each(
+    name: str,
+    ask: Callable[[Sequence[Response]], Iterator[float]],
+    responses: Sequence[Response],
+) -> list[float]:
+    """Return the grades of a process; a fault names the response that it was asked for."""
+    if name == "regex":
+        for index, one in enumerate(responses):
+            _reference(name, index, one)
+    grades: list[float] = []
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # a user's module may raise anything while it is imported
+        for grade in ask(responses):
+            grades.append(grade)
+    except GraderFault as error:
+        index = len(grades)
+        what = "pattern" if name == "regex" else "grader"
         raise ConfigError(
-            f"eval.reward = {name!r} cannot be imported ({type(error).__name__}: {error}); it is "
-            f"looked for in {folder} and on the Python path"
+            f"eval.reward = {name!r}: the {what} {error}. That was on "
+            f"{_where(index, responses[index])}; nothing of its unit was stored. Mend the {what} "
+            "or the prompt; eval.grader_timeout_s sets the time for a response"
         ) from error
-    finally:
-        sys.path.remove(str(folder))
-    if not callable(function):
-        raise ConfigError(f"eval.reward = {name!r} is not a function")
-
-    def reward(response: str, reference: str | None, columns: dict[str, Any]) -> float:
-        value = function(response, reference, columns)
-        if not isinstance(value, Real):
-            raise ConfigError(f"eval.reward {name!r} returned {value!r}, expected a number")
-        return float(value)
-
-    return reward
+    return grades
 
 
-def _needed(reference: str | None) -> str:
-    if reference is None:
+def _asked(
+    process: GraderProcess, responses: Sequence[Response], *, timeout_s: float
+) -> Iterator[float]:
+    rows = [(one.text, one.reference, one.metadata) for one in responses]
+    for answer in process.answers(rows, len(rows), timeout_s):
+        yield float(answer["value"])
+
+
+def _spanned(
+    process: GraderProcess, responses: Sequence[Response], *, timeout_s: float
+) -> Iterator[float]:
+    rows = [(one.text, None, None) for one in responses]
+    answers: Iterator[dict[str, Any]] = process.answers(rows, len(rows), timeout_s)
+    for one, answer in zip(responses, answers, strict=True):
+        begin, end = answer["span"]
+        yield same_text(one.text[begin:end], one.reference or "") if begin >= 0 else 0.0
+
+
+def _reference(name: str, index: int, response: Response) -> str:
+    if response.reference is None:
         raise ConfigError(
-            "an eval prompt has no 'reference', which this reward compares with: add one to every "
-            "row of prompts.eval, or use a reward of your own"
+            f"eval.reward = {name!r} cannot grade {_where(index, response)}: it has no "
+            "'reference', which this grader compares with. Add one to every row of prompts.eval, "
+            "or use a grader of your own"
         )
-    return reference
+    return response.reference
 
 
-def _number(text: str) -> float:
-    return float(text.replace(",", ""))
+def _where(index: int, response: Response) -> str:
+    return f"row {index} of its unit, prompt {shown(response.prompt_id, 100)!r}"

@@ -4,12 +4,11 @@ A round's evaluation is of the checkpoint that the round trained; the baseline i
 it came and of the teachers.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource, find_model, model_identity
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
-from pipeline.rewards.graders import find_reward
+from pipeline.rewards.graders import Grade, Response, open_grader
+from pipeline.rewards.location import Grader, find_grader
 from pipeline.runs.figures import Accuracy, EvalFigures
 from pipeline.runs.plan import cut_units
 from pipeline.runs.progress import Progress
@@ -41,7 +41,7 @@ from pipeline.stages.sampler import (
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
 from pipeline.store.records import create_record
 from schemas.config.evaluation import EvalSection
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
 from schemas.fingerprint import fingerprint
 from schemas.keys import STUDENT, baseline_folder, manifest_key, teacher_label
 from schemas.records.runs import EvalManifest
@@ -118,20 +118,38 @@ def run_eval(
     if manifest is not None:
         return _result(run, subject, manifest, computed=0, start_s=0.0)
     require_engine(section.engine, section.server.urls)
-    pin_run(run)
     own = slot if subject.teacher is None else None
-    return _grade(run, subject, section, worker=worker, progress=progress, slot=own)
+    grader = find_grader(section, run.place)
+    with open_grader(grader, timeout_s=section.grader_timeout_s) as grade:
+        pin_run(run)
+        grading = _Grading(section, grader, grade)
+        return _grade(run, subject, grading, worker=worker, progress=progress, slot=own)
+
+
+@dataclass(frozen=True)
+class _Grading:
+    """How responses are graded."""
+
+    section: EvalSection
+    grader: Grader
+    grade: Grade
+
+    def words(self) -> list[Any]:
+        """Return what identifies the grades."""
+        section = self.section
+        return [section.reward, section.pattern, section.require_stop, *self.grader.identity]
 
 
 def _grade(
     run: Run,
     subject: Subject,
-    section: EvalSection,
+    grading: _Grading,
     *,
     worker: Worker,
     progress: Progress,
     slot: EngineSlot | None,
 ) -> StageResult:
+    section = grading.section
     with _weights(run, subject) as weights:
         source, policy_version = weights.source, weights.version
         tokenizer = model_tokenizer(source)
@@ -158,11 +176,11 @@ def _grade(
                 "policy_version": policy_version,
                 "prompts": prompts.fingerprint,
                 "sampling": job.sampling.words(),
-                "reward": [section.reward, section.pattern, section.require_stop],
+                "reward": grading.words(),
             }
         )
-        grader = _Grader(run, section, tokenizer)
-        stage = SampleStage(run.storage, subject.folder, job, units, digest, tokenizer, grader)
+        finish = partial(_graded, grading, tokenizer)
+        stage = SampleStage(run.storage, subject.folder, job, units, digest, tokenizer, finish)
         with lazy_engine(run, section, weights, slot=slot, progress=progress) as engine:
             shards, computed = run_sampling(stage, engine, worker=worker, progress=progress)
     manifest = None
@@ -172,26 +190,23 @@ def _grade(
     return _result(run, subject, manifest, computed=computed, start_s=engine.start_s)
 
 
-class _Grader:
-    """Fills the reward column of a sampled table."""
-
-    def __init__(self, run: Run, section: EvalSection, tokenizer: Any) -> None:
-        self._reward = find_reward(section, Path(run.place.resolve(".")))
-        self._section, self._tokenizer = section, tokenizer
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        responses = table.column("response_ids").to_pylist()
-        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        columns = ("reference", "metadata", "finish_reason")
-        rows = zip(texts, *(table.column(c).to_pylist() for c in columns), strict=True)
-        rewards = [self._one(*row) for row in rows]
-        index = table.schema.get_field_index("reward")
-        return table.set_column(index, "reward", pa.array(rewards, pa.float32()))
-
-    def _one(self, text: str, reference: str | None, metadata: str | None, reason: str) -> float:
-        if self._section.require_stop and reason != "stop":
-            return 0.0
-        return self._reward(text, reference, json.loads(metadata) if metadata else {})
+def _graded(grading: _Grading, tokenizer: Any, table: pa.Table) -> pa.Table:
+    """Return a sampled table with its rewards; what did not stop is not graded where it has to."""
+    texts = tokenizer.batch_decode(
+        table.column("response_ids").to_pylist(), skip_special_tokens=True
+    )
+    names = ("prompt_id", "reference", "metadata")
+    columns = [table.column(name).to_pylist() for name in names]
+    rewards = np.zeros(table.num_rows)
+    asked = np.arange(table.num_rows)
+    if grading.section.require_stop:
+        asked = np.flatnonzero(np.array(table.column("finish_reason").to_pylist()) == "stop")
+    prompts, references, metadata = columns
+    rewards[asked] = grading.grade(
+        [Response(prompts[i], texts[i], references[i], metadata[i]) for i in asked.tolist()]
+    )
+    index = table.schema.get_field_index("reward")
+    return table.set_column(index, "reward", pa.array(rewards.astype(np.float32)))
 
 
 @contextmanager
@@ -227,6 +242,12 @@ def _summary(
     tables = [read_rollout(run.storage, unit.shard) for unit in shards]
     table = pa.concat_tables(tables)
     rewards = table.column("reward").to_numpy().astype(np.float64)
+    if not np.isfinite(rewards).all():
+        raise DataError(
+            f"{subject.folder}: {int((~np.isfinite(rewards)).sum())} stored rewards are missing or "
+            "no finite numbers, as an older opd let a grader give; delete the commits of this "
+            "evaluation and run the same command again"
+        )
     samples = run.config.eval.samples_per_prompt if run.config.eval else 1
     by_prompt = rewards.reshape(-1, samples).mean(1)
     spread = float(by_prompt.std(ddof=1)) if len(by_prompt) > 1 else 0.0

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 
 from pipeline.engines.vllm.slot import EngineSlot
+from pipeline.rewards.graders import try_grader
+from pipeline.rewards.location import find_grader
 from pipeline.runs.gate import judge
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -45,6 +47,8 @@ def _rounds(
     first = next_round(run, rounds)
     if first and _is_over(run, first - 1, progress):
         return
+    if run.config.eval is not None and first < rounds:
+        try_grader(find_grader(run.config.eval, run.place))  # before hours of work, not after
     for index in range(first, rounds):
         yield run_rollout(run, index, worker=alone, progress=progress, slot=slot)
         yield from run_score(run, index, teacher=None, worker=alone, progress=progress)

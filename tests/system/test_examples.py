@@ -16,7 +16,8 @@ from pipeline.learner.settings import learning_rate_at
 from pipeline.prompts.files import find_prompt_file, read_records
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.prompts.records import PromptRecord, parse_record
-from pipeline.rewards.graders import find_reward
+from pipeline.rewards.graders import Response, open_grader
+from pipeline.rewards.location import find_grader
 from pipeline.runs.configsource import load_config
 from pipeline.runs.plan import cut_units, draw_prompts
 from pipeline.runs.run import Run
@@ -239,17 +240,22 @@ def test_the_reward_of_ones_own_is_found_and_grades() -> None:
     placed = load_config(FOLDER / "one-gpu.toml")
     config = placed.config
     assert config.eval is not None
-    assert config.eval.reward == "rewards:final_number"
-    reward = find_reward(config.eval, Path(placed.place.resolve(".")))
-    assert reward(" 85 - 29 = 56.\n\nQuestion: 3?", "56", {}) == 1.0
-    assert reward(r"So \boxed{1,250} it is, not 7", "1250", {}) == 1.0
-    assert reward("It is 57.", "56", {}) == 0.0
-    assert reward("I do not know.", "56", {}) == 0.0
-    assert reward("56", None, {}) == 0.0
+    assert config.eval.reward == "rewards.py:final_number"
+    responses = [
+        (" 85 - 29 = 56.\n\nQuestion: 3?", "56"),
+        (r"So \boxed{1,250} it is, not 7", "1250"),
+        ("It is 57.", "56"),
+        ("I do not know.", "56"),
+        ("56", None),
+    ]
+    grader = find_grader(config.eval, placed.place)
+    with open_grader(grader, timeout_s=config.eval.grader_timeout_s) as grade:
+        found = grade([Response("", text, reference, None) for text, reference in responses])
+    assert found == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 @each
 def test_an_eval_can_find_its_reward(path: Path) -> None:
-    section = load_config(path).config.eval
-    if section is not None:
-        assert callable(find_reward(section, FOLDER))
+    placed = load_config(path)
+    if placed.config.eval is not None:
+        assert find_grader(placed.config.eval, placed.place).name == placed.config.eval.reward

@@ -1,0 +1,151 @@
+"""The process of a grader: it reads requests from stdin and answers each row with one line.
+
+Runs as a file of its own, with the standard library alone, so that nothing of opd is in the way of
+a grader. What a grader prints goes to stderr; answers go to where stdout was when it started.
+"""
+
+import base64
+import contextlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import re
+import reprlib
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Callable
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+
+LARGEST = 3.4028234663852886e38
+"""The largest grade that a float32 holds."""
+
+WORDS = 2000
+"""Characters of an error that are passed on."""
+
+MODULE = "opd_grader"
+"""Name of the module that a grader's file becomes."""
+
+
+def main() -> None:
+    """Load the grader that the first line names, then answer the rows of each further line."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="ascii")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    # where memory runs out, this process goes first
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")
+
+    def put(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        grade = loaded(json.loads(requests.readline()))
+    except BaseException as error:  # a user's module may raise anything while it is loaded
+        put(told(error))
+        return
+    put({"ready": True})
+    for line in requests:
+        for row in json.loads(line):
+            put(graded(grade, row))
+
+
+def loaded(given: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """Return what answers a row, for a pattern, an entry point or the source of a file.
+
+    Raises:
+        TypeError: it is no function of a response, its reference and its metadata.
+    """
+    if "pattern" in given:
+        warnings.simplefilter("ignore")
+        compiled = re.compile(given["pattern"])
+        return lambda response, reference, metadata: found_span(compiled, response)
+    function = _entry_point(given) if "value" in given else _of_source(given)
+    if not callable(function):
+        raise TypeError(f"{given['name']} is a {type(function).__name__}, not a function")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{given['name']} is an async function, expected a plain one")
+    with contextlib.suppress(ValueError):  # some functions written in C tell no signature
+        signature = inspect.signature(function)
+        try:
+            signature.bind("", None, {})
+        except TypeError as error:
+            raise TypeError(
+                f"{given['name']}{signature} cannot be called with (response, reference, "
+                f"metadata): {error}"
+            ) from None
+    return lambda response, reference, metadata: valued(function(response, reference, metadata))
+
+
+def graded(grade: Callable[..., dict[str, Any]], row: list[Any]) -> dict[str, Any]:
+    """Return the answer to a row: its response, reference and metadata as JSON."""
+    try:
+        response, reference, metadata = row
+        return grade(response, reference, json.loads(metadata) if metadata else {})
+    except BaseException as error:  # SystemExit too: a row is answered whatever happens
+        return told(error)
+
+
+def found_span(pattern: re.Pattern[str], response: str) -> dict[str, Any]:
+    """Return where the first group of a pattern, or its whole match, stands in a response."""
+    match = pattern.search(response)
+    if match is None:
+        return {"span": [-1, -1]}
+    return {"span": match.span(1 if pattern.groups else 0)}
+
+
+def valued(value: Any) -> dict[str, Any]:
+    """Return a grade as an answer; what is no finite number of float32 is refused."""
+    try:
+        scalar = value.item() if getattr(value, "shape", None) == () else value
+        number = float(scalar) if isinstance(scalar, (Real, Decimal)) else None
+    except (ValueError, OverflowError):
+        number = math.inf
+    if number is None:
+        return {"refused": f"returned {_shown(value)}, expected a number"}
+    if not abs(number) <= LARGEST:
+        return {"refused": f"returned {_shown(value)}, expected a finite number"}
+    return {"value": number}
+
+
+def told(error: BaseException) -> dict[str, Any]:
+    """Return an exception as an answer: what it is, and the line that raised it."""
+    words = "".join(traceback.format_exception_only(error)).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename != __file__]
+    place = f" ({os.path.basename(theirs[-1].filename)}:{theirs[-1].lineno})" if theirs else ""
+    return {"error": words[:WORDS] + place}
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{reprlib.repr(value)[:200]} of type {type(value).__name__}"
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def _entry_point(given: dict[str, Any]) -> Any:
+    point = importlib.metadata.EntryPoint(given["name"], given["value"], "opd.graders")
+    return point.load()
+
+
+def _of_source(given: dict[str, Any]) -> Any:
+    module = types.ModuleType(MODULE)
+    module.__file__ = given["path"]
+    sys.modules[MODULE] = module
+    code = compile(base64.b64decode(given["source"]), given["path"], "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # it is what this process is for
+    if not hasattr(module, given["name"]):
+        raise AttributeError(f"there is no {given['name']} in it")
+    return getattr(module, given["name"])
+
+
+if __name__ == "__main__":
+    main()
