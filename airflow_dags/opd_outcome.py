@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from opd_allowed import refusal
 from opd_command import Outcome, brief
+from opd_settings import load_settings
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,8 +24,12 @@ def arguments_of(task: Any, context: "Context") -> list[str]:
     """Return the arguments of a task's call.
 
     Raises:
+        AirflowFailException: the settings do not allow the DAG run's Params.
         AirflowSkipException: the round's plan has no such call.
     """
+    refused = refusal(context["params"], load_settings())
+    if refused is not None:
+        raise AirflowFailException(refused)
     if task.call.needs is not None:
         source, key = task.call.needs
         plan = context["ti"].xcom_pull(task_ids=source, key="result") or {}

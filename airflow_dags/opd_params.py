@@ -18,7 +18,7 @@ OVERRIDES = Param(
     type="array",
     items={"type": "string", "pattern": r"^[^.=]+\.[^=]+=.*$"},
     title="Overrides",
-    description="Items section.key=value that replace keys, such as those of the loss.",
+    description="Items section.key=value; the settings say which keys may be replaced.",
 )
 WORKERS = Param(
     1,
@@ -46,5 +46,6 @@ def config_param(settings: Settings) -> Param:
         type="string",
         minLength=1,
         title="Configuration",
-        description="TOML of the run: a path that every worker sees, or s3://bucket/run.toml.",
+        description="TOML of the run, one that the settings allow: a path that every worker sees, "
+        "or s3://bucket/run.toml.",
     )

@@ -51,7 +51,7 @@ PARAMS = {
         description="Of each source in a mixture, in order.",
     ),
     "codec": Param(
-        None, type=["null", "string"], examples=["typed-v1", "packed-v1"], title="Codec"
+        None, type=["null", "string"], enum=[None, "typed-v1", "packed-v1"], title="Codec"
     ),
     "k": Param(
         None, type=["null", "integer"], minimum=1, title="k", description="Top-k ids to keep."

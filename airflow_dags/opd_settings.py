@@ -17,6 +17,17 @@ T = TypeVar("T")
 KINDS = ("plan", "rollout", "score", "train", "eval", "cache")
 """Kinds of tasks that can be given hardware of their own."""
 
+SAFE_OVERRIDES = (
+    *("run.name", "run.seed", "run.rounds", "loss.*", "gate.*", "train.*"),
+    *("rollout.prompts_per_round", "rollout.samples_per_prompt", "rollout.max_new_tokens"),
+    *("rollout.temperature", "rollout.top_p", "rollout.top_k", "rollout.candidates"),
+    *("rollout.batch_tokens", "score.batch_tokens", "eval.batch_tokens"),
+    *("score.k", "score.top_p", "score.min_k", "score.tail_buckets", "score.draws", "score.codec"),
+    *("eval.max_prompts", "eval.samples_per_prompt", "eval.max_new_tokens", "eval.every_rounds"),
+    *("eval.temperature", "eval.top_p", "eval.top_k", "eval.teachers"),
+)
+"""Keys that are numbers and choices: none names a file, a model, a server, a variable or code."""
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -78,6 +89,11 @@ class Settings:
     """`local`: processes of `opd` on Airflow's workers. `kubernetes`: a pod for each task."""
     config: str | None = None
     """Default of the DAGs' Param `config`."""
+    configs: tuple[str, ...] = ()
+    """Further configurations that the Param may be; an entry that ends with `/` is a folder, and
+    all in it is allowed."""
+    overrides: tuple[str, ...] = SAFE_OVERRIDES
+    """Keys that the Param `overrides` may replace; `section.*` is all of a section."""
     rounds: int = 8
     """Rounds in the graph of opd_rounds: the most that one DAG run can do."""
     retries: int = 4
@@ -148,6 +164,9 @@ def _check(settings: Settings, where: str) -> None:
     images = [settings.kind(name).image or settings.kubernetes.image for name in KINDS]
     if settings.backend == "kubernetes" and not all(images):
         raise ValueError(f"{where}: backend = 'kubernetes' needs kubernetes.image")
+    for key in ("configs", "overrides"):
+        if not all(isinstance(one, str) and one for one in getattr(settings, key)):
+            raise ValueError(f"{where}: {key} is a list of texts, and one is none or empty")
     for key, least in (("rounds", 1), ("retries", 0), ("retry_delay_s", 0), ("stop_s", 0)):
         if getattr(settings, key) < least:
             raise ValueError(f"{where}: {key} = {getattr(settings, key)!r} is below {least}")

@@ -239,6 +239,10 @@ def test_settings_are_read() -> None:
         ("[kinds.score]\ngpu = 1", "kinds.score: gpu: unknown key; did you mean 'gpus'"),
         ("[[kubernetes.volumes]]\nclaim = 'x'", "kubernetes.volumes: mount is missing"),
         ("[kubernetes]\nin_cluster = 'yes'", "in_cluster = 'yes' is not of type"),
+        ("configs = '/data/'", "configs = '/data/' is not of type tuple"),
+        ("configs = [1]", "configs is a list of texts"),
+        ("overrides = ['']", "overrides is a list of texts"),
+        ("override = ['a.b']", "did you mean 'overrides'"),
         ("a = ", "a.toml is not valid TOML"),
     ],
 )

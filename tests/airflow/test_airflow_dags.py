@@ -203,7 +203,8 @@ def test_how_tasks_end(airflow: AirflowRuns, tmp_path: Path) -> None:
     told = tmp_path / "told"
     notify = tmp_path / "notify.toml"
     notify.write_text(
-        f'rounds = 1\nretries = 1\nretry_delay_s = 0\nnotify = ["tee", "-a", "{told}"]\n'
+        f'configs = ["/"]\nrounds = 1\nretries = 1\nretry_delay_s = 0\n'
+        f'notify = ["tee", "-a", "{told}"]\n'
     )
     shared = {"OPD_AIRFLOW_SETTINGS": str(notify)}
     requests: list[dict[str, Any]] = [
@@ -225,7 +226,10 @@ def test_how_tasks_end(airflow: AirflowRuns, tmp_path: Path) -> None:
     )
     slow.chmod(0o755)
     limit = tmp_path / "limit.toml"
-    limit.write_text("rounds = 1\nretries = 1\nretry_delay_s = 0\n[kinds.plan]\ntimeout_h = 3e-4\n")
+    limit.write_text(
+        "configs = ['/']\nrounds = 1\nretries = 1\nretry_delay_s = 0\n"
+        "[kinds.plan]\ntimeout_h = 3e-4\n"
+    )
     late = {"OPD_AIRFLOW_SETTINGS": str(limit), "OPD_BIN": str(slow)}
     requests.append({"dag": "opd_rounds", "conf": conf, "env": late})
     answers, printed = airflow.ask(*requests)
@@ -255,13 +259,21 @@ def test_how_tasks_end(airflow: AirflowRuns, tmp_path: Path) -> None:
 def test_a_plan_alone_is_a_dry_run(airflow: AirflowRuns, tmp_path: Path) -> None:
     config = str(write_run(tmp_path))
     settings, told = tmp_path / "notify.toml", tmp_path / "told"
-    settings.write_text(f'rounds = 1\nnotify = ["tee", "-a", "{told}"]\n')
+    settings.write_text(f'configs = ["/"]\nrounds = 1\nnotify = ["tee", "-a", "{told}"]\n')
     env = {"OPD_AIRFLOW_SETTINGS": str(settings)}
+    (tmp_path / "closed.toml").write_text('config = "/data/run.toml"\nrounds = 1\n')
+    closed = {"OPD_AIRFLOW_SETTINGS": str(tmp_path / "closed.toml")}
     answers, printed = airflow.ask(
         {"dag": "opd_rounds", "conf": {"config": config, "dry_run": True}, "env": env},
         {"dag": "opd_rounds", "conf": {"config": config, "teachers": ["other"]}},
+        {"dag": "opd_rounds", "conf": {"config": config}, "env": closed},
+        {"dag": "opd_rounds", "conf": {"config": config, "overrides": ["eval.reward=os:system"]}},
     )
-    dry, wrong = answers
+    dry, wrong, *refused = answers
+    for answer in refused:
+        assert answer["state"] == answer["tasks"]["round_0.plan[-1]"] == "failed"
+    assert f"Param config = '{config}' is no configuration that a DAG run may name" in printed
+    assert "Param overrides: 'eval.reward' is no key that a DAG run may replace" in printed
     assert dry["state"] == "success" and dry["tasks"]["round_0.plan[-1]"] == "success"
     for name in ("rollout", "score", "train", "eval", "gate", "baseline"):
         assert dry["tasks"][f"round_0.{name}[-1]"] == "skipped"

@@ -34,7 +34,7 @@ DAG = "opd_rounds"
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, warm_opd: str) -> Iterator[LiveAirflow]:
     """Return a running Airflow; what its tasks start to score, which is killed, is `opd` itself."""
-    settings = "rounds = 1\nretries = 3\nretry_delay_s = 0\nstop_s = 20\n"
+    settings = "configs = ['/']\nrounds = 1\nretries = 3\nretry_delay_s = 0\nstop_s = 20\n"
     settings += '[kinds.score]\npool = "teachers"\n'
     folder = tmp_path_factory.mktemp("live")
     opd = folder / "opd"

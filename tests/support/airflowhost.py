@@ -43,7 +43,7 @@ class AirflowHome:
     """A fresh home of Airflow with its database."""
 
     folder: Path
-    settings: str = "rounds = 2\nretries = 2\nretry_delay_s = 0\nstop_s = 20\n"
+    settings: str = "configs = ['/']\nrounds = 2\nretries = 2\nretry_delay_s = 0\nstop_s = 20\n"
     opd: str = str(OPD)
     """What tasks run as `opd`."""
 

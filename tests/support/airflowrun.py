@@ -118,7 +118,7 @@ def _end_of_pod(bag: Any, code: int) -> str:
 
     original, KubernetesPodOperator.execute = KubernetesPodOperator.execute, execute
     try:
-        return json.dumps(task.execute({"params": {"config": "x", "overrides": []}}))
+        return json.dumps(task.execute({"params": {"config": "s3://bucket/run.toml"}}))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.engines.lazy import LazyEngine
@@ -53,10 +54,16 @@ def pid_of(engine: ServerEngine) -> int:
 
 
 def test_a_server_of_our_own_ends_with_all_that_it_started(
-    source: ModelSource, own: EngineSection
+    source: ModelSource, own: EngineSection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "TEACHER_KEY", "VLLM_API_KEY", "VLLM_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, "of ours")
     engine = open_server(source, own)
     try:
+        passed = psutil.Process(pid_of(engine)).environ()
+        assert [name for name, text in passed.items() if text == "of ours"] == [
+            "VLLM_LOGGING_LEVEL"
+        ]
         assert len(group(pid_of(engine))) == 2
         assert scored(engine).token_rank.min() >= 1
         pid = pid_of(engine)
