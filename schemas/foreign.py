@@ -1,21 +1,93 @@
-"""Text of others inside our messages: of servers, graders and files. Pure.
+"""Text that is not ours, as messages and terminals may have it. Pure.
 
-Promises: what is shown is one line of bounded length that no terminal obeys.
+Owns: which characters a terminal obeys, what may be a secret, how much of a value is shown.
+Promises: what comes out moves no cursor, colours nothing, starts no line, and holds no password.
 """
 
-SHOWN = 500
-"""Characters that are shown of a text."""
+import re
+import unicodedata
+from typing import Any
+
+SHOWN = 120
+"""Most characters of a value that a message repeats."""
+
+EXCERPT = 500
+"""Most characters of a longer text, such as a reply or what a program printed."""
+
+USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#@'\"]*|[^\s/@'\"]*:[^\s@'\"]*)@")
+"""User and password of a URL; keys of S3 may have slashes in them."""
+
+PARAMETERS = re.compile(r"(?<=://)([^\s?'\"]*\?)[^\s'\"]+")
+"""A URL up to its parameters, which are how signed URLs carry their signature."""
+
+KEY_SHAPES = re.compile(
+    r"(?:sk-|hf_|gh[pousr]_|xox[abp]-|eyJ)\S{12,}|(?:AKIA|ASIA)[A-Z0-9]{12,}"
+    r"|(?=\S*[a-z])(?=\S*[A-Z])(?=\S*[0-9])[A-Za-z0-9/+]{40}"
+)
+"""What keys of well-known services look like, and 40 characters as a secret key of S3 has."""
+
+HIDDEN = "not shown, for it may hold a secret"
 
 
-def shown(text: str, limit: int = SHOWN) -> str:
-    """Return the beginning of a text on one line, with escapes for what cannot be printed."""
-    return _printable(text[:limit]) + ("…" if len(text) > limit else "")
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return text in which every character that a terminal obeys is written as an escape.
+
+    Args:
+        text: of anybody.
+        lines: whether line feeds and tabs stay; else they are escaped too, so that the text forges
+            no line.
+    """
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(_escape(c) if is_control(c) and c not in kept else c for c in text)
 
 
-def shown_end(text: str, limit: int = SHOWN) -> str:
-    """Return the end of a text as `shown` does its beginning."""
-    return ("…" if len(text) > limit else "") + _printable(text[-limit:])
+def excerpt(text: str, limit: int = EXCERPT) -> str:
+    """Return the beginning of a text of others on one line."""
+    return printable(text[:limit]) + ("…" if len(text) > limit else "")
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def excerpt_end(text: str, limit: int = EXCERPT) -> str:
+    """Return the end of a text as `excerpt` does its beginning."""
+    return ("…" if len(text) > limit else "") + printable(text[-limit:])
+
+
+def is_control(character: str) -> bool:
+    """Return whether a character is obeyed instead of shown, or is shown as nothing."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def without_secrets(text: str) -> str:
+    """Return text whose URLs have lost their users, passwords and parameters."""
+    if "://" not in text:
+        return text
+    return PARAMETERS.sub(r"\1…", USER_INFO.sub("…@", text))
+
+
+def may_be_secret(text: str) -> bool:
+    """Return whether a message had better not repeat a text."""
+    return without_secrets(text) != text or KEY_SHAPES.fullmatch(text.strip()) is not None
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message repeats it: short, printable and without secrets."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return f"a whole number of {value.bit_length()} bits"
+    if isinstance(value, (list, tuple, dict)):
+        return _shown_items(value)
+    if isinstance(value, str) and may_be_secret(value):
+        return HIDDEN
+    text = printable(repr(value[: 2 * SHOWN] if isinstance(value, str) else value))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… (cut)"
+
+
+def _shown_items(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a table of {len(value)} keys"
+    texts = [shown(item) if not isinstance(item, (list, dict)) else "…" for item in value[:5]]
+    return f"[{', '.join([*texts, '…'] if len(value) > 5 else texts)}]"

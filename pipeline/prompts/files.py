@@ -23,6 +23,7 @@ from pipeline.store.storage import Storage, file_sha256
 from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError
 from schemas.fingerprint import sha256
+from schemas.foreign import shown
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -152,17 +153,16 @@ def read_records(file: PromptFile) -> Iterator[tuple[int, object]]:
 
 
 def _store(location: str, *, key: str, settings: StorageSection) -> tuple[Storage, str]:
-    if "://" not in location:
-        return Storage(str(Path(location).parent), settings), Path(location).name
     root, _, name = location.rpartition("/")
     try:
+        if "://" not in location:
+            return Storage(str(Path(location).parent), settings), Path(location).name
         if root.endswith("/"):
-            raise ConfigError("no folder")
+            raise ConfigError("it names no file in a folder: s3://bucket/folder/file")
         return Storage(root, settings), name
     except ConfigError as error:
         raise ConfigError(
-            f"{key} = {location!r} is not a place to read from: expected a path, file://… or "
-            "s3://bucket/folder/file"
+            f"{key} = {shown(location)} is not a place to read from: {error}"
         ) from error
 
 

@@ -14,7 +14,7 @@ from pipeline.rewards.builtin import COMPARISONS, same_text
 from pipeline.rewards.location import Grader
 from pipeline.rewards.process import GraderFault, GraderProcess, running_grader
 from schemas.errors import ConfigError
-from schemas.foreign import shown
+from schemas.foreign import excerpt
 
 Grade = Callable[[Sequence["Response"]], list[float]]
 
@@ -73,7 +73,7 @@ def _compared(name: str, responses: Sequence[Response]) -> list[float]:
         except ValueError as error:
             raise ConfigError(
                 f"eval.reward = {name!r} cannot grade {_where(index, one)}: {error} "
-                f"({shown(reference, 100)!r}). Correct it in prompts.eval"
+                f"({excerpt(reference, 100)!r}). Correct it in prompts.eval"
             ) from None
     return grades
 
@@ -131,4 +131,4 @@ def _reference(name: str, index: int, response: Response) -> str:
 
 
 def _where(index: int, response: Response) -> str:
-    return f"row {index} of its unit, prompt {shown(response.prompt_id, 100)!r}"
+    return f"row {index} of its unit, prompt {excerpt(response.prompt_id, 100)!r}"

@@ -21,7 +21,7 @@ from typing import IO, Any
 from pipeline.engines.environment import THREADS, passed_on
 from pipeline.engines.processes import end_with_parent
 from pipeline.store.scratch import scratch
-from schemas.foreign import shown, shown_end
+from schemas.foreign import excerpt, excerpt_end
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -166,7 +166,7 @@ class GraderProcess:
             raise self._fault("wrote to the pipe of opd")
         if "error" in answer or "refused" in answer:
             told = f"raised {answer['error']}" if "error" in answer else answer["refused"]
-            raise self._fault(shown(str(told)))
+            raise self._fault(excerpt(str(told)))
         return answer
 
     def _end_in_words(self) -> str:
@@ -184,7 +184,7 @@ class GraderProcess:
         with suppress(OSError):
             self._said = (self._said + os.read(self._err.fileno(), PIECE))[-KEPT:]
         said = self._said.decode(errors="replace").strip()
-        return GraderFault(f"{words}. It printed: {shown_end(said)}" if said else words)
+        return GraderFault(f"{words}. It printed: {excerpt_end(said)}" if said else words)
 
 
 def _pipe(process: subprocess.Popen[bytes], number: int) -> IO[bytes]:

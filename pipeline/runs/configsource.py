@@ -1,13 +1,17 @@
 """Where a run's TOML is read from: a file of this machine, or an object of a store."""
 
 import difflib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.store.paths import located
 from pipeline.store.place import ConfigPlace, PlacedConfig
 from pipeline.store.storage import Storage
 from schemas.config.file import parse_config
+from schemas.config.tree import MAX_BYTES, decoded
 from schemas.errors import ConfigError
+from schemas.foreign import shown
 
 
 def read_config(location: str, overrides: Sequence[str] = ()) -> PlacedConfig:
@@ -21,22 +25,17 @@ def read_config(location: str, overrides: Sequence[str] = ()) -> PlacedConfig:
         ConfigError: nothing is there, it is not text, or its content is wrong.
         StorageError: the store cannot be read.
     """
-    if "://" not in location:
-        return load_config(Path(location), overrides)
-    if location.startswith("file://"):
-        return load_config(Path(location.removeprefix("file://")), overrides)
-    if location.split("://")[0] not in ("s3", "memory"):
-        raise ConfigError(
-            f"cannot read the configuration {location}: give a path, file://… or s3://bucket/key"
-        )
-    folder, _, name = location.rpartition("/")
+    place = located(location)
+    if place.is_local:
+        path = Path(place.path)
+        return load_config(path, overrides)
+    folder, _, name = place.url.rpartition("/")
+    if not name or folder.endswith("/"):
+        raise ConfigError(f"{shown(location)} names no object; write s3://bucket/folder/run.toml")
     data = Storage(folder).get(name)
     if data is None:
         raise ConfigError(f"no configuration at {location}")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the configuration {location} is not text: {error}") from error
+    text = decoded(data, where=location)
     config = parse_config(text, where=location, overrides=overrides)
     return PlacedConfig(config, ConfigPlace(folder))
 
@@ -48,13 +47,25 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PlacedConfig:
         ConfigError: the file is missing or unreadable, or its content is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = _read(path)
+        folder = str(path.resolve().parent)
     except FileNotFoundError as error:
         raise ConfigError(f"no configuration at {path}{_nearest_file(path)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    config = parse_config(text, where=str(path), overrides=overrides)
-    return PlacedConfig(config, ConfigPlace(str(path.resolve().parent)))
+    except (OSError, RuntimeError) as error:  # the latter of links that lead in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
+    config = parse_config(decoded(data, where=str(path)), where=f"{path}", overrides=overrides)
+    return PlacedConfig(config, ConfigPlace(folder))
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file, up to one more than a configuration may have; waits for none."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise ConfigError(f"cannot read the configuration {path}: it is {kind}, not a file")
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def _nearest_file(path: Path) -> str:

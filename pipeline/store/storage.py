@@ -6,14 +6,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from pipeline.store.backend import Backend, Leftover, Version
 from pipeline.store.local import LocalBackend
 from pipeline.store.objects import ObjectBackend, s3_options
+from pipeline.store.paths import local_path, located
 from pipeline.store.retry import with_retries
 from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError, DataError, StorageError
+from schemas.foreign import shown
 from schemas.records.shards import Shard
 
 
@@ -21,23 +22,17 @@ def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:
     """Return the backend of a root's scheme, and the prefix of its object names.
 
     Raises:
-        ConfigError: the scheme is not supported, or an S3 URL has no bucket.
+        ConfigError: it names no place that can be a store.
     """
-    parts = urlsplit(root) if "://" in root else None
-    if parts is None:
-        return LocalBackend(), str(Path(root).expanduser().resolve())
-    if parts.scheme == "file":
-        return LocalBackend(), str(Path(parts.path).resolve())
-    if parts.scheme == "memory":
-        return ObjectBackend("memory", {}), f"/{parts.netloc}{parts.path}"
-    if parts.scheme != "s3":
-        raise ConfigError(
-            f"run.root = {root!r}: scheme {parts.scheme!r} is not supported; "
-            "use a path, file://… or s3://bucket/prefix"
-        )
-    if not parts.netloc:
-        raise ConfigError(f"run.root = {root!r} names no bucket; write s3://bucket/prefix")
-    return ObjectBackend("s3", s3_options(settings)), f"{parts.netloc}{parts.path}"
+    place = located(root)
+    if place.is_local:
+        folder = local_path(place)
+        if folder == Path(folder.anchor):
+            raise ConfigError(f"{shown(root)} is the whole disk; name a folder for the store")
+        return LocalBackend(), str(folder)
+    if place.scheme == "memory":
+        return ObjectBackend("memory", {}), f"/{place.host}{place.path}"
+    return ObjectBackend("s3", s3_options(settings)), f"{place.host}{place.path}"
 
 
 T = TypeVar("T")
@@ -59,10 +54,10 @@ class Storage:
             settings: time-outs and client options.
 
         Raises:
-            ConfigError: the URL's scheme is not supported, or an S3 URL has no bucket.
+            ConfigError: it names no place that can be a store.
         """
         settings = settings or StorageSection()
-        self.root = root.rstrip("/")
+        self.root = root.rstrip("/") or root
         self._backend, self._prefix = open_backend(self.root, settings)
         self._retry_s, self._met = settings.retry_s, False
         self.lease_s = settings.lease_s

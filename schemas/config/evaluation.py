@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from schemas.config.engines import EngineSection
-from schemas.config.section import NAME_PATTERN, Fraction, Positive, tuning
+from schemas.config.section import NAME_PATTERN, Fraction, Natural, Positive, tuning
 
 BUILT_IN = ("exact_match", "last_number", "regex")
 """Graders that opd brings."""
@@ -55,7 +55,7 @@ class EvalSection(EngineSection):
     """Sampling temperature; 0 is greedy decoding."""
     top_p: Fraction = 1.0
     """Nucleus (top-p) sampling; 1.0 turns it off."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Natural = 0
     """Top-k sampling; 0 turns it off."""
     max_new_tokens: Positive | None = None
     """Longest response in tokens; default that of `[rollout]`."""
@@ -79,6 +79,8 @@ class EvalSection(EngineSection):
             raise ValueError("pattern belongs to reward = 'regex', which needs it")
         if self.pattern is not None:
             _check_pattern(self.pattern)
+        if 0.0 < self.temperature < 1e-6:
+            raise ValueError("temperature is 0, or at least 1e-6")
         if self.samples_per_prompt > 1 and self.temperature == 0.0:
             raise ValueError("samples_per_prompt above 1 needs a temperature above 0")
         return self

@@ -1,18 +1,31 @@
 """From TOML text and overrides to a checked `RunConfig`, and its identity. Pure.
 
-Promises: every mistake becomes one `ConfigError` that names the key and the nearest right one.
+Promises: every mistake becomes one `ConfigError` that names the key and the nearest right one. It
+repeats no value that may be a secret.
 """
 
 import difflib
-import tomllib
+import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from schemas.config.run import RunConfig
+from schemas.config.tree import dotted, impossible, override, parse_tree
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
+from schemas.foreign import HIDDEN, may_be_secret, shown, without_secrets
+
+MAX_MISTAKES = 20
+"""Most mistakes that a message lists."""
+
+MAX_WORDS = 600
+"""Most characters of the words about one mistake."""
+
+PRIVATE = re.compile(r"^storage\.|\.server\.|api|secret|passw|credential", re.IGNORECASE)
+"""Keys whose texts are not repeated: people put keys and passwords there."""
 
 
 def parse_config(text: str, *, where: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -26,17 +39,19 @@ def parse_config(text: str, *, where: str, overrides: Sequence[str] = ()) -> Run
     Raises:
         ConfigError: malformed TOML, unknown keys, missing keys, wrong types or values.
     """
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where} is not valid TOML: {error}") from error
+    tree = parse_tree(text, where=where)
     for item in overrides:
-        _override(tree, item)
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        lines = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
-        raise ConfigError(f"{where} is not a valid configuration:\n{lines}") from error
+        override(tree, item)
+    mistakes = list(islice(impossible(tree), MAX_MISTAKES + 1))
+    if not mistakes:
+        try:
+            return RunConfig.model_validate(tree)
+        except ValidationError as error:
+            mistakes = [_explain(d) for d in islice(error.errors(), MAX_MISTAKES + 1)]
+    if len(mistakes) > MAX_MISTAKES:
+        mistakes[MAX_MISTAKES:] = ["and more"]
+    lines = "\n".join(f"  {mistake}" for mistake in mistakes)
+    raise ConfigError(f"{where} is not a valid configuration:\n{lines}")
 
 
 def identity_of(config: RunConfig) -> dict[str, Any]:
@@ -68,53 +83,50 @@ def _identity_items(model: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, dumped[name]
 
 
-def _override(tree: dict[str, Any], item: str) -> None:
-    key, separator, text = item.partition("=")
-    parts = key.strip().split(".")
-    if not separator or len(parts) < 2 or not all(parts):
-        raise ConfigError(f"--set takes section.key=value, found {item!r}")
-    table = tree
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {item!r}: {part!r} is a value, not a section")
-    table[parts[-1]] = _toml_value(text.strip())
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def _explain(detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
-    key = ".".join(location) or "(whole file)"
+    key = ".".join(map(dotted, location)) or "(whole file)"
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], _siblings(location), n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_siblings(location))}"
-        )
+        known = _siblings(location)
+        close = difflib.get_close_matches(location[-1][:64], known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
-    if detail["type"] == "tuple_type":
-        return f"{key}: expected a list, such as [1, 2] or ['a'] (found {detail['input']!r})"
     if detail["type"] == "missing":
         return f"{key}: required, and has no default because it changes results"
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "tuple_type":
+        message = "expected a list, such as [1, 2] or ['a']"
+    return f"{key}: {_bounded(without_secrets(message))}{_found(detail, key)}"
+
+
+def _found(detail: Any, key: str) -> str:
+    """Return what stands at a key, in brackets; nothing where it is a whole table."""
     found = detail.get("input")
-    shown = "" if isinstance(found, dict) else f" (found {found!r})"
-    return f"{key}: {message}{shown}"
+    if isinstance(found, (dict, BaseModel)):
+        return ""
+    private = isinstance(found, (str, list, tuple)) and PRIVATE.search(key)
+    # what is refused as a place may be a URL that is cut where its password has a slash
+    url = isinstance(found, str) and "://" in found and ("@" in found or may_be_secret(found))
+    return f" (found {HIDDEN if private or url else shown(found)})"
 
 
-def _siblings(location: list[str]) -> list[str]:
+def _bounded(words: str) -> str:
+    return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"
+
+
+def _siblings(location: Sequence[str]) -> list[str]:
+    """Return the keys of the table that a key stands in; none where it is no table of ours."""
     model: type[BaseModel] = RunConfig
     parts = iter(location[:-1])
     for part in parts:
-        annotation: Any = model.model_fields[part].annotation
+        field = model.model_fields.get(part)
+        annotation: Any = None if field is None else field.annotation
         arguments = getattr(annotation, "__args__", ())
         if getattr(annotation, "__origin__", None) is dict:
             next(parts, None)
         models = [a for a in (annotation, *arguments) if isinstance(a, type)]
-        model = next(a for a in models if issubclass(a, BaseModel))
+        inner = next((a for a in models if issubclass(a, BaseModel)), None)
+        if inner is None:
+            return []
+        model = inner
     return list(model.model_fields)

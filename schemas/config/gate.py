@@ -6,7 +6,7 @@ from pydantic import Field
 
 from schemas.config.section import Fraction, Section, tuning
 
-Nats = Annotated[float, Field(gt=0.0)]
+Nats = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
 class GateSection(Section):

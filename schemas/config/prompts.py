@@ -4,15 +4,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.config.section import Positive, Section
+from schemas.config.section import Place, Positive, Section
 
 
 class PromptsSection(Section):
     """`[prompts]`: where prompts come from."""
 
-    train: str
+    train: Place
     """JSONL or Parquet file (path or `s3://…`) of the prompts to sample from."""
-    eval: str | None = None
+    eval: Place | None = None
     """JSONL or Parquet file of held-out prompts with a `reference`, for `opd eval`."""
     max_tokens: Positive
     """Longest prompt in tokens; a longer one is an error or skipped, never cut."""

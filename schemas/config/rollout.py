@@ -5,7 +5,17 @@ from typing import Annotated
 from pydantic import Field
 
 from schemas.config.engines import EngineSection
-from schemas.config.section import Fraction, Positive, StopTexts, later
+from schemas.config.section import (
+    MOST,
+    Fraction,
+    Natural,
+    Positive,
+    StopTexts,
+    Temperature,
+    later,
+)
+
+TokenId = Annotated[int, Field(ge=0, le=MOST)]
 
 
 class RolloutSection(EngineSection):
@@ -17,13 +27,13 @@ class RolloutSection(EngineSection):
     """Responses sampled for each prompt."""
     max_new_tokens: Positive
     """Longest response in tokens, stop token included."""
-    temperature: Annotated[float, Field(gt=0.0, le=10.0)]
+    temperature: Temperature
     """Sampling temperature; 1.0 is on-policy: the student's own distribution."""
     top_p: Fraction
     """Nucleus (top-p) sampling; 1.0 turns it off, and is what importance weights need."""
-    top_k: Annotated[int, Field(ge=0)]
+    top_k: Natural
     """Top-k sampling; 0 turns it off, and is what importance weights need."""
-    stop_token_ids: tuple[int, ...] | None = None
+    stop_token_ids: tuple[TokenId, ...] | None = None
     """Ids that end a response; default: every end id that the tokenizer and the model name."""
     stop_strings: StopTexts = later(())
     """Texts that also end a response, in rollout and eval, with the token that completes one of

@@ -16,7 +16,7 @@ from schemas.config.models import StudentSection, TeacherSection
 from schemas.config.prompts import PromptsSection
 from schemas.config.rollout import RolloutSection
 from schemas.config.score import ScoreSection
-from schemas.config.section import Name, Positive, Section, tuning
+from schemas.config.section import Name, Place, Section, tuning
 from schemas.config.storage import StorageSection
 from schemas.config.train import TrainSection
 from schemas.scoresignal import Signal, signal_for
@@ -27,11 +27,11 @@ class RunSection(Section):
 
     name: Name
     """Name of the run; its objects live under `runs/<name>/` of the root."""
-    root: str = tuning(...)
+    root: Place = tuning(...)
     """Folder or URL of the store: a path, `file://…` or `s3://bucket/prefix`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     """Seed of every random choice: prompt order, samples, batch order."""
-    rounds: Positive = tuning(...)
+    rounds: Annotated[int, Field(gt=0, le=1_000_000)] = tuning(...)
     """Rounds of rollout, score and train in total; may be raised later."""
 
 

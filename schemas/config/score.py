@@ -12,7 +12,7 @@ from schemas.scoresignal import FURTHER
 class ScoreSection(EngineSection):
     """`[score]`: what the teacher's pass keeps of each position."""
 
-    k: Positive
+    k: Annotated[int, Field(gt=0, le=2**20)]
     """Top-k ids and logprobs kept at each position; with `top_p`, at most this many."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Probability mass at which a position's top-k ends: peaked positions keep few ids, and the
@@ -23,7 +23,7 @@ class ScoreSection(EngineSection):
     """Parts in which the mass outside the top-k is kept; a hash of the id chooses the part."""
     draws: Annotated[int, Field(ge=0, le=65536)] = 0
     """Ids drawn from the teacher's whole distribution at each position: unbiased sparse targets."""
-    noise_tolerance: Annotated[float, Field(gt=0.0)] | None = tuning(None)
+    noise_tolerance: Annotated[float, Field(gt=0.0, le=1e6)] | None = tuning(None)
     """Largest mean difference, in nats, between scores of the same tokens alone, in a batch and in
     another order. Above it, scoring is refused. Default 0.001 in float32, else 0.1."""
     codec: Literal["typed-v1", "packed-v1"] = "typed-v1"

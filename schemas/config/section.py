@@ -1,16 +1,78 @@
 """What every table of the TOML is made of: a frozen model, its kinds of values, tuning fields."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+
+from schemas.foreign import is_control, printable
+from schemas.location import parse_location
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
-Positive = Annotated[int, Field(gt=0)]
+MOST = 2**31 - 1
+"""Largest count: that of 32 bits, which token ids and rows have."""
+
+
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+
+Few = Annotated[int, Field(gt=0, le=65536)]
+"""A count of things that one machine holds or does at once."""
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+Seconds = Annotated[float, Field(ge=0.001, le=1e6)]
+"""A time to wait: what sockets, timers and clocks of any system can count."""
+
+Temperature = Annotated[float, Field(ge=1e-6, le=10.0)]
+"""Divides logits: a smaller one makes infinities of them."""
+
+
+JOINERS = "\u200c\u200d"
+"""Unseen characters that some scripts cannot be written without."""
+
+
+def _clean(text: str) -> str:
+    if not text.strip() or text != text.strip():
+        raise ValueError("it is empty, or begins or ends with white space")
+    if not text.isprintable() and any(is_control(c) and c not in JOINERS for c in text):
+        raise ValueError(f"it has characters that nobody sees: {printable(text[:200])}")
+    return text
+
+
+def _placed(text: str) -> str:
+    parse_location(text)
+    return text
+
+
+def _no_url(text: str) -> str:
+    if parse_location(text).scheme:
+        raise ValueError(
+            "models are not read from URLs: give the path of a folder, or a hub id such as "
+            "Qwen/Qwen3-0.6B with its revision"
+        )
+    return text
+
+
+Text = Annotated[str, Field(max_length=1024), AfterValidator(_clean)]
+"""A name that others gave: of a model, a variant, a module."""
+
+Place = Annotated[str, Field(max_length=4096), AfterValidator(_clean), AfterValidator(_placed)]
+"""A path, or a URL of a store."""
+
+ModelPlace = Annotated[str, Field(max_length=4096), AfterValidator(_clean), AfterValidator(_no_url)]
+"""A path, or the id of a model on the hub."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -48,6 +110,18 @@ def later(default: Any, **kwargs: Any) -> Any:
 
 
 class Section(BaseModel):
-    """A frozen table of the TOML that refuses unknown keys."""
+    """A frozen table of the TOML that refuses unknown keys, infinities and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is expected: Python takes them for 1 and 0."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        values = value if isinstance(value, list) else [value]
+        if bool in map(type, values) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("is not a key for true or false")
+        return value

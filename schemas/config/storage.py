@@ -1,31 +1,25 @@
 """`[storage]`: how to reach the store."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from schemas.config.section import (
-    Positive,
-    Section,
-    tuning,
-)
+from schemas.config.section import Few, Seconds, Section, tuning
 
 
 class StorageSection(Section):
     """`[storage]`: how to reach the store; credentials come from `AWS_*` variables only."""
 
-    retry_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    retry_s: Seconds = tuning(60.0)
     """Seconds for which a failing request is repeated, with growing pauses, before giving up."""
-    connect_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(5.0)
+    connect_timeout_s: Seconds = tuning(5.0)
     """Seconds to wait for a connection."""
-    read_timeout_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    read_timeout_s: Seconds = tuning(60.0)
     """Seconds to wait for a reply."""
-    lease_s: Annotated[float, Field(gt=0.0)] = tuning(60.0)
+    lease_s: Seconds = tuning(60.0)
     """Seconds after which another worker takes over the unit of one that fell silent."""
     single_writer: bool = tuning(False)
     """Whether only one opd process writes to the root at a time, which you make sure of. For stores
     that ignore create-only writes (`If-None-Match`), which are refused otherwise."""
-    max_connections: Positive = tuning(64)
+    max_connections: Few = tuning(64)
     """Connections held to an object store."""
     addressing_style: Literal["auto", "path", "virtual"] = tuning("auto")
     """Where the bucket name goes in S3 requests; many self-hosted stores need `path`."""

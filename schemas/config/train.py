@@ -4,51 +4,63 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config.section import Positive, Section, later, tuning
+from schemas.config.section import (
+    Few,
+    Natural,
+    Positive,
+    Section,
+    Text,
+    later,
+    tuning,
+)
 
 
 class LoraSection(Section):
     """`[train.lora]`: a low-rank adapter learns and the model's own weights stay as they are."""
 
-    rank: Positive
+    rank: Few
     """Rank of the adapter: each of its layers has rank × (inputs + outputs) weights."""
-    alpha: Annotated[float, Field(gt=0.0)]
+    alpha: Annotated[float, Field(gt=0.0, le=1e6)]
     """Scale of the adapter: what it adds to a layer is multiplied by alpha / rank."""
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
+    target_modules: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)]
     """Names of the linear layers that get an adapter, such as `["q_proj", "v_proj"]`; `all-linear`
     takes every one but the language-model head."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's inputs in training."""
 
 
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A decay rate: 1 would never take anything in."""
+
+
 class TrainSection(Section):
     """`[train]`: the DeepSpeed learner."""
 
-    learning_rate: Annotated[float, Field(gt=0.0)]
+    learning_rate: Annotated[float, Field(gt=0.0, le=1000.0)]
     """Peak learning rate."""
     sequences_per_step: Positive
     """Sequences in one optimizer step, over all processes."""
-    epochs: Positive = 1
+    epochs: Few = 1
     """Passes over a round's sequences."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning-rate schedule after warm-up, over optimizer steps of the whole run."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Natural = 0
     """Optimizer steps of linear warm-up at the start of the run."""
     decay_steps: Positive | None = None
     """Optimizer steps until `linear` or `cosine` reaches its floor; required for these two."""
     decay_floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Learning rate at the end of the decay, as a share of the peak."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW betas: decay rates of the two moments."""
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    eps: Annotated[float, Field(ge=1e-37, le=1.0)] = 1e-8
     """AdamW epsilon."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0, le=1e4)] = 0.0
     """AdamW decoupled weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0.0, le=1e30)] = 1.0
     """Gradient clipping: the global norm above which gradients are scaled down."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of forward and backward; bfloat16 keeps float32 master weights."""
-    max_staleness: Annotated[int, Field(ge=0)] = 0
+    max_staleness: Natural = 0
     """Rounds by which a row's sampling policy may lag; 0 is on-policy. Older rows are counted and
     not trained on."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = tuning(0)
@@ -57,9 +69,9 @@ class TrainSection(Section):
     """Keep optimizer state in CPU memory (needs ZeRO 1 or above)."""
     activation_checkpointing: bool = tuning(False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    num_processes: Positive = tuning(1)
+    num_processes: Annotated[int, Field(gt=0, le=1024)] = tuning(1)
     """Processes that `opd train` starts on this machine, one per GPU; 1 also under torchrun."""
-    device: str = tuning("auto")
+    device: Literal["auto", "cpu", "cuda"] = tuning("auto")
     """Torch device: `auto`, `cpu` or `cuda`."""
     micro_batch_tokens: Positive = tuning(16384)
     """Tokens per micro-batch and process, padding included; lower it when memory runs out."""
@@ -67,9 +79,9 @@ class TrainSection(Section):
     """Positions whose full-vocabulary logits exist at once."""
     shuffle_shards: Positive = 16
     """Shards whose rows are shuffled together, and held in memory at once."""
-    save_steps: Annotated[int, Field(ge=0)] = tuning(0)
+    save_steps: Natural = tuning(0)
     """Optimizer steps between saved states that a round resumes from; 0 saves at its end only."""
-    verify_tolerance: Annotated[float, Field(gt=0.0)] = tuning(1e-3)
+    verify_tolerance: Annotated[float, Field(gt=0.0, le=1e6)] = tuning(1e-3)
     """Largest difference in nats between the learner and its reloaded checkpoint (float32)."""
     lora: LoraSection | None = later(None)
     """The LoRA adapter that learns; without this table all weights learn."""

@@ -140,7 +140,7 @@ def test_an_empty_file_is_refused(memory: Storage, tmp_path: Path, content: byte
     assert f"{path} holds no records" in refusal(memory, path, 'prompts.on_error="skip"')
 
 
-@pytest.mark.parametrize("location", ["ftp://host/p.jsonl", "s3://p.jsonl", "memory://p.jsonl"])
+@pytest.mark.parametrize("location", ["s3://p.jsonl", "memory://p.jsonl"])
 def test_a_url_that_is_no_place_is_refused(memory: Storage, tmp_path: Path, location: str) -> None:
     with pytest.raises(ConfigError, match="is not a place to read from") as caught:
         prepare_prompts(run_of(memory, tmp_path, location), "train", TOKENIZER)

@@ -35,7 +35,7 @@ def test_a_model_beside_such_a_configuration_is_refused(moto_storage: Storage) -
     ("location", "words"),
     [
         ("memory://nowhere/run.toml", "no configuration at memory://nowhere/run.toml"),
-        ("http://host/run.toml", "give a path, file://… or s3://bucket/key"),
+        ("http://host/run.toml", "scheme 'http' is not supported; use a path, file://… or s3://"),
     ],
 )
 def test_a_configuration_that_cannot_be_read_is_an_error(location: str, words: str) -> None:

@@ -1,0 +1,69 @@
+"""Text of others as messages may have it: printable, bounded, without secrets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.foreign import HIDDEN, printable, shown, without_secrets
+from tests.support.badcases import CONTROL
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a[/b]c – ±\u00a0日本", "a[/b]c – ±\u00a0日本"),
+        ("\x1b[31m\a\b\r\x9b", "\\x1b[31m\\x07\\x08\\r\\x9b"),
+        ("\u202e\u2066\u200b\ufeff", "\\u202e\\u2066\\u200b\\ufeff"),
+        ("a\nb\tc", "a\\nb\\tc"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_a_terminal_obeys_no_character_of_others(text: str, expected: str) -> None:
+    assert printable(text) == expected
+
+
+@given(st.text())
+def test_no_text_has_control_characters_left(text: str) -> None:
+    for made in (printable(text), printable(text, lines=True), shown(text)):
+        assert CONTROL.findall(made) == []
+        made.encode()
+    assert "\n" not in printable(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "failed: s3://KEY:hunter2@bucket/x of a run",
+        "s3://KEY:hunt/er2@bucket",
+        "GET https://host/x?sig=hunter2 failed",
+        "'http://hunter2@host'",
+    ],
+)
+def test_urls_lose_their_secrets(text: str) -> None:
+    assert "hunt" not in without_secrets(text)
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/a@b/c", "me@host", "http://host:80/x", "a?b=c"])
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, "0.5"),
+        (2**5000, "a whole number of 5001 bits"),
+        ([1, "a"], "[1, 'a']"),
+        (list(range(9)), "[0, 1, 2, 3, 4, …]"),
+        ({"a": 1}, "a table of 1 keys"),
+        ("sk-" + "x" * 40, HIDDEN),
+        ("Abc4" * 10, HIDDEN),
+        ("Abc4" * 9, f"'{'Abc4' * 9}'"),
+    ],
+)
+def test_a_value_is_shown_short_and_without_secrets(value: object, expected: str) -> None:
+    assert shown(value) == expected
+
+
+def test_a_long_value_is_cut() -> None:
+    assert len(shown("x" * 10**6)) < 200
