@@ -1,6 +1,5 @@
 """The config commands: show, schema and validate."""
 
-import json
 from typing import Any
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from cli.helppage import CommandPage, GroupPage
 from cli.options import ConfigOption, SetOption
 from cli.output import print_json
+from cli.terminal import say_json
 from pipeline.runs.configsource import read_config
 from schemas.config.file import config_fingerprint
 from schemas.config.run import RunConfig
@@ -23,13 +23,13 @@ app = typer.Typer(
 def show(config: ConfigOption, overrides: SetOption = None) -> None:
     """Print the resolved configuration, defaults included, as JSON."""
     resolved = read_config(config, overrides or ()).config
-    print(json.dumps(resolved.model_dump(mode="json"), indent=2))
+    say_json(resolved.model_dump(mode="json"), indent=2)
 
 
 @app.command(cls=CommandPage)
 def schema() -> None:
     """Print the JSON schema: every key, its type, default and meaning."""
-    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+    say_json(RunConfig.model_json_schema(), indent=2)
 
 
 @app.command(cls=CommandPage)

@@ -7,6 +7,7 @@ import typer
 
 from cli.options import ConfigOption, JsonOption, SetOption, load_run
 from cli.output import make_progress, print_json, print_table
+from cli.terminal import say
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 
@@ -84,14 +85,16 @@ def _drift(run: Run, round_index: int, rows: int, progress: Progress) -> "list[D
 def _print(found: "list[Finding]") -> None:
     width = max(len(one.name) for one in found)
     for one in found:
-        print(f"{MARKS[one.state]:<6} {one.name:<{width}}  {one.words}")
+        say(f"{MARKS[one.state]:<6} {one.name:<{width}}  {one.words}")
 
 
 def _print_drift(record: "DriftRecord") -> None:
     drift: dict[str, Any] = record.drift
-    print(
-        f"\nteacher {record.teacher}, {record.rows} rows, {record.tokens} tokens, nats:\n"
-        f"  {record.engine}\n  against {record.reference}"
+    say(
+        "",
+        f"teacher {record.teacher}, {record.rows} rows, {record.tokens} tokens, nats:",
+        f"  {record.engine}",
+        f"  against {record.reference}",
     )
     names = {"token_logprob": "sampled token", "topk_logprobs": "top-k, common ids"}
     cells = [
@@ -101,4 +104,4 @@ def _print_drift(record: "DriftRecord") -> None:
     cells.append(["KL", f"{drift['kl_mean']:.2e}", "", f"{drift['kl_max']:.2e}"])
     print_table("", ("|difference|", "mean", "99 %", "max"), cells)
     if record.rollout_kl is not None:
-        print(f"KL of the rollout to the learner, before its first step: {record.rollout_kl:.2e}")
+        say(f"KL of the rollout to the learner, before its first step: {record.rollout_kl:.2e}")

@@ -1,9 +1,14 @@
 """What `--help` prints: commands and options under headings, each with its whole first sentence."""
 
+import io
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+
+from cli.terminal import warn
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter  # typer shows these types nowhere else
@@ -31,6 +36,17 @@ class CommandPage(TyperCommand):
 
 class GroupPage(TyperGroup):
     """A group whose help lists its commands under the headings that they name, options last."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line; what is wrong with it is told as all else is, with exit code 2."""
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except TyperException as error:
+            told: Any = error  # the kinds that name no exit code are none of a command line's
+            told.show(lines := io.StringIO())
+            warn(*lines.getvalue().rstrip("\n").split("\n"))
+            sys.exit(told.exit_code)
+        sys.exit(code or 0)
 
     def get_short_help_str(self, limit: int = SENTENCE) -> str:
         """Return the first sentence of the help, whole."""

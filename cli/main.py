@@ -18,6 +18,7 @@ from cli import doctor, quickstart, runs, stages
 from cli.cache import commands as cache
 from cli.helppage import CommandPage, GroupPage
 from cli.output import is_main_process, print_json
+from cli.terminal import fail, prepare_streams, warn
 from pipeline.engines.processes import end_with_parent
 from schemas.errors import INTERRUPTED_EXIT_CODE, CapacityError, OpdError, StorageError
 
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         known = _capacity(error) or _storage(error)
         if known is None:
-            traceback.print_exc()
+            warn(*traceback.format_exc().splitlines())
             _fail(f"this is a bug in opd: {type(error).__name__}: {error}", 1)
         else:
             _fail(str(known), known.exit_code)
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _prepare_process() -> None:
     """Set what must hold before torch is imported, and make Ctrl-C and SIGTERM an orderly end."""
+    prepare_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -110,7 +112,7 @@ def _prepare_process() -> None:
 
 def _fail(message: str, code: int) -> None:
     if is_main_process() or code not in (0, INTERRUPTED_EXIT_CODE):
-        print(f"opd: {message}", file=sys.stderr, flush=True)
+        fail(message)
     if "--json" in sys.argv and is_main_process():
         print_json({"error": message, "exit_code": code})
     sys.exit(code)

@@ -1,18 +1,15 @@
 """Results on stdout: lines and tables for people, one JSON object for machines."""
 
-import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cli.progress import BarProgress, EventProgress, QuietProgress
+from cli.terminal import cell, console, say, say_json, say_table
 from pipeline.runs.figures import EvalFigures, ScoreFigures, TrainFigures
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -28,12 +25,11 @@ COLUMNS = (
     *("accuracy", "reverse KL", "teacher tokens", "reused rows", "seconds"),
 )
 
-MARKS = {
-    "done": "done",
-    "partial": "[yellow]partial[/]",
-    "missing": "[dim]–[/]",
-    "off": "[dim]off[/]",
-}
+MARKS = {"done": ("done", ""), "partial": ("partial", "yellow"), "missing": ("–", "dim")}
+"""State of a stage → what stands for it, and how."""
+
+STATUS_WIDTH = 110
+"""Columns of the table of a run where no terminal says how many it has."""
 
 
 def is_main_process() -> bool:
@@ -45,16 +41,15 @@ def make_progress(*, as_json: bool) -> Progress:
     """Return the progress display that fits the caller."""
     if not is_main_process():
         return QuietProgress()
-    console = Console(stderr=True)
-    if as_json or not console.is_terminal:
+    stderr = console(error=True)
+    if as_json or not stderr.is_terminal:
         return EventProgress()
-    return BarProgress(console)
+    return BarProgress(stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object as a line of stdout, and to the file that a scheduler names."""
-    line = json.dumps(value)
-    print(line, flush=True)
+    line = say_json(value)
     if path := os.environ.get(JSON_FILE):
         Path(path).write_text(line, encoding="utf-8")
 
@@ -77,7 +72,7 @@ def print_result(result: StageResult, seconds: float) -> None:
     else:
         state = f"{result.rows:,} rows, {result.tokens:,} tokens"
     notes = [state, *_notes(result)]
-    print(f"{where:>9}  {result.stage:<8} {', '.join(notes)}  ({seconds:.1f} s)", flush=True)
+    say(f"{where:>9}  {result.stage:<8} {', '.join(notes)}  ({seconds:.1f} s)")
 
 
 def _notes(result: StageResult) -> list[str]:
@@ -110,26 +105,23 @@ def print_status(status: RunStatus, *, only: int | None = None) -> None:
         status: the run, or one round of it.
         only: the round that was asked for; None for all.
     """
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(Text(f"run {status.run} at {status.root}"), soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
+    say(f"run {status.run} at {status.root}")
+    cells: list[list[str | Text]] = []
     if status.initial_accuracy is not None:
-        table.add_row("start", "", "", "", "", f"{status.initial_accuracy:.1%}", "", "", "", "")
-    for row in status.rounds:
-        table.add_row(*_cells(row))
-    console.print(table)
+        empty = [""] * 4
+        cells.append(["start", *empty, f"{status.initial_accuracy:.1%}", *empty])
+    cells += [_cells(row) for row in status.rounds]
+    say_table(COLUMNS, cells, left=(), width=STATUS_WIDTH, wrap_titles=True)
     if status.teacher_accuracy is not None:
-        console.print(f"teacher accuracy {status.teacher_accuracy:.1%}", highlight=False)
+        say(f"teacher accuracy {status.teacher_accuracy:.1%}")
     left = status.rounds_planned - len(status.rounds)
     if only is None and left:
-        console.print(f"{left} of {status.rounds_planned} rounds not begun", highlight=False)
+        say(f"{left} of {status.rounds_planned} rounds not begun")
     if only is not None and not status.rounds:
-        console.print(f"round {only} has not begun", highlight=False)
+        say(f"round {only} has not begun")
 
 
-def _cells(row: RoundStatus) -> list[str]:
+def _cells(row: RoundStatus) -> list[str | Text]:
     stages = [_stage_cell(row, name) for name in ("rollout", "score", "train", "eval")]
     seconds = sum(stage.seconds for stage in row.stages.values())
     return [
@@ -143,26 +135,20 @@ def _cells(row: RoundStatus) -> list[str]:
     ]
 
 
-def _stage_cell(row: RoundStatus, name: str) -> str:
+def _stage_cell(row: RoundStatus, name: str) -> Text:
     stage = row.stages[name]
     if stage.state == "partial" and stage.units:
-        return f"[yellow]{stage.units_done}/{stage.units}[/]"
-    return MARKS[stage.state]
+        return cell(f"{stage.units_done}/{stage.units}", "yellow")
+    return cell(*MARKS.get(stage.state, (stage.state, "dim")))
 
 
 def print_table(
     title: str, titles: Sequence[str], cells: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
 ) -> None:
     """Print rows of text under titles, some columns on the left."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
     if title:  # not the table's own title, which is wrapped where the columns end
-        console.print(Text(title), soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for index, name in enumerate(titles):
-        table.add_column(name, justify="left" if index in left else "right", overflow="fold")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    console.print(table)
+        say(title)
+    say_table(titles, cells, left=left)
 
 
 def in_bytes(count: float) -> str:

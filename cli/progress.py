@@ -1,7 +1,5 @@
 """What people and machines see while a stage works: a bar on a terminal, else JSON events."""
 
-import json
-import sys
 import time
 from typing import Any
 
@@ -15,6 +13,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from cli.terminal import cell, warn_json
 
 EVENT_S = 1.0
 """Seconds between two progress events."""
@@ -36,16 +36,16 @@ class BarProgress:
             return
         self._tokens, self._begin = 0, time.monotonic()
         self._bar = Progress(
-            TextColumn("{task.description:>14}"),
+            TextColumn("{task.description:>14}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
-        self._task = self._bar.add_task(stage, total=total, completed=done, speed="")
+        self._task = self._bar.add_task(cell(stage).plain, total=total, completed=done, speed="")
         self._bar.start()
 
     def advance(self, units: int = 1, *, tokens: int = 0) -> None:
@@ -58,7 +58,7 @@ class BarProgress:
 
     def note(self, text: str) -> None:
         """Show a line of text."""
-        self._console.print(f"note: {text}", style="yellow", highlight=False)
+        self._console.print(cell(f"note: {text}", "yellow"))
 
     def stop(self) -> None:
         """End the stage."""
@@ -106,7 +106,7 @@ class EventProgress:
             "units": self._total,
             **facts,
         }
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        warn_json(line)
 
 
 class QuietProgress:

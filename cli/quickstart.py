@@ -10,6 +10,7 @@ import typer
 from cli.options import JsonOption, load_run
 from cli.output import make_progress, print_status
 from cli.stages import drive
+from cli.terminal import say
 from schemas.config.file import parse_config
 from schemas.errors import ConfigError
 
@@ -67,12 +68,13 @@ def quickstart(
 def _epilogue(path: Path) -> None:
     from pipeline.runs.status import run_status
 
-    print()
+    say("")
     print_status(run_status(load_run(str(path), None)))
     config = shlex.quote(str(path))
-    print(
-        "\nNext: another loss, whose round 0 costs no teacher tokens; the settings; your own\n"
-        f"  opd run -c {config} --set run.name=reverse --set loss.kind=reverse_kl\n"
-        f"  opd config show -c {config}\n"
-        f"  open {config} and change it: give the run another name first"
+    say(
+        "",
+        "Next: another loss, whose round 0 costs no teacher tokens; the settings; your own",
+        f"  opd run -c {config} --set run.name=reverse --set loss.kind=reverse_kl",
+        f"  opd config show -c {config}",
+        f"  open {config} and change it: give the run another name first",
     )

@@ -7,6 +7,7 @@ import typer
 
 from cli.options import ConfigOption, JsonOption, RoundOption, SetOption, load_run
 from cli.output import print_json, print_status, print_table
+from cli.terminal import say
 
 if TYPE_CHECKING:
     from pipeline.runs.forecast import Forecast
@@ -111,9 +112,9 @@ def plan(
         head = {"stage": "plan", "run": run.name, "round": round_index, "target": target}
         print_json({**head, **asdict(ahead), **(asdict(tasks) if tasks else {})})
         return
-    print(f"run {run.name} at {run.storage.root}: {_span(ahead.rounds, target, round_index)}")
+    say(f"run {run.name} at {run.storage.root}: {_span(ahead.rounds, target, round_index)}")
     if tasks is not None and tasks.state != "due":
-        print(f"round {round_index} is {tasks.state}: {tasks.reason}")
+        say(f"round {round_index} is {tasks.state}: {tasks.reason}")
     elif ahead.rounds:
         _print(ahead)
 
@@ -136,7 +137,7 @@ def gate(
         head = {"stage": "gate", "run": run.name, "round": round_index}
         print_json({**head, **asdict(verdict)})
     else:
-        print(f"{verdict.decision}: {verdict.reason}")
+        say(f"{verdict.decision}: {verdict.reason}")
 
 
 def _span(left: int, target: int, round_index: int | None) -> str:
@@ -158,6 +159,6 @@ def _print(ahead: "Forecast") -> None:
     rows += [(f"{stage}, hours", f"{s / 3600:,.2f}") for stage, s in ahead.seconds.items()]
     print_table("", ("what is left", ""), [list(row) for row in rows])
     if ahead.basis == "limits":
-        print("by prompts.max_tokens and rollout.max_new_tokens; measured once a round is scored")
+        say("by prompts.max_tokens and rollout.max_new_tokens; measured once a round is scored")
     else:
-        print(f"by the rates of {ahead.basis}; hours are summed over its workers")
+        say(f"by the rates of {ahead.basis}; hours are summed over its workers")

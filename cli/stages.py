@@ -17,6 +17,7 @@ from cli.options import (
     parse_worker,
 )
 from cli.output import is_main_process, make_progress, print_json, print_result, result_json
+from cli.terminal import say
 from pipeline.learner.launch import launch_learner, needs_launch
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -193,8 +194,8 @@ def _launch(
     settings = [word for item in overrides for word in ("--set", item)]
     arguments = ["-m", "cli.main", "train", "-c", config, "--round", str(index), *settings]
     done = launch_learner(run, index, [*arguments, "--json"] if as_json else arguments)
-    if done.exit_code or not quiet:
-        print(done.printed, end="", flush=True)
+    if done.printed and (done.exit_code or not quiet):
+        say(*done.printed.removesuffix("\n").split("\n"))
     if done.exit_code:
         sys.exit(done.exit_code)
 
@@ -222,7 +223,7 @@ def _report(
     if as_json and is_main_process() and (lines or whole_run):
         print_json(_whole(run, lines, total) if whole_run else _joined(lines))
     if not as_json and whole_run and not lines:
-        print(f"run {run.name}: nothing is left to do")
+        say(f"run {run.name}: nothing is left to do")
 
 
 def _joined(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cli.cache.rescore import verify_rescored
 from cli.helppage import CommandPage, GroupPage
 from cli.options import JsonOption, SetOption, open_root, open_store
 from cli.output import make_progress, print_json
+from cli.terminal import say
 from schemas.errors import ConfigError, DataError, IdentityError
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def export(
     if as_json:
         print_json(asdict(done))
     else:
-        print(f"{done.rows:,} rows, {done.tokens:,} tokens in {done.files} files at {done.path}")
+        say(f"{done.rows:,} rows, {done.tokens:,} tokens in {done.files} files at {done.path}")
 
 
 @app.command(cls=CommandPage)
@@ -254,7 +255,7 @@ def merge(
         print_json({"root": storage.root, "scorers": [asdict(one) for one in done]})
         return
     for one in done:
-        print(f"{one.scorer}: {one.units} units, {one.rows:,} rows, {one.tokens:,} tokens copied")
+        say(f"{one.scorer}: {one.units} units, {one.rows:,} rows, {one.tokens:,} tokens copied")
 
 
 app.command("reprocess", cls=CommandPage)(reprocess.reprocess)
@@ -296,4 +297,4 @@ def _report_pin(scorer: str, *, pinned: bool, changed: bool, as_json: bool) -> N
         print_json({"scorer": scorer, "pinned": pinned, "changed": changed})
     else:
         before = "" if changed else ", as it was"
-        print(f"{scorer} is {'pinned' if pinned else 'not pinned'}{before}")
+        say(f"{scorer} is {'pinned' if pinned else 'not pinned'}{before}")

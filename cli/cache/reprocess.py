@@ -7,6 +7,7 @@ import typer
 
 from cli.options import ConfigOption, JsonOption, SetOption, WorkerOption, load_run, parse_worker
 from cli.output import make_progress, print_json
+from cli.terminal import say
 from schemas.config.score import ScoreSection
 
 SOURCES, KEPT = "What to read", "What the new scores keep; default all"
@@ -127,9 +128,9 @@ def reprocess(
         print_json({"stage": "reprocess", **asdict(made)})
         return
     state = "complete" if made.complete else "other workers' units are missing"
-    print(
+    say(
         f"scorer {made.scorer} ({made.name}): {made.units} units, {made.rows:,} rows, "
-        f"{made.tokens:,} tokens made; {state}\n"
+        f"{made.tokens:,} tokens made; {state}",
         f"use it: opd run -c {config} --set run.name={made.name} "
-        f"--set teachers.main.scores={made.name}"
+        f"--set teachers.main.scores={made.name}",
     )

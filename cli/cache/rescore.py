@@ -7,6 +7,7 @@ import typer
 
 from cli.options import load_run
 from cli.output import make_progress, print_json, print_table
+from cli.terminal import say
 from schemas.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def verify_rescored(
     else:
         _print(found)
         if code:
-            print(f"the largest drift of a sampled token, {worst:.3g} nats, is above {tolerance}")
+            say(f"the largest drift of a sampled token, {worst:.3g} nats, is above {tolerance}")
     raise typer.Exit(code)
 
 
@@ -59,7 +60,7 @@ def _print(found: "Rescored") -> None:
     cells = [[name, *map(_nats, (s.mean, s.p99, s.max))] for name, s in spreads.items()]
     cells.append(["KL(stored‖new)", _nats(drift.kl_mean), "", _nats(drift.kl_max)])
     print_table(title, ("|difference|", "mean", "99 %", "max"), cells)
-    print(f"the same top-k ids at {drift.same_topk:.2%} of the positions")
+    say(f"the same top-k ids at {drift.same_topk:.2%} of the positions")
 
 
 def _nats(value: float) -> str:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cli.output import in_bytes, print_table
+from cli.terminal import say
 from pipeline.cache.scorers import SHORT
 from pipeline.upkeep.inventory import CacheEntry, Use
 
@@ -57,7 +58,7 @@ def print_verifications(root: str, found: "Sequence[Verification]") -> None:
     for kind in kinds:
         for one in found:
             for fault in getattr(one, kind):
-                print(f"{kind}: {fault.key}: {fault.reason}")
+                say(f"{kind}: {fault.key}: {fault.reason}")
 
 
 def print_figures(found: "CacheFigures") -> None:
@@ -87,7 +88,7 @@ def print_figures(found: "CacheFigures") -> None:
     ]
     print_table("last token", ("ended by", "rows", "teacher's mean probability"), ends)
     for key in found.refused:
-        print(f"left out, for it cannot be read: {key}")
+        say(f"left out, for it cannot be read: {key}")
 
 
 def _mean(value: float | None) -> str:
@@ -105,15 +106,15 @@ def print_collection(
     title = f"{'deleted' if deleted else 'would be deleted'} at {root}"
     print_table(title, ("what", "objects", "bytes"), cells)
     if found.young:
-        print(f"{found.young:,} objects are not named either, but too young")
+        say(f"{found.young:,} objects are not named either, but too young")
     for one in found.unused:
         size = in_bytes(sum(part.num_bytes for part in one.objects))
         why = "too young" if one.is_young else "--unused-scorers deletes it"
-        print(f"no run names scorer {one.scorer} ({size}): {why}")
+        say(f"no run names scorer {one.scorer} ({size}): {why}")
     for scorer in found.pinned:
-        print(f"pinned: {scorer}")
+        say(f"pinned: {scorer}")
     if not deleted:
-        print("nothing was deleted; --delete does it")
+        say("nothing was deleted; --delete does it")
 
 
 def uses_in_words(uses: Sequence[Use]) -> str:
