@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.foreign import HIDDEN, printable, shown, without_secrets
+from schemas.foreign import HIDDEN, excerpt, excerpt_end, printable, shown, without_secrets
 from tests.support.badcases import CONTROL
 
 
@@ -67,3 +67,15 @@ def test_a_value_is_shown_short_and_without_secrets(value: object, expected: str
 
 def test_a_long_value_is_cut() -> None:
     assert len(shown("x" * 10**6)) < 200
+
+
+@given(st.text(max_size=60))
+def test_an_excerpt_is_one_bounded_line(text: str) -> None:
+    for found in (excerpt(text, 20), excerpt_end(text, 20)):
+        assert CONTROL.findall(found) == [] and "\n" not in found
+        assert len(found) <= 20 * len("\\U0010ffff") + 1
+
+
+def test_an_excerpt_has_the_beginning_or_the_end() -> None:
+    assert excerpt("abc\ndef", 5) == "abc\\nd…"
+    assert excerpt_end("abc\ndef", 5) == "…c\\ndef"

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -221,6 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
         elif isinstance(found, int):
             self._send(found, {"error": {"message": "injected", "code": found}})
+        elif isinstance(found, tuple):
+            self._send(200, found[1], packed=found[0])
         else:
             self._send(200, found)
 
@@ -234,12 +237,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(401, {"error": f"Unauthorized: {given}"})
         return False
 
-    def _send(self, status: int, value: Any) -> None:
+    def _send(self, status: int, value: Any, *, packed: str | None = None) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response_only(status)
         self.send_header("Content-Length", str(len(data)))
+        if packed is not None:
+            self.send_header("Content-Encoding", packed)
         self.end_headers()
-        self.wfile.write(data)
+        with suppress(BrokenPipeError, ConnectionResetError):  # nobody reads on
+            self.wfile.write(data)
 
 
 def main() -> None:

@@ -29,12 +29,16 @@ from pipeline.scores.drift import gap_of
 from pipeline.scores.tolerances import servers_limit
 from schemas.config.engines import ServerSection
 from schemas.errors import ConfigError, IdentityError
+from schemas.foreign import excerpt
 
 FIXED_TOKENS = 16
 """Tokens of the sequence that every server is asked for."""
 
 FIXED_STRIDE = 7919
 """Step from id to id of that sequence; a prime."""
+
+MOST_NAME = 100
+"""Characters of a version."""
 
 ASK_S = 10.0
 """Seconds to wait for an answer where only the version is asked."""
@@ -72,7 +76,7 @@ class ServerCheck:
             IdentityError: it is of another version or has other weights than the first one.
         """
         try:
-            version = str((await http.get(server, "/version"))["version"])
+            version = excerpt(str((await http.get(server, "/version"))["version"]), MOST_NAME)
             models = (await http.get(server, "/v1/models"))["data"]
             self._check_version(server, version)
             self._choose(server, models)
@@ -102,7 +106,7 @@ class ServerCheck:
         wanted = self.model or (next(iter(known)) if len(known) == 1 else None)
         if wanted not in known:
             raise ConfigError(
-                f"{server.url} lists the models {', '.join(known) or 'none'}: "
+                f"{server.url} lists the models {excerpt(', '.join(known)) or 'none'}: "
                 + (f"there is no {wanted!r} among them. " if wanted else "")
                 + "Set server.model to one of them, or serve it"
             )
@@ -153,7 +157,7 @@ class ServerCheck:
         try:
             await self._sampled(http, server, sampling, partial(stops.end, prompt))
         except BadReply as error:
-            told = str(error).partition(":")[0]
+            told = excerpt(str(error).partition(":")[0])
             raise ConfigError(
                 f"{server.url} overlooks rollout.stop_strings ({told}): start it with the "
                 "student's tokenizer, without --skip-tokenizer-init and --tokens-only"

@@ -17,6 +17,7 @@ import aiohttp
 
 from schemas.config.engines import ServerSection
 from schemas.errors import ConfigError
+from schemas.foreign import excerpt
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 
@@ -25,13 +26,13 @@ CONNECT_S = 10.0
 IDLE_S = 2.0
 """Seconds that a connection is kept; vLLM's own end after 5."""
 
-SHOWN = 500
-"""Characters of a server's message that are told."""
+MOST_BYTES = 1 << 20
+"""Bytes of a reply that holds no numbers of tokens."""
 
 NOT_A_NUMBER = "not JSON compliant"
 """What a server says whose reply would hold a NaN."""
 
-WRONG_METHOD = 405
+HTTP_OK, WRONG_METHOD = 200, 405
 
 
 class BadReply(Exception):
@@ -98,19 +99,21 @@ class ServerHttp:
             ConfigError: the server refuses.
             PassingFault: the server does not answer, or not now.
         """
-        data = await self._answered(server, "GET", path, None)
+        data = await self._answered(server, "GET", path, None, MOST_BYTES)
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadReply(f"answered {path} with what is no JSON") from error
 
-    async def post(self, server: Server, path: str, body: dict[str, Any]) -> bytes:
-        """Return a server's reply to a body; raises as `get`."""
-        return await self._answered(server, "POST", path, body)
+    async def post(
+        self, server: Server, path: str, body: dict[str, Any], *, limit: int = MOST_BYTES
+    ) -> bytes:
+        """Return a server's reply to a body, of at most so many bytes; raises as `get`."""
+        return await self._answered(server, "POST", path, body, limit)
 
     async def takes(self, server: Server, path: str) -> bool:
         """Return whether a server has a path that takes bodies."""
-        status, _ = await self._send(server, "GET", path, None)
+        status, _ = await self._send(server, "GET", path, None, MOST_BYTES)
         return status == WRONG_METHOD
 
     async def close(self) -> None:
@@ -119,35 +122,37 @@ class ServerHttp:
             await self._session.close()
 
     async def _answered(
-        self, server: Server, method: str, path: str, body: dict[str, Any] | None
+        self, server: Server, method: str, path: str, body: dict[str, Any] | None, limit: int
     ) -> bytes:
-        status, data = await self._send(server, method, path, body)
-        if status == 200:
+        status, data = await self._send(server, method, path, body, limit)
+        if status == HTTP_OK:
             return data
         raise self._refusal(server, path, status, data.decode(errors="replace"))
 
     async def _send(
-        self, server: Server, method: str, path: str, body: dict[str, Any] | None
+        self, server: Server, method: str, path: str, body: dict[str, Any] | None, limit: int
     ) -> tuple[int, bytes]:
         try:
             async with self._opened().request(
                 method, server.url + path, json=body, allow_redirects=False
             ) as reply:
-                return reply.status, await reply.read()
+                return reply.status, await _bounded(reply, path, limit)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             server.failed()
             self._alive()
             told = "no reply in time" if isinstance(error, TimeoutError) else str(error)
-            raise PassingFault(f"{server.url}: {told or type(error).__name__}") from error
+            raise PassingFault(f"{server.url}: {excerpt(told) or type(error).__name__}") from error
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             wait_s = self._section.timeout_s
             connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=IDLE_S)
             timeout = aiohttp.ClientTimeout(total=wait_s, sock_connect=min(CONNECT_S, wait_s))
-            headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+            headers = {"Accept-Encoding": "identity"}  # few bytes can unpack to any number
+            if self._key is not None:
+                headers["Authorization"] = f"Bearer {self._key}"
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, headers=headers
+                connector=connector, timeout=timeout, headers=headers, auto_decompress=False
             )
         return self._session
 
@@ -155,7 +160,7 @@ class ServerHttp:
         """Return the error for a status: one that may pass, or one of the configuration."""
         if self._key:
             text = text.replace(self._key, "…")
-        where, said = f"{server.url}{path}", f"status {status}: {_message(text)[:SHOWN]}"
+        where, said = f"{server.url}{path}", f"status {status}: {excerpt(_message(text))}"
         if NOT_A_NUMBER in text:
             return BadReply(f"could not write its numbers as JSON, for one is a NaN ({said})")
         if status == 429 or status >= 500:
@@ -192,5 +197,27 @@ def _message(text: str) -> str:
     try:
         found = json.loads(text)["error"]
         return str(found["message"] if isinstance(found, dict) else found)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return text.strip()
+
+
+async def _bounded(reply: aiohttp.ClientResponse, path: str, limit: int) -> bytes:
+    """Return the bytes of a reply; of a refusal, which is only told, the first ones.
+
+    Raises:
+        BadReply: they are more than can be right, or compressed.
+    """
+    packed = reply.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed != "identity":
+        raise BadReply(f"compressed its answer to {path} ({packed}), which was not asked for")
+    parts, size = [], 0
+    async for part in reply.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > limit and reply.status == HTTP_OK:
+            reply.close()
+            raise BadReply(f"sent more than {limit} bytes for {path}, which cannot be right")
+        if size > limit:
+            reply.close()
+            break
+    return b"".join(parts)[:limit]

@@ -16,7 +16,12 @@ from pipeline.engines.server.derivedtail import derived_scores
 from pipeline.engines.server.pool import Request, ServerPool
 from pipeline.engines.server.process import ServerProcess
 from pipeline.engines.server.replies import parse, scored
-from pipeline.engines.server.requests import request_of, sampling_parameters, scoring_parameters
+from pipeline.engines.server.requests import (
+    reply_limit,
+    request_of,
+    sampling_parameters,
+    scoring_parameters,
+)
 from pipeline.engines.server.samples import read_sample
 from pipeline.engines.server.topk import top_rows
 from pipeline.engines.start import Note, Start
@@ -207,7 +212,8 @@ class ServerEngine:
         def read(data: bytes) -> Sample:
             return read_sample(data, sampling, **given)
 
-        return Request(make, read)
+        tokens = len(ids) + sampling.max_new_tokens
+        return Request(make, read, reply_limit(tokens, sampling.candidates))
 
     def _score_request(
         self, prompt: Ids, response: Ids, signal: Signal, k: int, vocab_size: int
@@ -223,7 +229,7 @@ class ServerEngine:
             top = top_rows(reply, ids, start=len(prompt), k=k, vocab_size=self.vocab_size)
             return derived_scores(top, signal, vocab_size=vocab_size, model_vocab=self.vocab_size)
 
-        return Request(make, read)
+        return Request(make, read, reply_limit(len(ids), k))
 
 
 def _needed_tokens(start: Start) -> int:

@@ -10,9 +10,17 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pipeline.engines.server.client import FIRST_PAUSE_S, BadReply, PassingFault, Server, ServerHttp
+from pipeline.engines.server.client import (
+    FIRST_PAUSE_S,
+    MOST_BYTES,
+    BadReply,
+    PassingFault,
+    Server,
+    ServerHttp,
+)
 from schemas.config.engines import ServerSection
 from schemas.errors import DataError, StorageError
+from schemas.foreign import excerpt
 
 T = TypeVar("T")
 
@@ -26,6 +34,8 @@ class Request(Generic[T]):
     make: Callable[[Server], tuple[str, dict[str, Any]]]
     read: Callable[[bytes], T]
     """Raises BadReply for what cannot be right."""
+    limit: int = MOST_BYTES
+    """Most bytes of the reply."""
 
 
 Check = Callable[[ServerHttp, Server], Awaitable[None]]
@@ -95,7 +105,7 @@ class ServerPool:
             )
             for server, error in zip(self.servers, found, strict=True):
                 if isinstance(error, BadReply):
-                    raise DataError(f"{server.url} {error}") from error
+                    raise DataError(f"{server.url} {excerpt(str(error))}") from error
                 if error is not None and not isinstance(error, PassingFault):
                     raise error
             if any(error is None for error in found):
@@ -128,7 +138,7 @@ class ServerPool:
             server = await self._free(refused)
             try:
                 await self._ready(server)
-                reply = await self._http.post(server, *request.make(server))
+                reply = await self._http.post(server, *request.make(server), limit=request.limit)
                 found = request.read(reply)
                 server.pause_s = FIRST_PAUSE_S
                 return found
@@ -138,8 +148,9 @@ class ServerPool:
             except BadReply as error:
                 if refused is not None:
                     raise DataError(
-                        f"{server.url} {error}; {refused.url} had failed before. Nothing was "
-                        "stored. Check the server's version, its logs and what stands between"
+                        f"{server.url} {excerpt(str(error))}; {refused.url} had failed before. "
+                        "Nothing was stored. Check the server's version, its logs and what stands "
+                        "between"
                     ) from error
                 refused = server
             finally:

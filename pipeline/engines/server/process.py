@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.engines.environment import MODELS, passed_on
 from pipeline.engines.processes import end_with_parent
 from schemas.errors import CapacityError, ConfigError
+from schemas.foreign import excerpt
 
 MODULE = "vllm.entrypoints.openai.api_server"
 
@@ -134,7 +135,7 @@ class ServerProcess:
         data = os.pread(self._log.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
         lines = data.decode(errors="replace").splitlines()
         errors = [line for line in lines[:-TAIL_LINES] if "Error: " in line][:ERROR_LINES]
-        return "\n".join([*errors, *lines[-TAIL_LINES:]])
+        return "\n".join(excerpt(line) for line in [*errors, *lines[-TAIL_LINES:]])
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,11 @@ def scored(reply: Any) -> Any:
         raise BadReply(f"sent a reply of another form ({error})") from error
 
 
-FORM_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+FORM_ERRORS = (
+    *(AttributeError, IndexError, KeyError, TypeError, ValueError),
+    *(OverflowError, RecursionError, StopIteration),
+)
+"""What reading raises where a reply has another form: too large a number, an empty row and such."""
 
 
 def parse(data: bytes) -> Any:

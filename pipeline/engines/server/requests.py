@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.engines.engine import Sampling
+from pipeline.engines.server.client import MOST_BYTES
 from pipeline.engines.vllm.requests import SCORING, shared_parameters
 
 
@@ -19,6 +20,15 @@ this leaves an id exp(-50) of what it had: nothing in float32."""
 
 MOST_BIASED = 4096
 """Ids that are forbidden one by one; of more, the others are allowed one by one."""
+
+
+ENTRY_BYTES = 512
+"""Bytes that the log-probability of one id may take, with its number, its rank and its text."""
+
+
+def reply_limit(tokens: int, ids_each: int) -> int:
+    """Return the most bytes of a reply that holds some ids of some tokens."""
+    return MOST_BYTES + tokens * (ids_each + 2) * ENTRY_BYTES  # and the token itself, and its text
 
 
 def request_of(

@@ -1,5 +1,6 @@
 """What servers do wrong: faults that pass, wrong replies, death; nothing of it is believed."""
 
+import gzip
 import math
 import threading
 import time
@@ -85,6 +86,17 @@ def logits(reply: dict[str, Any]) -> dict[str, Any]:
     return reply
 
 
+def huge_id(reply: dict[str, Any]) -> dict[str, Any]:
+    row = last_row(reply)
+    row[str(2**70)] = row.pop(list(row)[-1])
+    return reply
+
+
+def empty_row(reply: dict[str, Any]) -> dict[str, Any]:
+    last_row(reply).clear()
+    return reply
+
+
 BAD: dict[str, tuple[Fault, str]] = {
     "short": (short, "positions"),
     "misaligned": (misaligned, "other tokens"),
@@ -99,6 +111,13 @@ BAD: dict[str, tuple[Fault, str]] = {
     "logits": (logits, "no log-probabilities of a distribution"),
     "form": (lambda reply: {"choices": []}, "another form"),
     "no JSON": (lambda reply: b"{", "no JSON"),
+    "huge": (change_last(logprob=-(10**400)), "another form"),
+    "huge id": (huge_id, "another form"),
+    "empty row": (empty_row, "another form"),
+    "deep": (lambda reply: b"[" * 200_000, "no JSON"),
+    "long": (lambda reply: b" " * (3 << 20), "sent more than .* bytes"),
+    "packed": (lambda reply: ("gzip", gzip.compress(b" " * (1 << 20))), "compressed its answer"),
+    "of a terminal": (lambda reply: {"choices": {"\x1b[2J": 1}}, "another form"),
 }
 
 
@@ -117,6 +136,7 @@ def test_a_wrong_reply_is_asked_for_elsewhere_and_never_stored(
         bad.faults.extend([fault] * 100)
         scored(engine)
     assert bad.url in str(told.value) and told.value.exit_code == 4
+    assert str(told.value).isprintable()
 
 
 def cut_response(reply: dict[str, Any]) -> dict[str, Any]:
