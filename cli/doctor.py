@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import ConfigOption, JsonOption, SetOption, load_run
+from cli.options import LAST_ROUND, ConfigOption, JsonOption, SetOption, load_run
 from cli.output import make_progress, print_json, print_table
 from cli.terminal import say
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
+from schemas.config.section import MOST
 
 if TYPE_CHECKING:
     from pipeline.doctor.examine import Finding
@@ -37,10 +38,17 @@ def doctor(
     ] = False,
     round_index: Annotated[
         int,
-        typer.Option("--round", "-r", metavar="N", min=0, help="Round whose rows --drift takes."),
+        typer.Option(
+            "--round",
+            "-r",
+            metavar="N",
+            min=0,
+            max=LAST_ROUND,
+            help="Round whose rows --drift takes.",
+        ),
     ] = 0,
     rows: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Rows of each teacher for --drift.")
+        int, typer.Option(metavar="N", min=1, max=MOST, help="Rows of each teacher for --drift.")
     ] = 8,
     as_json: JsonOption = False,
 ) -> None:

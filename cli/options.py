@@ -11,7 +11,15 @@ from pipeline.runs.configsource import read_config
 from pipeline.runs.run import Run, open_run
 from pipeline.runs.units import Worker
 from pipeline.store.storage import Storage
+from schemas.config.run import MAX_ROUNDS
 from schemas.errors import ConfigError
+from schemas.foreign import shown
+
+LAST_ROUND = MAX_ROUNDS - 1
+"""Largest number that a round can have."""
+
+MAX_WORKERS = 65536
+"""Most workers that share a stage."""
 
 ConfigOption = Annotated[
     str,
@@ -33,7 +41,10 @@ SetOption = Annotated[
     ),
 ]
 RoundOption = Annotated[
-    int, typer.Option("--round", "-r", metavar="N", min=0, help="Number of the round, from 0.")
+    int,
+    typer.Option(
+        "--round", "-r", metavar="N", min=0, max=LAST_ROUND, help="Number of the round, from 0."
+    ),
 ]
 WorkerOption = Annotated[
     str | None,
@@ -119,7 +130,7 @@ def parse_worker(text: str | None) -> Worker:
     """
     if text is None:
         return Worker()
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise ConfigError(f"--worker takes I/N with 0 ≤ I < N, such as 0/4; found {text!r}")
+    match = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
+    if match is None or not int(match[1]) < int(match[2]) <= MAX_WORKERS:
+        raise ConfigError(f"--worker takes I/N with 0 ≤ I < N, such as 0/4; found {shown(text)}")
     return Worker(int(match[1]), int(match[2]))

@@ -12,6 +12,8 @@ from cli.output import make_progress, print_status
 from cli.stages import drive
 from cli.terminal import say
 from schemas.config.file import parse_config
+from schemas.config.run import MAX_ROUNDS
+from schemas.config.section import MOST
 from schemas.errors import ConfigError
 
 
@@ -26,9 +28,14 @@ def quickstart(
         ),
     ] = "store",
     rounds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Rounds of rollout, score and train.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=MAX_ROUNDS, help="Rounds of rollout, score and train."
+        ),
     ] = 14,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of every random choice.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=MOST, help="Seed of every random choice.")
+    ] = 0,
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="What runs the models: hf or vllm.")
     ] = "hf",

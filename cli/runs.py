@@ -5,9 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import ConfigOption, JsonOption, RoundOption, SetOption, load_run
+from cli.options import (
+    LAST_ROUND,
+    MAX_WORKERS,
+    ConfigOption,
+    JsonOption,
+    RoundOption,
+    SetOption,
+    load_run,
+)
 from cli.output import print_json, print_status, print_table
 from cli.terminal import say
+from schemas.config.run import MAX_ROUNDS
 
 if TYPE_CHECKING:
     from pipeline.runs.forecast import Forecast
@@ -20,7 +29,9 @@ def status(
     config: ConfigOption,
     round_index: Annotated[
         int | None,
-        typer.Option("--round", "-r", metavar="N", min=0, help="Show this round alone."),
+        typer.Option(
+            "--round", "-r", metavar="N", min=0, max=LAST_ROUND, help="Show this round alone."
+        ),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -46,18 +57,22 @@ def plan(
             "-r",
             metavar="N",
             min=0,
+            max=LAST_ROUND,
             help="Plan this round alone; default all rounds that are left.",
         ),
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Rounds to reach in total; default run.rounds."),
+        typer.Option(
+            metavar="N", min=1, max=MAX_ROUNDS, help="Rounds to reach in total; default run.rounds."
+        ),
     ] = None,
     workers: Annotated[
         int,
         typer.Option(
             metavar="N",
             min=1,
+            max=MAX_WORKERS,
             help="Calls that share rollout and score.",
             rich_help_panel=SCHEDULERS,
         ),
@@ -75,6 +90,7 @@ def plan(
         typer.Option(
             metavar="N",
             min=0,
+            max=LAST_ROUND,
             help="First round that is asked for; earlier ones are not due.",
             rich_help_panel=SCHEDULERS,
         ),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import (
+    LAST_ROUND,
     ConfigOption,
     JsonOption,
     RoundOption,
@@ -22,6 +23,7 @@ from pipeline.learner.launch import launch_learner, needs_launch
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run
+from schemas.config.run import MAX_ROUNDS
 from schemas.errors import DataError
 
 
@@ -108,7 +110,12 @@ def evaluate(
     round_index: Annotated[
         int | None,
         typer.Option(
-            "--round", "-r", metavar="N", min=0, help="Grade the student that this round trained."
+            "--round",
+            "-r",
+            metavar="N",
+            min=0,
+            max=LAST_ROUND,
+            help="Grade the student that this round trained.",
         ),
     ] = None,
     baseline: Annotated[
@@ -137,7 +144,9 @@ def run_all(
     config: ConfigOption,
     rounds: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Rounds to reach in total; default run.rounds."),
+        typer.Option(
+            metavar="N", min=1, max=MAX_ROUNDS, help="Rounds to reach in total; default run.rounds."
+        ),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.cache import reprocess, tables
-from cli.cache.options import OneScorerArgument, RootOption, ScorerArgument, SomeConfigOption
+from cli.cache.options import (
+    OneScorerArgument,
+    RescoreOption,
+    RootOption,
+    SampleOption,
+    ScorerArgument,
+    SomeConfigOption,
+)
 from cli.cache.rescore import verify_rescored
 from cli.helppage import CommandPage, GroupPage
 from cli.options import JsonOption, SetOption, open_root, open_store
@@ -49,19 +56,11 @@ def verify(
     config: SomeConfigOption = None,
     root: RootOption = None,
     overrides: SetOption = None,
-    sample: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Read N random shards of each scorer only."),
-    ] = None,
+    sample: SampleOption = None,
     seed: Annotated[
         int, typer.Option(metavar="N", help="Seed of what --sample and --rescore choose.")
     ] = 0,
-    rescore: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Re-score N stored rows and report the drift in nats."
-        ),
-    ] = None,
+    rescore: RescoreOption = None,
     tolerance: Annotated[
         float | None,
         typer.Option(

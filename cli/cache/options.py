@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from schemas.config.section import MOST
+
 SomeConfigOption = Annotated[
     str | None,
     typer.Option(
@@ -23,4 +25,14 @@ RootOption = Annotated[
 ]
 OneScorerArgument = Annotated[
     str, typer.Argument(metavar="SCORER", help="First characters of the scorer's key.")
+]
+SampleOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, max=MOST, help="Read N random shards of each scorer only."),
+]
+RescoreOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, max=MOST, help="Re-score N stored rows and report the drift in nats."
+    ),
 ]

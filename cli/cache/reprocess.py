@@ -9,6 +9,7 @@ from cli.options import ConfigOption, JsonOption, SetOption, WorkerOption, load_
 from cli.output import make_progress, print_json
 from cli.terminal import say
 from schemas.config.score import ScoreSection
+from schemas.config.section import MOST
 
 SOURCES, KEPT = "What to read", "What the new scores keep; default all"
 """Headings of the options in the help."""
@@ -44,7 +45,7 @@ Name = Annotated[
 ]
 K = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Ids of each position.", rich_help_panel=KEPT),
+    typer.Option(metavar="N", min=1, max=MOST, help="Ids of each position.", rich_help_panel=KEPT),
 ]
 TopP = Annotated[
     float | None,
@@ -59,7 +60,11 @@ TopP = Annotated[
 MinK = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, help="Fewest ids of a position with --top-p.", rich_help_panel=KEPT
+        metavar="N",
+        min=1,
+        max=MOST,
+        help="Fewest ids of a position with --top-p.",
+        rich_help_panel=KEPT,
     ),
 ]
 Codec = Annotated[

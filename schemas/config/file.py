@@ -16,7 +16,7 @@ from schemas.config.run import RunConfig
 from schemas.config.tree import dotted, impossible, override, parse_tree
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
-from schemas.foreign import HIDDEN, may_be_secret, shown, without_secrets
+from schemas.foreign import HIDDEN, shown, without_secrets
 
 MAX_MISTAKES = 20
 """Most mistakes that a message lists."""
@@ -105,8 +105,8 @@ def _found(detail: Any, key: str) -> str:
     if isinstance(found, (dict, BaseModel)):
         return ""
     private = isinstance(found, (str, list, tuple)) and PRIVATE.search(key)
-    # what is refused as a place may be a URL that is cut where its password has a slash
-    url = isinstance(found, str) and "://" in found and ("@" in found or may_be_secret(found))
+    # what is refused as a place may be half a URL, or its password may have a slash
+    url = isinstance(found, str) and ":" in found and "@" in found
     return f" (found {HIDDEN if private or url else shown(found)})"
 
 

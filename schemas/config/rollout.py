@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.config.engines import EngineSection
 from schemas.config.section import (
@@ -43,6 +43,16 @@ class RolloutSection(EngineSection):
     for objectives weighted by the student."""
     prompts_per_unit: Positive = 256
     """Prompts per unit of work: one shard, one commit, the most that a crash can lose."""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> "RolloutSection":
+        rows = self.prompts_per_round * self.samples_per_prompt
+        if rows > MOST:
+            raise ValueError(
+                f"prompts_per_round × samples_per_prompt are {rows} responses of a round, above "
+                f"{MOST}: make more and smaller rounds"
+            )
+        return self
 
     @property
     def response_limit(self) -> int:

@@ -21,6 +21,9 @@ from schemas.config.storage import StorageSection
 from schemas.config.train import TrainSection
 from schemas.scoresignal import Signal, signal_for
 
+MAX_ROUNDS = 1_000_000
+"""Most rounds of a run."""
+
 
 class RunSection(Section):
     """`[run]`: what this run is called, where it lives and how many rounds it has."""
@@ -31,7 +34,7 @@ class RunSection(Section):
     """Folder or URL of the store: a path, `file://…` or `s3://bucket/prefix`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     """Seed of every random choice: prompt order, samples, batch order."""
-    rounds: Annotated[int, Field(gt=0, le=1_000_000)] = tuning(...)
+    rounds: Annotated[int, Field(gt=0, le=MAX_ROUNDS)] = tuning(...)
     """Rounds of rollout, score and train in total; may be raised later."""
 
 
