@@ -7,7 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from schemas.errors import DataError
+
 Ids = NDArray[np.int32]
+
+LARGEST_OFFSET = (1 << 31) - 1
+"""Most values of a list column whose offsets are int32."""
 
 Floats = NDArray[np.float32]
 
@@ -38,6 +43,8 @@ def list_array(values: Any, lengths: Any, kind: pa.DataType) -> pa.Array:
         kind: list or large-list type.
     """
     large = pa.types.is_large_list(kind)
+    if not large and len(values) > LARGEST_OFFSET:
+        raise DataError(f"a column has {len(values)} values, more than {LARGEST_OFFSET}")
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64 if large else np.int32)
     make = pa.LargeListArray if large else pa.ListArray
     flat = pa.array(np.ascontiguousarray(values), type=kind.value_type)

@@ -11,6 +11,10 @@ from enum import Enum
 from typing import Any, Literal, Self
 
 from schemas.errors import ConfigError, DataError
+from schemas.wording import shown
+
+MOST = 1 << 24
+"""Most values that a signal keeps of a position: as many as a vocabulary has ids."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,22 @@ class Signal:
                 f"scores have the signal {unknown[0]!r}, which this opd does not know: install a "
                 "newer opd"
             )
-        return cls(**words)
+        signal = cls(**{"k": None, **words})
+        if not signal._is_possible():
+            raise DataError(f"scores have a signal that no teacher gives: {shown(dict(words))}")
+        return signal
+
+    def _is_possible(self) -> bool:
+        """Whether every field has a value that a configuration may give it."""
+        least = {"k": 1, "min_k": 1, "tail_buckets": 1, "candidates": 0, "draws": 0}
+        numbers = {name: getattr(self, name) for name in least}
+        return (
+            all(type(n) is int and least[name] <= n <= MOST for name, n in numbers.items())
+            and self.min_k <= self.k
+            and (self.top_p is None or (type(self.top_p) in (int, float) and 0 < self.top_p <= 1))
+            and self.tail in ("exact", "derived")
+            and type(self.entropy) is bool
+        )
 
     def words(self) -> dict[str, Any]:
         """Return the signal as an identity names it: `k`, and whatever is not off."""

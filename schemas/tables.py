@@ -104,6 +104,14 @@ def check_table(table: pa.Table, schema: pa.Schema, *, where: str) -> None:
             )
         if not field.nullable and column.null_count:
             raise DataError(f"{where}: column {field.name!r} holds {column.null_count} nulls")
+        if any(_values_of(chunk).null_count for chunk in column.chunks):
+            raise DataError(f"{where}: lists of column {field.name!r} hold nulls")
+
+
+def _values_of(chunk: pa.Array) -> pa.Array:
+    """Return the values of lists; nothing of what is no list."""
+    listed = pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)
+    return chunk.values if listed else chunk.slice(0, 0)
 
 
 def check_rollout(table: pa.Table, *, where: str) -> None:

@@ -9,6 +9,10 @@ from pipeline.runs.figures import Figures
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table, write_table
 from schemas.keys import time_key, times_folder
+from schemas.tables import check_table
+
+TIMES = pa.schema([pa.field("stage", pa.string()), pa.field("seconds", pa.float64())])
+"""What is read of the times of calls."""
 
 
 def stage_seconds(run: Run, round_index: int) -> dict[str, float]:
@@ -20,9 +24,11 @@ def stage_seconds(run: Run, round_index: int) -> dict[str, float]:
         data = run.storage.get(key)
         if data is None:
             continue
-        table, _ = read_table(data, where=run.storage.url(key))
-        row = table.to_pylist()[0]
-        totals[row["stage"]] = totals.get(row["stage"], 0.0) + row["seconds"]
+        where = run.storage.url(key)
+        table, _ = read_table(data, where=where, columns=TIMES.names)
+        check_table(table, TIMES, where=where)
+        for row in table.to_pylist():
+            totals[row["stage"]] = totals.get(row["stage"], 0.0) + row["seconds"]
     return totals
 
 

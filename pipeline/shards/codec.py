@@ -12,6 +12,7 @@ from pipeline.shards.packed import columns as packed
 from pipeline.shards.packed.renumbering import Renumbering
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
+from schemas.wording import shown
 
 
 class Encode(Protocol):
@@ -62,7 +63,7 @@ def codec_named(name: object, *, where: str) -> Codec:
     found = CODECS.get(name) if isinstance(name, str) else None
     if found is None:
         raise DataError(
-            f"{where} is stored by codec {name!r}; this opd reads {', '.join(CODECS)}: install a "
-            "newer opd, or score again"
+            f"{where} is stored by codec {shown(name)}; this opd reads {', '.join(CODECS)}: "
+            "install a newer opd, or score again"
         )
     return found

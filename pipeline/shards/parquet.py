@@ -15,15 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.shards.extent import checked_extent
 from schemas.columns import list_lengths
 from schemas.errors import DataError
 from schemas.ragged import stretches
 from schemas.tables import SCHEMA_VERSION
+from schemas.wording import readable, shown
 
 ROW_GROUP_TOKENS = 32768
 """Tokens per row group at most, one row at least."""
 
 METADATA_KEY = b"opd"
+
+FOOTER_LIMITS = {
+    "thrift_string_size_limit": 1 << 24,
+    "thrift_container_size_limit": 1 << 16,
+    "schema_depth_limit": 16,
+}
+"""Largest text, longest list and deepest schema of a footer that is read."""
 
 
 def write_table(
@@ -51,17 +60,28 @@ def write_table(
 
 
 def read_table(
-    data: bytes, *, where: str, columns: list[str] | None = None
+    data: bytes, *, where: str, columns: list[str] | None = None, rows: int | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Return the rows and the metadata of a shard.
 
+    Args:
+        data: its bytes.
+        where: what messages call it.
+        columns: the only ones to decode.
+        rows: how many rows a record promises; None where none does.
+
     Raises:
-        DataError: not a Parquet file of opd, or of a newer schema version.
+        DataError: not a Parquet file of opd, of a newer schema version, of another number of rows,
+            or one that takes far more memory than shards of its size.
     """
     with _reading(data, where) as file:
+        found = file.metadata.num_rows
+        if rows not in (None, found):
+            raise DataError(f"{where} has {found} rows, its record says {rows}")
+        _check_extent(file, data, columns=columns)
         # threads would win nothing for a process that has one core, and their buffers stay theirs
         table = file.read(columns, use_threads=False)
-    return table, _metadata(table, where)
+        return table, _metadata(table, where)
 
 
 def read_rows(
@@ -81,33 +101,47 @@ def read_rows(
             raise DataError(f"{where} has {sizes.sum()} rows, row {rows.max()} is asked for")
         group_of_row = np.searchsorted(np.cumsum(sizes), rows, side="right")
         chosen = np.unique(group_of_row)
+        _check_extent(file, data, groups=chosen.tolist())
         table = file.read_row_groups(chosen.tolist(), use_threads=False)
-    before = np.cumsum(sizes) - sizes
-    left_out = before[chosen] - (np.cumsum(sizes[chosen]) - sizes[chosen])
-    places = rows - left_out[np.searchsorted(chosen, group_of_row)]
-    return table.take(pa.array(places)), _metadata(table, where)
+        before = np.cumsum(sizes) - sizes
+        left_out = before[chosen] - (np.cumsum(sizes[chosen]) - sizes[chosen])
+        places = rows - left_out[np.searchsorted(chosen, group_of_row)]
+        return table.take(pa.array(places)), _metadata(table, where)
 
 
 @contextmanager
 def _reading(data: bytes, where: str) -> Iterator[pq.ParquetFile]:
+    """Open a shard; what Arrow cannot decode is an error of the shard, a lack of memory is not."""
     try:
-        yield pq.ParquetFile(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{where} is not a readable Parquet file: {error}") from error
+        yield pq.ParquetFile(pa.BufferReader(data), **FOOTER_LIMITS)
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        words = readable(str(error))
+        raise DataError(f"{where} is not a readable Parquet file: {words}") from error
+
+
+def _check_extent(file: pq.ParquetFile, data: bytes, **chosen: Any) -> None:
+    def read(start: int, length: int) -> bytes:
+        return data[start : start + length]
+
+    checked_extent(file.metadata, read, size=len(data), **chosen)
 
 
 def _metadata(table: pa.Table, where: str) -> dict[str, Any]:
     raw = (table.schema.metadata or {}).get(METADATA_KEY, b"null")
     try:
         metadata: dict[str, Any] = json.loads(raw)
-        version = int(metadata["schema_version"])
-    except (ValueError, TypeError, KeyError) as error:
+        version = metadata["schema_version"]
+        if type(version) is not int:
+            raise ValueError(version)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise DataError(
             f"{where} was not written by opd: its metadata has no key 'opd' with a schema version"
         ) from error
     if version > SCHEMA_VERSION:
         raise DataError(
-            f"{where} has schema version {version}; this opd reads up to {SCHEMA_VERSION}: "
+            f"{where} has schema version {shown(version)}; this opd reads up to {SCHEMA_VERSION}: "
             "install a newer opd"
         )
     return metadata

@@ -4,12 +4,14 @@ Promises: rows stand in the order of the rollout rows they score; each distinct 
 the teacher once; what is written and what is read has passed the same checks.
 """
 
+import re
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline.shards.codec import codec_named
 from pipeline.shards.packed.renumbering import Renumbering
@@ -23,6 +25,12 @@ from schemas.records.scores import RenumberingRecord, ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.scoresignal import Signal
 from schemas.tables import check_ids, check_scores
+from schemas.wording import shown
+
+SHA256 = re.compile("[0-9a-f]{64}")
+
+LARGEST_VOCABULARY = (1 << 31) - 1
+"""Most ids that int32 columns tell apart."""
 
 
 def write_scores(
@@ -57,11 +65,7 @@ def read_scores(storage: Storage, shard: Shard, *, scorer: str) -> pa.Table:
         DataError: the object is missing, corrupt, misshapen or of an unknown codec.
         IdentityError: it holds the scores of another scorer.
     """
-    table = rows_of_shard(storage, shard, storage.read_shard(shard), scorer=scorer)
-    if table.num_rows != shard.rows:
-        where = storage.url(shard.key)
-        raise DataError(f"{where} has {table.num_rows} rows, its commit says {shard.rows}")
-    return table
+    return rows_of_shard(storage, shard, storage.read_shard(shard), scorer=scorer)
 
 
 def rows_of_shard(
@@ -87,16 +91,18 @@ def rows_of_shard(
     """
     where = storage.url(shard.key)
     if rows is None:
-        stored, metadata = read_table(data, where=where)
+        stored, metadata = read_table(data, where=where, rows=shard.rows)
     else:
         stored, metadata = read_rows(data, rows, where=where)
     if metadata.get("scorer") != scorer:
         raise IdentityError(
-            f"{where} holds scores of scorer {metadata.get('scorer')}, expected {scorer}: they are "
-            "of another teacher, signal or engine version. `opd score --only-invalid` makes the "
-            "right ones"
+            f"{where} holds scores of scorer {shown(metadata.get('scorer'))}, expected {scorer}: "
+            "they are of another teacher, signal or engine version. `opd score --only-invalid` "
+            "makes the right ones"
         )
     digest = metadata.get("renumbering")
+    if digest is not None and not (isinstance(digest, str) and SHA256.fullmatch(digest)):
+        raise DataError(f"{where} names the renumbering {shown(digest)}, expected a sha256")
     renumbering = None if digest is None else _renumbering(storage, scorer, digest)
     return _decoded(stored, metadata, renumbering, where)
 
@@ -147,9 +153,10 @@ def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
 def _decoded(
     stored: pa.Table, metadata: dict[str, Any], renumbering: Renumbering | None, where: str
 ) -> pa.Table:
-    codec = codec_named(metadata.get("codec"), where=where)
-    identity = ScorerIdentity.model_validate(metadata["identity"])
+    codec, identity = codec_named(metadata.get("codec"), where=where), _identity(metadata, where)
     signal = Signal.of(identity.signal)
+    if codec.renumbers and renumbering is not None:
+        renumbering.check_size(identity.vocab_size, where=where)
     table = codec.decode(
         stored,
         signal=signal,
@@ -159,6 +166,16 @@ def _decoded(
     ).combine_chunks()
     _check(table, signal, identity.vocab_size, where)
     return table
+
+
+def _identity(metadata: dict[str, Any], where: str) -> ScorerIdentity:
+    try:
+        identity = ScorerIdentity.model_validate(metadata["identity"])
+    except (KeyError, ValidationError) as error:
+        raise DataError(f"{where} does not say whose scores it holds: it is damaged") from error
+    if not 0 < identity.vocab_size <= LARGEST_VOCABULARY:
+        raise DataError(f"{where} is of a vocabulary of {shown(identity.vocab_size)} ids")
+    return identity
 
 
 def _check(table: pa.Table, signal: Signal, vocab_size: int, where: str) -> None:

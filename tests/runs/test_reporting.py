@@ -1,5 +1,6 @@
 """Step metrics come back as they went in; times add up over the calls of a stage."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from pipeline.learner.metrics import Step, steps_shard
 from pipeline.runs.reporting import StageResult, record_time, stage_seconds
 from pipeline.runs.run import Run
-from pipeline.shards.parquet import read_table
+from pipeline.shards.parquet import read_table, write_table
 from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import Storage
 from schemas.config.file import parse_config
+from schemas.errors import DataError
+from schemas.keys import time_key
 from schemas.records.shards import Shard
 from tests.support.minimal import TEXT
 
@@ -93,3 +96,11 @@ def test_a_call_that_did_nothing_leaves_no_trace(run: Run) -> None:
     record_time(run, result("eval", None), 1.0)
     assert stage_seconds(run, 0) == {}
     assert run.storage.names("runs/demo/metrics/times/0000") == set()
+
+
+@pytest.mark.parametrize("row", [{"stage": "rollout"}, {"stage": 1, "seconds": 1.0}])
+def test_times_of_another_shape_are_named(run: Run, row: dict[str, Any]) -> None:
+    key = time_key(run.name, 0, stage="rollout", random="a")
+    run.storage.put(key, write_table(pa.Table.from_pylist([row]), {}))
+    with pytest.raises(DataError, match=re.escape(key)):
+        stage_seconds(run, 0)

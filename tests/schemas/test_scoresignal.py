@@ -1,5 +1,7 @@
 """Signals and the table of score columns: what is there, what is named, what is refused."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,3 +73,25 @@ def test_a_server_gives_nothing_that_needs_full_logits(name: str) -> None:
         signal_for("server", signal)
     assert signal_for("hf", signal) == signal
     assert signal_for("server", Signal(3)) == Signal(3, tail="derived", entropy=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"k": 0},
+        {"k": "3"},
+        {"k": True},
+        {"k": 2**30},
+        {"k": 3, "min_k": 4},
+        {"k": 3, "top_p": 0},
+        {"k": 3, "top_p": "0.5"},
+        {"k": 3, "tail_buckets": 0},
+        {"k": 3, "draws": -1},
+        {"k": 3, "tail": "none"},
+        {"k": 3, "entropy": 1},
+    ],
+)
+def test_a_signal_that_no_configuration_gives_is_refused(words: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="a signal that no teacher gives"):
+        Signal.of(words)

@@ -199,3 +199,10 @@ def test_lengths_and_values_are_those_of_the_rows() -> None:
     assert flat_values(joined, "response_ids").tolist() == [0, 1, 2, 0, 1]
     assert flat_values(ROLLOUT.empty_table(), "response_ids").tolist() == []
     assert flat_values(table, "response_mask").tolist() == [True] * 6
+
+
+def test_a_list_that_holds_a_null_is_refused() -> None:
+    rows = rollout_rows([2, 3])
+    rows["response_ids"][1][1] = None
+    with pytest.raises(DataError, match="x: lists of column 'response_ids' hold nulls"):
+        check_table(pa.table(rows, schema=ROLLOUT), ROLLOUT, where="x")

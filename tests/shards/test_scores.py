@@ -1,16 +1,25 @@
 """Score shards come back from their bytes, or are refused by name."""
 
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from pipeline.quickstart.addition import VOCABULARY
+from pipeline.shards.packed.renumbering import Renumbering
 from pipeline.shards.parquet import write_table
-from pipeline.shards.scores import _renumbering, pinned_renumbering, read_scores, write_scores
+from pipeline.shards.scores import (
+    _renumbering,
+    decode_scores,
+    pinned_renumbering,
+    read_scores,
+    write_scores,
+)
 from pipeline.store.commit import content_shard
 from pipeline.store.storage import Storage
 from pipeline.teachers.teacher import Scorer
+from schemas.columns import flat_values
 from schemas.errors import DataError, IdentityError
 from schemas.records.shards import Shard
 from tests.support.tinytables import make_scorer, rollout_table, score_rows
@@ -55,7 +64,7 @@ def test_a_parquet_file_that_is_no_score_shard_is_refused(memory: Storage) -> No
 
 def test_a_shard_with_another_number_of_rows_than_its_commit_is_refused(memory: Storage) -> None:
     shard = stored(memory, score_rows(rollout_table(2), k=K)).model_copy(update={"rows": 3})
-    with pytest.raises(DataError, match="has 2 rows, its commit says 3"):
+    with pytest.raises(DataError, match="has 2 rows, its record says 3"):
         read_scores(memory, shard, scorer=SCORER.key)
 
 
@@ -121,3 +130,34 @@ def test_a_shard_of_a_newer_codec_is_named(memory: Storage) -> None:
     memory.put(shard.key, data)
     with pytest.raises(DataError, match="codec 'packed-v9'.*install a newer opd"):
         read_scores(memory, shard, scorer=SCORER.key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"identity": None}, "does not say whose scores it holds"),
+        ({"identity": {"k": 1}}, "does not say whose scores it holds"),
+        ({"renumbering": ["x"]}, "names the renumbering .*, expected a sha256"),
+        ({"renumbering": "../x"}, "names the renumbering '../x', expected a sha256"),
+        ({"codec": ["x"]}, r"is stored by codec \['x'\]"),
+    ],
+)
+def test_metadata_that_names_nothing_possible_is_refused(
+    memory: Storage, changes: dict[str, Any], words: str
+) -> None:
+    identity = SCORER.identity.model_dump(mode="json")
+    record = {"scorer": SCORER.key, "identity": identity, "codec": "typed-v1"} | changes
+    data = write_table(score_rows(rollout_table(2), k=K), record)
+    shard = content_shard("data", data, rows=2, tokens=0)
+    memory.put(shard.key, data)
+    with pytest.raises(DataError, match=words):
+        read_scores(memory, shard, scorer=SCORER.key)
+
+
+def test_the_renumbering_of_another_vocabulary_is_refused(memory: Storage) -> None:
+    table = score_rows(rollout_table(2), k=K)
+    learnt = Renumbering.learn(flat_values(table, "topk_ids"), vocab_size=V + 1)
+    identity = SCORER.identity.model_copy(update={"codec": "packed-v1"})
+    data = write_scores(table, identity, renumbering=learnt)
+    with pytest.raises(DataError, match=f"x has {V} ids, the renumbering that it names {V + 1}"):
+        decode_scores(data, renumbering=learnt, where="x")

@@ -13,10 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.shards.packed import topk
-from pipeline.shards.packed.quantization import COARSE, FINE, levels, values
+from pipeline.shards.packed.quantization import COARSE, FINE, levels, num_levels, values
 from pipeline.shards.packed.renumbering import Renumbering
 from pipeline.shards.packed.topk import get, put
-from pipeline.shards.packed.varints import Counts
+from pipeline.shards.packed.varints import LIMIT, Counts
 from schemas.columns import flat_values, list_array, list_lengths
 from schemas.errors import DataError
 from schemas.ragged import row_sums
@@ -37,6 +37,8 @@ class _Way(NamedTuple):
 
     to_numbers: Callable[[Any], Numbers]
     to_values: Callable[[Numbers], Any]
+    below: int | None = None
+    """What every number is below; None for the size of the vocabulary."""
 
 
 def encode(
@@ -83,8 +85,7 @@ def decode(
     for column in _coded(signal):
         name, way = column.name, _way(column, signal, renumbering)
         numbers, counts = get(table, name, where)
-        if column.kind is Kind.IDS:
-            _check_numbers(numbers, name, vocab_size, where)
+        _check_numbers(numbers, name, vocab_size if way.below is None else way.below, where)
         columns[name] = list_array(way.to_values(numbers), counts, SCORES.field(name).type)
 
     def to_ids(numbers: Numbers) -> Any:
@@ -138,10 +139,14 @@ def _way(column: ScoreColumn, signal: Signal, renumbering: Renumbering | None) -
     """Return how the values of a column become numbers."""
     ways = {
         Kind.IDS: _ids(renumbering),
-        Kind.NUMBERS: _Way(lambda v: v, lambda n: n),
+        Kind.NUMBERS: _Way(lambda v: v, lambda n: n, LIMIT),
         Kind.LOGPROBS: _grid(FINE),
         Kind.MASSES: _grid(FINE if column.per_token(signal) == 1 else COARSE),
-        Kind.ENTROPIES: _Way(lambda v: levels(-v, drop=COARSE), lambda n: -values(n, drop=COARSE)),
+        Kind.ENTROPIES: _Way(
+            lambda v: levels(-v, drop=COARSE),
+            lambda n: -values(n, drop=COARSE),
+            num_levels(COARSE),
+        ),
     }
     return ways[column.kind]
 
@@ -157,7 +162,7 @@ def _lookup(table_V: Numbers) -> Callable[[Any], Numbers]:
 
 
 def _grid(drop: int) -> _Way:
-    return _Way(lambda v: levels(v, drop=drop), lambda n: values(n, drop=drop))
+    return _Way(lambda v: levels(v, drop=drop), lambda n: values(n, drop=drop), num_levels(drop))
 
 
 @lru_cache(maxsize=16)
@@ -168,7 +173,7 @@ def _schema(signal: Signal) -> pa.Schema:
     return pa.schema([*_plain(signal), *fields])
 
 
-def _check_numbers(numbers: Numbers, name: str, vocab_size: int, where: str) -> None:
-    """Make sure that each number of an id is below the size of the vocabulary."""
-    if numbers.max(initial=0) >= vocab_size:
-        raise DataError(f"{where}: {name!r} holds a number outside [0, {vocab_size})")
+def _check_numbers(numbers: Numbers, name: str, below: int, where: str) -> None:
+    """Make sure that each number is below a bound, such as the size of the vocabulary."""
+    if numbers.max(initial=0) >= below:
+        raise DataError(f"{where}: {name!r} holds a number outside [0, {below})")

@@ -38,5 +38,11 @@ def values(found: NDArray[Any], *, drop: int) -> NDArray[np.float32]:
     return np.subtract(OFFSET, logprobs, out=logprobs)
 
 
+def num_levels(drop: int) -> int:
+    """Return how many levels there are; the last one is that of -inf."""
+    infinite = int(np.float32(np.inf).view(np.int32))
+    return ((infinite - _origin()) >> drop) + 1
+
+
 def _origin() -> int:
     return int(OFFSET.view(np.int32))

@@ -62,6 +62,17 @@ class Renumbering:
         numbers_V[ids_V] = np.arange(vocab_size, dtype=np.int32)
         return cls(ids_V, numbers_V, sha256(data))
 
+    def check_size(self, vocab_size: int, *, where: str) -> None:
+        """Make sure that the table is of a vocabulary of a size.
+
+        Raises:
+            DataError: it is of another one.
+        """
+        if len(self.ids_V) != vocab_size:
+            raise DataError(
+                f"{where} has {vocab_size} ids, the renumbering that it names {len(self.ids_V)}"
+            )
+
     def to_bytes(self) -> bytes:
         """Return the bytes of the table, the shortest that give it back."""
         falls = np.flatnonzero(np.diff(self.ids_V) < 0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.shards.packed import varints
 from pipeline.shards.packed.nibbles import joined, split
-from pipeline.shards.packed.quantization import FINE, levels, values
+from pipeline.shards.packed.quantization import FINE, levels, num_levels, values
 from pipeline.shards.packed.varints import Bytes, Coded, Counts
 from schemas.columns import binary_array, binary_values, list_lengths
 from schemas.errors import DataError
@@ -97,7 +97,11 @@ def decode(
         if not isinstance(counts, int):
             first, token = token, token + int(list_lengths(part, "token_logprob").sum())
             counts = counts[first:token]
-        logprobs[begin:end] = values(_levels(_step_numbers(part, where), counts), drop=FINE)
+        steps = _step_numbers(part, where)
+        found = _levels(steps, counts)
+        if max(steps.max(initial=0), found.max(initial=0)) >= num_levels(FINE):
+            raise DataError(f"{where}: 'topk_steps' fall below every log-probability")
+        logprobs[begin:end] = values(found, drop=FINE)
     return ids, logprobs
 
 
@@ -163,7 +167,7 @@ def _steps(found: Numbers, per_token: int | Counts) -> Numbers:
 
 
 def _levels(steps: Numbers, per_token: int | Counts) -> Numbers:
-    """Return the running sum of the steps within each token; a sum that wraps is harmless."""
+    """Return the running sum of a token's steps; one over tokens that wraps is harmless."""
     sums: Numbers = np.cumsum(steps, dtype=np.int32)
     if isinstance(per_token, int):
         rows = sums.reshape(-1, per_token)

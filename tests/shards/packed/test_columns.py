@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.scores.columns import table_of
 from pipeline.shards.codec import CODECS
+from pipeline.shards.packed.topk import put
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
 from schemas.tables import check_scores
@@ -65,4 +66,39 @@ def test_a_position_without_a_top_k_is_refused() -> None:
     with pytest.raises(DataError, match="store/x.*top-k ids"):
         CODECS["packed-v1"].decode(
             broken, signal=signal, vocab_size=1000, renumbering=None, where="store/x"
+        )
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), table.schema.field(name), column)
+
+
+@pytest.mark.parametrize(("name", "level"), [("entropy", 0x1FC1), ("tail_logprobs", 0x1FC1)])
+def test_a_level_below_that_of_no_probability_at_all_is_refused(name: str, level: int) -> None:
+    stored, signal = packed()
+    counts = [len(row) for row in stored.column(name).to_pylist()]
+    numbers = np.full(sum(counts), level - 1, np.int32)
+    for value, fits in ((level - 1, True), (level, False), ((1 << 24) - 1, False)):
+        numbers[3] = value
+        for part, column in put(name, numbers, np.array(counts)).items():
+            stored = with_column(stored, part, column)
+        given = {"signal": signal, "vocab_size": 1000, "renumbering": None, "where": "store/x"}
+        if fits:
+            CODECS["packed-v1"].decode(stored, **given)  # type: ignore[arg-type]
+            continue
+        with pytest.raises(DataError, match=f"store/x: '{name}' holds a number outside"):
+            CODECS["packed-v1"].decode(stored, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", [0x4000, (1 << 24) - 1])
+def test_steps_that_fall_below_every_probability_are_refused(step: int) -> None:
+    stored, signal = packed()
+    counts = [len(row) for row in stored.column("topk_long_steps").to_pylist()]
+    numbers = np.zeros(sum(counts), np.int32)
+    numbers[0] = step
+    for part, column in put("topk_long_steps", numbers, np.array(counts)).items():
+        stored = with_column(stored, part, column)
+    with pytest.raises(DataError, match="store/x: 'topk_steps' fall below every log-probability"):
+        CODECS["packed-v1"].decode(
+            stored, signal=signal, vocab_size=1000, renumbering=None, where="store/x"
         )
