@@ -36,6 +36,7 @@ def schema() -> None:
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     """Check keys and values, and that models and prompt files are there."""
     from pipeline.engines.opening import require_engine
+    from pipeline.models.loading import require_packages
     from pipeline.models.source import find_model
     from pipeline.prompts.files import require_prompt_file
     from pipeline.rewards.location import find_grader
@@ -45,13 +46,17 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     for section in (resolved.rollout, resolved.score, resolved.eval):
         if section is not None:
             require_engine(section.engine, section.server.urls)
-    models: dict[str, Any] = {"student": resolved.student}
-    models |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
-    found = {key: find_model(place, section, key).location for key, section in models.items()}
+    sections: dict[str, Any] = {"student": resolved.student}
+    sections |= {f"teachers.{name}": section for name, section in resolved.teachers.items()}
+    found = {key: find_model(place, section, key) for key, section in sections.items()}
+    for key, source in found.items():
+        if key == "student" or resolved.score.engine == "hf":
+            require_packages(source)
     for key in ("train", "eval"):
         location = getattr(resolved.prompts, key)
         if location is not None:
             require_prompt_file(place, location, key=f"prompts.{key}", settings=resolved.storage)
     if resolved.eval is not None:
         find_grader(resolved.eval, place)
-    print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": found})
+    models = {key: source.location for key, source in found.items()}
+    print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": models})

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipeline.models.source import ModelSource
+from pipeline.models.look.tensors import PLAIN_NAME
+from pipeline.models.source import ModelSource, require_sound
 from pipeline.runs.run import Run
 from pipeline.store.scratch import scratch
 from pipeline.store.storage import file_sha256
 from schemas.errors import DataError
+from schemas.keys import manifest_key
 from schemas.records.shards import Shard
 from schemas.records.training import CheckpointManifest
 
@@ -25,7 +27,8 @@ def opened_model(
         weights: also bring the weights; without them, settings and tokenizer can be read.
 
     Raises:
-        DataError: a file is missing or corrupt, or the base is another one.
+        DataError: a file is missing or corrupt, the base is another one, or the files are of no
+            model that can be loaded.
     """
     trust = run.config.student.trust_remote_code
     with ExitStack() as stack:
@@ -33,9 +36,12 @@ def opened_model(
         if manifest.base is not None:
             below = _base_of(run, manifest)
             folder = stack.enter_context(opened(run, below, weights=weights))
-            base = ModelSource(str(folder), None, trust)
+            base = ModelSource(str(folder), None, trust, stored=True)
         folder = stack.enter_context(opened(run, manifest, weights=weights))
-        yield ModelSource(str(folder), None, trust, base)
+        source = ModelSource(str(folder), None, trust, base, stored=True)
+        where = run.storage.url(run.checkpoint_folder(manifest.index))
+        require_sound(source, where, weights=weights)
+        yield source
 
 
 @contextmanager
@@ -48,22 +54,29 @@ def opened(run: Run, manifest: CheckpointManifest, *, weights: bool = True) -> I
         weights: also bring the weights; without them, settings and tokenizer can be read.
 
     Raises:
-        DataError: a file is missing or corrupt.
+        DataError: a file is missing or corrupt, or the manifest names one that lies elsewhere.
     """
-    root = run.storage.local_root
+    root, prefix = run.storage.local_root, run.checkpoint_folder(manifest.index)
+    _check_names(run, manifest, prefix)
     wanted = {
         name: shard
         for name, shard in manifest.files.items()
         if weights or not name.endswith(".safetensors")
     }
-    if root is not None:
-        for shard in wanted.values():
-            _verify_local(root / shard.key, shard, run)
-        yield root / run.checkpoint_folder(manifest.index)
+    if root is None:
+        with scratch("checkpoint") as folder:
+            for name, shard in wanted.items():
+                run.storage.download(shard, folder / name)
+            yield folder
         return
-    with scratch("checkpoint") as folder:
-        for name, shard in wanted.items():
-            run.storage.download(shard, folder / name)
+    for name, shard in wanted.items():
+        _verify_local(root / prefix / name, shard, run)
+    if _listed(root / prefix) <= {*manifest.files, Path(manifest_key(prefix)).name}:
+        yield root / prefix
+        return
+    with scratch("checkpoint") as folder:  # what the manifest does not name is not to be read
+        for name in manifest.files:
+            (folder / name).symlink_to((root / prefix / name).resolve())
         yield folder
 
 
@@ -78,9 +91,24 @@ def _base_of(run: Run, manifest: CheckpointManifest) -> CheckpointManifest:
     return base
 
 
+def _check_names(run: Run, manifest: CheckpointManifest, prefix: str) -> None:
+    """Make sure that no file of a manifest leads out of its folder."""
+    for name in manifest.files:
+        if not PLAIN_NAME.fullmatch(name) or name in (".", ".."):
+            raise DataError(
+                f"the manifest of {run.storage.url(prefix)} names the file {name!r}, expected one "
+                "of the checkpoint's own folder: another program wrote it. Restore the manifest, "
+                "or delete the checkpoint"
+            )
+
+
+def _listed(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def _verify_local(path: Path, shard: Shard, run: Run) -> None:
-    if not path.exists() or file_sha256(path) != shard.sha256:
-        found = "missing" if not path.exists() else "corrupt"
+    if not path.is_file() or file_sha256(path) != shard.sha256:
+        found = "missing" if not path.is_file() else "corrupt"
         raise DataError(
             f"{run.storage.url(shard.key)} is {found}; the checkpoint's manifest expects sha256 "
             f"{shard.sha256[:16]}…. Restore the file, or delete the checkpoint's folder and the "

@@ -17,9 +17,9 @@ from pipeline.models.lora import (
     read_adapter,
     write_adapter,
 )
-from pipeline.models.source import ModelSource, find_model, model_identity
-from pipeline.models.tokenizer import model_tokenizer
-from pipeline.runs.run import Run
+from pipeline.models.source import ModelSource, find_model, load_settings, model_identity
+from pipeline.models.tokenizer import check_fits, model_tokenizer
+from pipeline.runs.run import Run, pin_run
 from pipeline.store.scratch import scratch
 from schemas.config.train import LoraSection
 from schemas.errors import ConfigError
@@ -51,15 +51,18 @@ def policy_of_round(run: Run, round_index: int) -> CheckpointManifest:
 def _import_student(run: Run) -> CheckpointManifest:
     section, lora = run.config.student, run.config.train.lora
     source = find_model(run.place, section, "student")
+    settings = load_settings(source)  # first, for the tokenizer would be blamed for an odd model
     tokenizer = model_tokenizer(source)
+    check_fits(tokenizer, settings, "student.model")
     whole = source if lora is None else source.whole
     model, origin = load_model(whole, dtype=section.dtype, device="cpu"), model_identity(source)
+    if lora is not None and source.base is None:
+        check_targets(model, lora)
+    elif lora is not None:
+        check_continued(Path(source.location), lora, model)
+    pin_run(run)  # not before the student is known to be one
     if lora is None:
         return _publish(run, 0, model, tokenizer, origin)
-    if source.base is None:
-        check_targets(model, lora)
-    else:
-        check_continued(Path(source.location), lora, model)
     base = _publish(run, None, model, tokenizer, origin if source.base is None else origin["base"])
     with scratch("student") as folder:
         settings, weights = _first_adapter(run, lora, source, model)

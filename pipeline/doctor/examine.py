@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pipeline.engines.opening import require_engine
 from pipeline.engines.processes import find_orphans
+from pipeline.models.loading import require_causal, require_packages
 from pipeline.models.source import ModelSource, find_model, load_settings
-from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
+from pipeline.models.tokenizer import check_fits, model_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.files import require_prompt_file
 from pipeline.rewards.graders import try_grader
@@ -155,6 +156,9 @@ def _grader(run: Run) -> Finding:
 
 def _student(run: Run) -> Finding:
     source = student_source(run)
+    require_packages(source)
+    require_causal(source)
+    check_fits(model_tokenizer(source), load_settings(source), "student.model")
     return _fitting("student", source, run, scores=False)
 
 
@@ -163,10 +167,18 @@ def _teacher(run: Run, name: str) -> Finding:
     if section.scores is not None:
         return Finding(label, "ok", f"stored scores of {section.scores}; the model is not used")
     source = find_model(run.place, section, f"teachers.{name}")
-    ours, theirs = (model_tokenizer(one) for one in (student_source(run), source))
+    if run.config.score.engine == "hf":
+        require_packages(source)
+    require_causal(source)
+    theirs = model_tokenizer(source)
+    try:
+        student = student_source(run)
+        ours, size = model_tokenizer(student), load_settings(student).vocab_size
+    except OpdError:
+        words = "not held against the student, which cannot be used"
+        return Finding(label, "warning", words)
     check_same_tokenizer(ours, theirs, teacher_name=name, mode=section.tokenizer_check)
-    student = load_settings(student_source(run)).vocab_size
-    check_vocabulary(name, vocabulary_size(theirs), student)
+    check_vocabulary(name, vocabulary_size(theirs), size)
     return _fitting(label, source, run, scores=True)
 
 

@@ -3,10 +3,11 @@
 Promises: an identity covers what changes numbers alone, not where the base lies. Loads no torch.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.look.jsonfiles import Unusable, read_object, shown
+from pipeline.models.look.tensors import read_header
 from pipeline.store.storage import file_sha256
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
@@ -14,8 +15,6 @@ from schemas.fingerprint import fingerprint
 ADAPTER_CONFIG = "adapter_config.json"
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-WEIGHT_FILES = (ADAPTER_WEIGHTS, "adapter_model.bin")
 
 PLACES = ("base_model_name_or_path", "revision")
 """Settings that say where the base is."""
@@ -61,14 +60,20 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         ConfigError: it is damaged.
     """
     try:
-        settings = dict(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")))
-        kind = settings["peft_type"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        settings = read_object(folder / ADAPTER_CONFIG)
+    except Unusable as error:
         raise ConfigError(
-            f"{folder / ADAPTER_CONFIG} is no adapter configuration of PEFT ({error!r}): save the "
+            f"{folder / ADAPTER_CONFIG} is no adapter configuration of PEFT: it {error}. Save the "
             "adapter again with save_pretrained"
         ) from error
-    return settings | {"peft_type": str(kind)}
+    kind = settings.get("peft_type")
+    if not isinstance(kind, str) or not kind:
+        raise ConfigError(
+            f"{folder / ADAPTER_CONFIG} is no adapter configuration of PEFT: peft_type is "
+            f"{shown(kind)}, expected a kind such as 'LORA'. Save the adapter again with "
+            "save_pretrained"
+        )
+    return settings
 
 
 def adapter_weights(folder: Path) -> Path:
@@ -77,10 +82,12 @@ def adapter_weights(folder: Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(f"{folder} has no {ADAPTER_WEIGHTS}: it is not a whole adapter")
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return folder / ADAPTER_WEIGHTS
+    raise ConfigError(
+        f"{folder} has no {ADAPTER_WEIGHTS}: it is not a whole adapter. Weights in other files, "
+        "such as adapter_model.bin, are never loaded: save the adapter again with save_pretrained"
+    )
 
 
 def adapter_identity(folder: Path) -> dict[str, str]:
@@ -122,16 +129,21 @@ def why_not_plain(folder: Path) -> str | None:
     for name, value in sorted(settings.items()):
         if name not in known and value not in NOTHING:
             return f"{name} = {value!r}"
-    if adapter_weights(folder).name != ADAPTER_WEIGHTS:
-        return f"its weights are no {ADAPTER_WEIGHTS}"
+    adapter_weights(folder)
     ends = [name for name in adapted_layers(folder) if name in ENDS]
     return f"it changes {ends[0]}" if ends else None
 
 
 def adapted_layers(folder: Path) -> list[str]:
-    """Return the last names of the layers that an adapter in safetensors stands beside, sorted."""
-    with (folder / ADAPTER_WEIGHTS).open("rb") as file:
-        names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    """Return the last names of the layers that an adapter in safetensors stands beside, sorted.
+
+    Raises:
+        ConfigError: its file is damaged.
+    """
+    try:
+        names = read_header(folder / ADAPTER_WEIGHTS)
+    except Unusable as error:
+        raise ConfigError(f"{folder / ADAPTER_WEIGHTS} {error}") from error
     layers = [name.split(".lora_")[0] for name in names if ".lora_" in name]
     return sorted({layer.rsplit(".", 1)[-1] for layer in layers})
 

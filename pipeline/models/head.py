@@ -92,6 +92,12 @@ def check_head(model: "PreTrainedModel", head: Head, input_ids: Tensor) -> None:
         expected = model(input_ids=input_ids, use_cache=False).logits.float()
     finally:
         model.train(training)
+    if not bool(torch.isfinite(expected).all()):
+        raise ConfigError(
+            f"{type(model).__name__}: its logits of the first ids are NaN or infinite, though its "
+            "weights are finite: a setting of its config.json is wrong, or the number format is "
+            "too narrow for it: try dtype = 'float32'"
+        )
     difference = float((head.logits(hidden) - expected).abs().max())
     allowed = max(1e-4, 4 * torch.finfo(hidden.dtype).eps) * float(expected.abs().max())
     if not difference <= allowed:

@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models.border import explained
+from pipeline.models.look.jsonfiles import Unusable, read_object
+from pipeline.models.look.packages import package_faults
+from pipeline.models.look.settings import CONFIG
 from pipeline.models.lora import merge_adapter
-from pipeline.models.source import ModelSource, unreadable
-from schemas.errors import CapacityError, ConfigError
+from pipeline.models.source import ModelSource, advice_of, local_folder, whole_settings
+from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,33 +25,64 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
     """
     if source.base is not None:
         base = load_model(source.base, dtype=dtype, device=device)
-        return merge_adapter(base, Path(source.location))
+        merged = merge_adapter(base, Path(source.location))
+        _refuse_unbounded(source, merged, dtype)
+        return merged
     import torch
 
     settle_libraries()
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    require_packages(source)
     loader: Any = AutoModelForCausalLM.from_pretrained
-    try:
+    with explained(f"cannot load {source.words}", blame=source.blame, advice=advice_of(source)):
         model, report = loader(
             source.location,
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused by their names
         )
         _refuse_incomplete(source, report)
         loaded: PreTrainedModel = model.to(pick_device(device)).eval()
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise unreadable(source, error) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise CapacityError(
-            f"the model {source.location} does not fit the memory of {device}: {error}"
-        ) from error
+    _refuse_unbounded(source, loaded, dtype)
     return loaded
+
+
+def require_packages(source: ModelSource) -> None:
+    """Make sure that transformers has what it needs to load a model.
+
+    Raises:
+        ConfigError: a package is not installed.
+    """
+    folder = local_folder(source.whole)
+    if folder is None or not (folder / CONFIG).is_file():
+        return
+    try:
+        lacking = list(package_faults(read_object(folder / CONFIG)))
+    except Unusable as error:
+        raise source.blame(f"cannot load {source.words}: {folder / CONFIG} {error}") from error
+    if lacking:
+        raise ConfigError(f"cannot load {source.words}: in {folder / CONFIG}, {lacking[0]}")
+
+
+def require_causal(source: ModelSource) -> None:
+    """Make sure that transformers knows a model's architecture as a causal language model.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    settings = whole_settings(source)
+    kind = settings.model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not source.trust_remote_code:
+        raise source.blame(
+            f"cannot load {source.words}: model_type {kind!r} of its config.json is no causal "
+            "language model for transformers: give a model that predicts the next token"
+        )
 
 
 def pick_device(device: str) -> str:
@@ -87,7 +122,24 @@ def _refuse_incomplete(source: ModelSource, report: dict[str, Any]) -> None:
     for kind in ("missing_keys", "mismatched_keys"):
         found = sorted(str(name) for name in report.get(kind) or ())
         if found:
-            raise ConfigError(
+            raise source.blame(
                 f"the weights of {source.location} do not fit its config.json: {len(found)} "
                 f"{kind.replace('_', ' ')}, such as {found[0]}; the model is damaged"
+            )
+
+
+def _refuse_unbounded(source: ModelSource, model: "PreTrainedModel", dtype: str) -> None:
+    """Refuse weights that are not finite: one pass over them, without a copy."""
+    import torch
+
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for name, tensor in model.named_parameters():
+        if tensor.dtype not in plain or not tensor.numel():
+            continue
+        low, high = torch.aminmax(tensor.detach())
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise source.blame(
+                f"cannot use {source.words}: its weight {name} holds NaN or an infinity in "
+                f"{dtype}, expected finite numbers. Copy the weights again; where they are whole, "
+                "they are too large for this number format: set a wider dtype"
             )

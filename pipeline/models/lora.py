@@ -17,6 +17,7 @@ from pipeline.models.adapters import (
     adapter_weights,
     why_not_plain,
 )
+from pipeline.models.border import explained
 from schemas.config.train import LoraSection
 from schemas.errors import ConfigError, DataError
 
@@ -93,9 +94,10 @@ def attach_adapter(model: "PreTrainedModel", folder: Path, *, dropout: float) ->
             f"the adapter {folder} cannot be trained on: {reason}. Merge it into its base with "
             "PEFT's merge_and_unload and give that folder as student.model"
         )
-    config: Any = LoraConfig.from_pretrained(str(folder))
-    config.lora_dropout, config.inference_mode = dropout, False
-    _inject(model, config)
+    with explained(f"the adapter {folder} does not fit its base {model.name_or_path}"):
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        config.lora_dropout, config.inference_mode = dropout, False
+        _inject(model, config)
     tensors, mine = read_adapter(folder), adapter_parameters(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in mine.items()}
@@ -158,16 +160,13 @@ def read_adapter(folder: Path) -> dict[str, "Tensor"]:
     """Return an adapter's weights by their names in the file.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or they cannot be read.
     """
-    import torch
     from safetensors.torch import load_file
 
     path = adapter_weights(folder)
-    if path.name == ADAPTER_WEIGHTS:
+    with explained(f"the weights of the adapter {folder} cannot be read"):
         return load_file(path)
-    found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return found
 
 
 def write_adapter(
@@ -201,7 +200,7 @@ def merge_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     from peft import PeftModel
 
     adapter_weights(folder)
-    try:
+    with explained(f"the adapter {folder} does not fit its base {model.name_or_path}"):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
@@ -209,11 +208,6 @@ def merge_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
         if lost:
             raise ValueError(lost[0].splitlines()[0])
         merged: PreTrainedModel = adapted.merge_and_unload()
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(
-            f"the adapter {folder} does not fit its base {model.name_or_path}: {first[:300]}"
-        ) from error
     return merged
 
 

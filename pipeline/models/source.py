@@ -1,29 +1,29 @@
 """Hugging Face models on disk or on the hub: where they are, what identifies them, loading them.
 
 Promises: a folder is identified by the content of its weights, a hub id by its immutable revision,
-an adapter by its own content and its base; it is loaded merged into that. Torch and transformers
-are imported inside functions only.
+an adapter by its own content and its base; it is loaded merged into that. A folder is looked at
+before. Torch and transformers are imported inside functions only.
 """
 
-import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.models.adapters import adapter_identity, adapter_settings, is_adapter
+from pipeline.models.border import explained
+from pipeline.models.look.folder import adapter_folder_faults, in_words, model_faults
+from pipeline.models.look.jsonfiles import Unusable, read_object
+from pipeline.models.naming import require_folder, require_hub, resolved_place
 from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import file_sha256
 from schemas.config.models import StudentSection, TeacherSection
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError, OpdError
 from schemas.fingerprint import fingerprint
 
-if TYPE_CHECKING:
-    pass
-
-
-WEIGHT_FILES = ("*.safetensors", "*.bin")
-"""Patterns of weight files; the first that matches is the model's format."""
+STUDENT = "student"
+"""Key of the section of the model that learns."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class ModelSource:
     trust_remote_code: bool
     base: "ModelSource | None" = None
     """The model that the folder's adapter belongs to; None where the folder is a whole model."""
+    stored: bool = False
+    """Whether it is a checkpoint of a root, whose bytes are to blame where they are wrong."""
 
     @property
     def whole(self) -> "ModelSource":
@@ -45,6 +47,17 @@ class ModelSource:
     def is_folder(self) -> bool:
         """Return whether the model is a local folder."""
         return self.revision is None
+
+    @property
+    def blame(self) -> type[OpdError]:
+        """Return the error where the model cannot be used."""
+        return DataError if self.stored else ConfigError
+
+    @property
+    def words(self) -> str:
+        """Return what messages call it."""
+        where = "folder" if self.is_folder else f"hub id (revision {self.revision})"
+        return f"the model {self.location} ({where})"
 
 
 def find_model(
@@ -61,40 +74,57 @@ def find_model(
         ConfigError: no such folder, no config.json in it, a hub id without a full revision, or an
             adapter whose base is not there.
     """
-    resolved = place.resolve(section.model)
+    resolved = resolved_place(place, section.model, f"{key}.model")
     folder = Path(resolved)
     if (section.base or section.base_revision) and not is_adapter(folder):
         raise ConfigError(
             f"{key}.base and {key}.base_revision belong to an adapter, but {key}.model = "
             f"{section.model!r} is no folder with an adapter_config.json; remove them"
         )
+    if section.revision is not None and folder.is_dir():
+        raise ConfigError(
+            f"{key}.revision belongs to a hub id, but {key}.model = {section.model!r} is the "
+            f"folder {folder}; remove the revision"
+        )
     if section.revision is not None:
-        if folder.is_dir():
-            raise ConfigError(
-                f"{key}.revision belongs to a hub id, but {key}.model = {section.model!r} is the "
-                f"folder {folder}; remove the revision"
-            )
-        _require_commit(f"{key}.revision", section.revision)
-        return ModelSource(section.model, section.revision, section.trust_remote_code)
-    if "://" in resolved:
-        raise ConfigError(
-            f"{key}.model = {section.model!r} is {resolved}, and models are not read from a store: "
-            "give the full path of a folder, or a hub id with its revision"
-        )
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{key}.model = {section.model!r}: there is no folder {folder}. Correct the path, or, "
-            f"if it is a hub id, add {key}.revision with the model's commit hash"
-        )
-    if is_adapter(folder):
+        require_hub(key, "model", section.model, section.revision)
+        source = ModelSource(section.model, section.revision, section.trust_remote_code)
+    elif is_adapter(folder):
         base = _find_base(place, section, key, folder)
-        return ModelSource(str(folder), None, section.trust_remote_code, base)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{key}.model = {section.model!r}: {folder} has no config.json, so it is not a Hugging "
-            "Face model folder"
-        )
-    return ModelSource(str(folder), None, section.trust_remote_code)
+        source = ModelSource(str(folder), None, section.trust_remote_code, base)
+    else:
+        require_folder(section.model, resolved, key)
+        source = ModelSource(str(folder), None, section.trust_remote_code)
+    require_sound(source, f"{key}.model = {section.model!r}", learns=key == STUDENT)
+    return source
+
+
+def require_sound(
+    source: ModelSource, label: str, *, weights: bool = True, learns: bool = False
+) -> None:
+    """Look at a model's files, as far as they are on this machine, before anything loads them.
+
+    Args:
+        source: the model.
+        label: what messages call it.
+        weights: whether the weights lie there, too.
+        learns: whether it is the student.
+
+    Raises:
+        ConfigError: they cannot be what is expected; the message names every fault.
+        DataError: so it is with a checkpoint of a root.
+    """
+    whole = local_folder(source.whole)
+    if source.base is not None:
+        folder = Path(source.location)
+        faults = adapter_folder_faults(folder, whole, weights=weights, learns=learns)
+        if faults:
+            raise source.blame(f"{label} cannot be used: {in_words(folder, faults)}")
+    if whole is not None:
+        weights = weights and source.whole.is_folder  # the hub may still have to send them
+        faults = model_faults(whole, weights=weights, learns=learns)
+        if faults:
+            raise source.blame(f"{label} cannot be used: {in_words(whole, faults)}")
 
 
 def model_identity(source: ModelSource) -> dict[str, Any]:
@@ -109,15 +139,16 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
     if not source.is_folder:
         return {"hub": source.location, "revision": source.revision}
     folder = Path(source.location)
-    weights = next((f for p in WEIGHT_FILES if (f := sorted(folder.glob(p)))), [])
+    weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ConfigError(f"{folder} has no weights (*.safetensors): it is not a whole model")
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        digests = dict(zip([w.name for w in weights], pool.map(file_sha256, weights), strict=True))
     try:
-        settings: dict[str, Any] = dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise unreadable(source, error) from error
+        settings = read_object(folder / "config.json")
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            found = zip([w.name for w in weights], pool.map(file_sha256, weights), strict=True)
+            digests = dict(found)
+    except (Unusable, OSError) as error:
+        raise source.blame(f"{source.words} cannot be identified: {error}") from error
     for volatile in ("_name_or_path", "transformers_version"):
         settings.pop(volatile, None)
     return {"weights": fingerprint(sorted(digests.values())), "config": fingerprint(settings)}
@@ -129,37 +160,61 @@ def load_settings(source: ModelSource) -> Any:
     Raises:
         ConfigError: it cannot be read.
     """
-    from huggingface_hub.errors import StrictDataclassError
+    return whole_settings(source).get_text_config()
+
+
+def whole_settings(source: ModelSource) -> Any:
+    """Return the transformers configuration of a model, with all its parts.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     from transformers import AutoConfig
 
     source = source.whole
-    try:
-        settings = AutoConfig.from_pretrained(
+    with explained(f"cannot load {source.words}", blame=source.blame, advice=advice_of(source)):
+        return AutoConfig.from_pretrained(
             source.location,
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise unreadable(source, error) from error
-    return settings.get_text_config()
 
 
 def generation_settings(source: ModelSource) -> Any:
-    """Return a model folder's transformers generation settings, empty where it has none."""
+    """Return a model folder's transformers generation settings, empty where it has none.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
     from transformers import GenerationConfig
 
     make: Any = GenerationConfig
     folder = Path(source.whole.location)
-    has_file = (folder / "generation_config.json").is_file()
-    return make.from_pretrained(folder) if has_file else make()
+    if not (folder / "generation_config.json").is_file():
+        return make()
+    with explained(f"{folder / 'generation_config.json'} cannot be read", blame=source.blame):
+        return make.from_pretrained(folder)
 
 
-def _require_commit(name: str, revision: str) -> None:
-    if len(revision) < 40:
-        raise ConfigError(
-            f"{name} = {revision!r} may move; give the full commit hash of the model's page, 40 "
-            "characters"
-        )
+def advice_of(source: ModelSource) -> str:
+    """Return what to do where a model cannot be loaded."""
+    if source.is_folder:
+        return "Copy the model's files again, or correct them"
+    return (
+        "Where the hub was not reached and nothing is in the local cache: correct the id, connect "
+        "(HF_HUB_OFFLINE unset, HF_TOKEN for private models), or download the model and give its "
+        "folder"
+    )
+
+
+def local_folder(source: ModelSource) -> Path | None:
+    """Return the folder with a model's files; None for a hub id that was never downloaded."""
+    if source.is_folder:
+        return Path(source.location)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _find_base(
@@ -171,10 +226,10 @@ def _find_base(
     if named is None:
         named = str(settings.get("base_model_name_or_path") or "")
         revision = revision or settings.get("revision")
-    places = [Path(place.resolve(named)), folder / named] if named else []
+    places = [Path(resolved_place(place, named, f"{key}.base")), folder / named] if named else []
     found = next((one for one in places if one.is_dir()), None)
     if found is None and named and revision is not None:
-        _require_commit(f"{key}.base_revision", revision)
+        require_hub(key, "base", named, revision)
         return ModelSource(named, revision, section.trust_remote_code)
     if found is None:
         raise ConfigError(
@@ -182,16 +237,9 @@ def _find_base(
             f"is no folder {' or '.join(map(str, places)) or 'that it names'}. Set {key}.base to "
             f"the base's folder, or to its hub id with its commit hash as {key}.base_revision"
         )
-    if is_adapter(found) or not (found / "config.json").is_file():
+    if is_adapter(found) or not os.path.lexists(found / "config.json"):
         raise ConfigError(
             f"{key}.model = {section.model!r} is an adapter of {found}, which is not a whole "
             "Hugging Face model folder: a base has a config.json and is no adapter itself"
         )
     return ModelSource(str(found), None, section.trust_remote_code)
-
-
-def unreadable(source: ModelSource, error: Exception) -> ConfigError:
-    """Return the error that says that a model's files cannot be read, and why."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    where = "folder" if source.is_folder else f"hub id (revision {source.revision})"
-    return ConfigError(f"cannot load the model {source.location} ({where}): {first}")

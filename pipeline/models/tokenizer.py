@@ -6,10 +6,11 @@ length or chat template. Transformers is imported inside functions only.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.models.border import explained
 from pipeline.models.source import ModelSource
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, OpdError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -24,7 +25,11 @@ SHOWN_CHARS = 80
 
 
 def load_tokenizer(
-    location: str, *, revision: str | None, trust_remote_code: bool
+    location: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    blame: type[OpdError] = ConfigError,
 ) -> "PreTrainedTokenizerBase":
     """Return the tokenizer of a folder or a hub id.
 
@@ -37,16 +42,15 @@ def load_tokenizer(
     local = folder.exists() or (revision is None and not HUB_ID.fullmatch(location))
     if local:
         _check_folder(folder, needs_files=not trust_remote_code)
-    try:
+    where = f"in {location}" if local else f"for the hub id {location!r} (revision {revision})"
+    with explained(f"the tokenizer {where} cannot be read", blame=blame, advice=_advice(local)):
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder) if local else location,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-    except Exception as error:  # a damaged tokenizer.json makes `tokenizers` raise a bare Exception
-        raise _unreadable(location, revision, error, local=local) from error
     if tokenizer.vocab_size < 2:
-        raise ConfigError(
+        raise blame(
             f"{location} holds no tokenizer: its vocabulary is empty. Expected one of "
             f"{', '.join(VOCABULARY_FILES)}; copy the tokenizer's files there"
         )
@@ -61,7 +65,21 @@ def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
     """
     place = tokenizer_place(source)
     return load_tokenizer(
-        place.location, revision=place.revision, trust_remote_code=place.trust_remote_code
+        place.location,
+        revision=place.revision,
+        trust_remote_code=place.trust_remote_code,
+        blame=place.blame,
+    )
+
+
+def stored_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer beside a stored checkpoint; code that lies there is never run.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    return load_tokenizer(
+        source.location, revision=None, trust_remote_code=False, blame=source.blame
     )
 
 
@@ -73,6 +91,25 @@ def tokenizer_place(source: ModelSource) -> ModelSource:
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return one more than the largest id that the tokenizer knows, gaps included."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_fits(tokenizer: "PreTrainedTokenizerBase", settings: Any, label: str) -> None:
+    """Make sure that a model has every id that its tokenizer gives.
+
+    Args:
+        tokenizer: the tokenizer.
+        settings: the model's `config.json`.
+        label: what messages call the model.
+
+    Raises:
+        ConfigError: it lacks some.
+    """
+    used, size = vocabulary_size(tokenizer), settings.vocab_size
+    if used > size:
+        raise ConfigError(
+            f"{label}: its tokenizer has {used} ids, but the model has {size} (vocab_size): they "
+            "are of different models, or the embedding was not resized to the tokenizer"
+        )
 
 
 def end_token_ids(
@@ -113,26 +150,16 @@ def _has_vocabulary(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in VOCABULARY_FILES)
 
 
-def _unreadable(
-    location: str, revision: str | None, error: Exception, *, local: bool
-) -> ConfigError:
-    text = str(error)
-    if "trust_remote_code" in text:
-        return ConfigError(
-            f"the tokenizer of {location} comes with Python code of its own: read that code, then "
-            "set trust_remote_code = true in its section"
-        )
+def _advice(local: bool) -> str:
     if local:
-        first = next(iter(text.strip().splitlines()), type(error).__name__)
-        return ConfigError(
-            f"the tokenizer in {location} cannot be read: {shortened(first)}. Expected a "
-            "tokenizer.json that this version of transformers knows; copy the files again"
+        return (
+            "Expected a tokenizer.json that this version of transformers knows; copy the files "
+            "again"
         )
-    return ConfigError(
-        f"no tokenizer for the hub id {location!r} (revision {revision}): there is no folder of "
-        "that name, the hub has not been reached, and nothing is in the local cache. Correct the "
-        "id, connect to the hub (HF_HUB_OFFLINE unset, HF_TOKEN for private models), or download "
-        "the model and give its folder"
+    return (
+        "There is no folder of that name either, and where the hub was not reached, nothing is in "
+        "the local cache. Correct the id, connect to the hub (HF_HUB_OFFLINE unset, HF_TOKEN for "
+        "private models), or download the model and give its folder"
     )
 
 

@@ -11,7 +11,7 @@ from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
 from pipeline.engines.opening import require_engine
 from pipeline.engines.vllm.slot import EngineSlot
-from pipeline.models.tokenizer import load_tokenizer, vocabulary_size
+from pipeline.models.tokenizer import stored_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
 from pipeline.runs.progress import Progress
@@ -53,6 +53,7 @@ def run_rollout(
     if manifest is not None:
         return _result(run, round_index, manifest, computed=0, start_s=0.0)
     require_engine(run.config.rollout.engine, run.config.rollout.server.urls)
+    policy_of_round(run, round_index)  # a student that cannot be read begins no run
     pin_run(run)
     return _sample_round(run, round_index, worker=worker, progress=progress, slot=slot)
 
@@ -68,7 +69,7 @@ def _sample_round(
     policy = policy_of_round(run, round_index)
     section, folder = run.config.rollout, run.stage_folder(round_index, "rollout")
     with opened_model(run, policy) as source:
-        tokenizer = load_tokenizer(source.location, revision=None, trust_remote_code=False)
+        tokenizer = stored_tokenizer(source)
         prompts = prepare_prompts(run, "train", tokenizer)
         sampling = Sampling(
             temperature=section.temperature,

@@ -10,7 +10,7 @@ from pipeline.engines.engine import Engine
 from pipeline.engines.opening import open_engine, scoring_version
 from pipeline.engines.start import Note, Start
 from pipeline.models.source import ModelSource, find_model, load_settings, model_identity
-from pipeline.models.tokenizer import load_tokenizer, model_tokenizer, vocabulary_size
+from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer, tokenizer_digest
 from pipeline.runs.run import Run
 from pipeline.store.records import create_record
@@ -94,7 +94,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     tokenizer = model_tokenizer(source)
     check_context(run, settings, label=f"teachers.{teacher}", scores=True)
     with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
-        student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
+        student = stored_tokenizer(policy)
         check_same_tokenizer(student, tokenizer, teacher_name=teacher, mode=section.tokenizer_check)
         student_vocab = int(load_settings(policy).vocab_size)
     check_vocabulary(teacher, vocabulary_size(tokenizer), student_vocab)
@@ -124,7 +124,7 @@ def _fitting_scorer(run: Run, round_index: int, teacher: str, name: str) -> Scor
     identity = stored_scorer(run.storage, name)
     section = run.config.teachers[teacher]
     with opened_model(run, policy_of_round(run, round_index), weights=False) as policy:
-        student = load_tokenizer(policy.location, revision=None, trust_remote_code=False)
+        student = stored_tokenizer(policy)
         vocab_size = int(load_settings(policy).vocab_size)
     digest = tokenizer_digest(student)
     if section.tokenizer_check == "content" and digest != identity.tokenizer:

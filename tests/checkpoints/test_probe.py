@@ -88,6 +88,9 @@ def test_of_two_attempts_at_once_the_one_that_stands_has_its_own_probe(
     assert (rival / INDEX).read_bytes() == (slow / INDEX).read_bytes()
     overtaken = replace(run, storage=Overtaken(lambda: publish(run, rival), run))
     stands = publish(overtaken, slow)
+    assert run.storage.local_root is not None
+    kept = run.storage.local_root / run.checkpoint_folder(stands.index)
+    assert len(list(kept.glob("opd-probe-*.json"))) == 2
     with opened(run, stands) as folder:
-        assert len(list(folder.glob("opd-probe-*.json"))) == 2
+        assert len(list(folder.glob("opd-probe-*.json"))) == 1, "what no manifest names is not read"
         assert find_probe(folder, stands) == probe()

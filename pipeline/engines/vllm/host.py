@@ -25,9 +25,11 @@ from pipeline.engines.vllm.adapter import NAME, Held
 from pipeline.engines.vllm.arguments import executor_argument, model_arguments, worker_environment
 from pipeline.engines.vllm.processstate import ProcessState, collected_once, quiet, unprinted
 from pipeline.engines.vllm.worker import Packed
+from pipeline.models.border import reason_of
 from pipeline.models.source import ModelSource
+from pipeline.store.scratch import disk_fault, full_disk
 from schemas.columns import Ids
-from schemas.errors import CapacityError, ConfigError
+from schemas.errors import CapacityError, ConfigError, OpdError
 from schemas.scoresignal import Signal
 
 ENVIRONMENT = {
@@ -38,6 +40,9 @@ ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # `vllmworker` reads the hidden states of the first one
 }
 """What vLLM is told unless the user said otherwise."""
+
+REASON_CHARS = 2000
+"""Characters that are shown of what vLLM says; its reason is rarely in the first line."""
 
 LOOK_S = 5.0
 """Seconds of silence after which it is seen whether vLLM's process is alive."""
@@ -264,15 +269,19 @@ def _explained(source: ModelSource) -> Iterator[None]:
     try:
         with capacity(f"starting vLLM with {source.location}"):
             yield
-    except (OSError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
+    except OpdError:
+        raise
+    except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold what was half made
-        words = str(error).strip() or type(error).__name__
+        words = reason_of(error, most=REASON_CHARS)
         orphans = ", ".join(str(orphan.pid) for orphan in find_orphans())
         if orphans:
             words += (
                 f". Processes {orphans} belong to engines whose opd is gone and may hold the "
                 "memory: `opd doctor` says more"
             )
+        if fault := disk_fault(error):
+            raise full_disk(fault, error) from error
         if "memory" in words.lower():
             raise CapacityError(f"vLLM cannot start with {source.location}: {words}") from error
-        raise ConfigError(f"vLLM cannot run the model {source.location}: {words}") from error
+        raise source.blame(f"vLLM cannot run the model {source.location}: {words}") from error

@@ -1,0 +1,79 @@
+"""The border to the libraries that load models: whatever they raise becomes an error of ours.
+
+Promises: a full memory and a full disk stay what they are; all else says which files, and the
+library's own reason as one bounded, printable line. Torch is not imported here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.store.scratch import disk_fault, full_disk
+from schemas.errors import CapacityError, ConfigError, OpdError
+
+REASON_CHARS = 300
+
+FULL = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+"""What libraries say when the memory of a GPU or of the machine is full."""
+
+PANIC = "PanicException"
+"""What a bug in a library in Rust ends in; it is no `Exception`."""
+
+UNNAMED = (KeyError, AttributeError, IndexError, TypeError, AssertionError)
+"""Exceptions whose text says little without their name."""
+
+OWN_CODE = "trust_remote_code"
+
+
+@contextmanager
+def explained(
+    what: str, *, blame: type[OpdError] = ConfigError, advice: str = ""
+) -> Iterator[None]:
+    """Turn what libraries raise inside a block into errors that say who must act.
+
+    Args:
+        what: what cannot be done, such as `cannot load the model x`.
+        blame: the error where neither memory nor disk is full.
+        advice: what to do then.
+    """
+    try:
+        yield
+    except OpdError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise _own(error, what, blame, advice) from error
+
+
+def reason_of(error: BaseException, *, most: int = REASON_CHARS) -> str:
+    """Return an exception's text as one printable line.
+
+    Args:
+        error: the exception.
+        most: characters; where there is room for more than the first line, others follow it.
+    """
+    lines = [line.strip() for line in str(error)[: 4 * most].splitlines() if line.strip()]
+    text = " ".join(lines if most > REASON_CHARS else lines[:1])
+    if isinstance(error, UNNAMED) or not text:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _own(error: BaseException, what: str, blame: type[OpdError], advice: str) -> OpdError:
+    reason = reason_of(error)
+    fault = disk_fault(error)
+    if fault is not None:
+        return full_disk(fault, error)
+    words = str(error).lower()
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if full or any(phrase in words for phrase in FULL):
+        return CapacityError(
+            f"{what}: it does not fit the memory ({reason}). Free memory, or take a smaller model"
+        )
+    if OWN_CODE in words:
+        advice = (
+            "It comes with Python code of its own: read that code, then set trust_remote_code = "
+            "true in the model's section"
+        )
+    return blame(f"{what}: {reason}" + (f". {advice}" if advice else ""))
