@@ -20,7 +20,8 @@ from pipeline.engines.engine import Sampling
 from pipeline.engines.opening import require_engine
 from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource, find_model, model_identity
-from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
+from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabulary_size
+from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.rewards.graders import Grade, Response, open_grader
 from pipeline.rewards.location import Grader, find_grader
@@ -46,6 +47,7 @@ from schemas.fingerprint import fingerprint
 from schemas.keys import STUDENT, baseline_folder, manifest_key, teacher_label
 from schemas.records.runs import EvalManifest
 from schemas.records.shards import UnitShard
+from schemas.records.training import CheckpointManifest
 
 PROMPTS_PER_UNIT = 512
 
@@ -118,6 +120,8 @@ def run_eval(
     if manifest is not None:
         return _result(run, subject, manifest, computed=0, start_s=0.0)
     require_engine(section.engine, section.server.urls)
+    if subject.teacher is None:
+        _policy(run, subject)  # a student that cannot be read begins no run
     own = slot if subject.teacher is None else None
     grader = find_grader(section, run.place)
     with open_grader(grader, timeout_s=section.grader_timeout_s) as grade:
@@ -153,7 +157,7 @@ def _grade(
     with _weights(run, subject) as weights:
         source, policy_version = weights.source, weights.version
         tokenizer = model_tokenizer(source)
-        prompts = prepare_prompts(run, "eval", tokenizer)
+        prompts = prepare_prompts(run, "eval", _prompt_tokenizer(run, subject, tokenizer))
         table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
         job = SampleJob(
             label=f"eval {subject.label}",
@@ -217,10 +221,30 @@ def _weights(run: Run, subject: Subject) -> Iterator[Weights]:
         source = find_model(run.place, run.config.teachers[name], f"teachers.{name}")
         yield Weights(source, fingerprint(model_identity(source)), subject.dtype)
         return
-    index = 0 if subject.round_index is None else subject.round_index + 1
-    policy = policy_of_round(run, index)
+    policy = _policy(run, subject)
     with opened_model(run, policy) as source:
         yield student_weights(run, policy, source)
+
+
+def _policy(run: Run, subject: Subject) -> CheckpointManifest:
+    """Return the checkpoint of a student; the first call imports it."""
+    return policy_of_round(run, 0 if subject.round_index is None else subject.round_index + 1)
+
+
+def _prompt_tokenizer(run: Run, subject: Subject, tokenizer: Any) -> Any:
+    """Return the tokenizer that made the prompts' ids: the student's, which a teacher must share.
+
+    Raises:
+        IdentityError: the teacher would read other text.
+    """
+    name = subject.teacher
+    if name is None:
+        return tokenizer
+    with opened_model(run, policy_of_round(run, 0), weights=False) as policy:
+        student = stored_tokenizer(policy)
+    mode = run.config.teachers[name].tokenizer_check
+    check_same_tokenizer(student, tokenizer, teacher_name=name, mode=mode)
+    return student
 
 
 def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSource) -> Sampling:
