@@ -126,7 +126,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Sample on held-out prompts and grade the responses."""
-    from pipeline.stages.evaluate import baseline_subjects, round_subject, run_eval
+    from pipeline.stages.evaluate import run_eval
+    from pipeline.stages.subjects import baseline_subjects, round_subject
 
     if (round_index is None) != baseline:
         raise typer.BadParameter("give either --round N or --baseline")

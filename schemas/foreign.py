@@ -5,6 +5,7 @@ Promises: what comes out moves no cursor, colours nothing, starts no line, and h
 """
 
 import re
+import reprlib
 import unicodedata
 from typing import Any
 
@@ -75,19 +76,34 @@ def may_be_secret(text: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message repeats it: short, printable and without secrets."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
-        return f"a whole number of {value.bit_length()} bits"
-    if isinstance(value, (list, tuple, dict)):
-        return _shown_items(value)
-    if isinstance(value, str) and may_be_secret(value):
-        return HIDDEN
-    text = printable(repr(value[: 2 * SHOWN] if isinstance(value, str) else value))
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… (cut)"
+    """Return how Python writes a value, as a message repeats it: short and without secrets.
+
+    A large or deep value is not written whole first.
+    """
+    text = printable(_SHORT.repr(value))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _shown_items(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"a table of {len(value)} keys"
-    texts = [shown(item) if not isinstance(item, (list, dict)) else "…" for item in value[:5]]
-    return f"[{', '.join([*texts, '…'] if len(value) > 5 else texts)}]"
+class _Short(reprlib.Repr):
+    """Python's own notation of the beginning of a value."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        """Return the beginning of a text, or that it is kept back."""
+        return HIDDEN if may_be_secret(x) else repr(x[: 2 * SHOWN])
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Return a number, or how long it is where nobody would read it."""
+        return repr(x) if x.bit_length() <= 64 else f"a whole number of {x.bit_length()} bits"
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Return the beginning of an object in its own order."""
+        if level <= 0:
+            return "{…}"
+        pairs = list(x.items())[: self.maxdict]
+        inner = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in pairs]
+        return "{" + ", ".join([*inner, *(["…"] if len(x) > self.maxdict else [])]) + "}"
+
+
+_SHORT = _Short()
+_SHORT.maxlevel, _SHORT.maxother, _SHORT.fillvalue = 4, SHOWN, "…"
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6

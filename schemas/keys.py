@@ -49,6 +49,21 @@ def stem(name: str) -> str:
     return name.removesuffix(".json")
 
 
+def unit_name(number: int) -> str:
+    """Return the name of a unit of a stage; those of a cache are named after their sequences."""
+    return f"u{number:05d}"
+
+
+def parent(key: str) -> str:
+    """Return the folder that a key or a folder is in."""
+    return key.rpartition("/")[0]
+
+
+def owner(key: str) -> str:
+    """Return the run, or the scorer, in whose folder a key is; "" where it is in none."""
+    return key.split("/")[1] if key.startswith((f"{RUNS}/", f"{CACHE}/")) else ""
+
+
 # --- runs/<run>/ ---
 
 CHECKPOINTS, ROUNDS, STATES, METRICS = "checkpoints", "rounds", "state", "metrics"

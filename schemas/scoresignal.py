@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Literal, Self
 
 from schemas.errors import ConfigError, DataError
-from schemas.wording import shown
+from schemas.foreign import shown
 
 MOST = 1 << 24
 """Most values that a signal keeps of a position: as many as a vocabulary has ids."""

@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 
 from pipeline.models.adapters import ADAPTER_WEIGHTS, is_adapter
+from schemas.errors import DataError
+from schemas.strictjson import parse_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -37,13 +39,25 @@ def with_manifest(path: Path, manifest: str) -> bytes:
     return struct.pack("<Q", len(text)) + text + tensors
 
 
-def manifest_within(data: bytes) -> str:
-    """Return the manifest in the metadata of a deciding file."""
-    metadata = json.loads(data)["metadata"] if data[:1] == b"{" else _split(data)[0]["__metadata__"]
-    return str(metadata[KEY])
+def manifest_within(data: bytes, *, where: str) -> str:
+    """Return the manifest in the metadata of a deciding file.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        is_index = data[:1] == b"{"
+        metadata = parse_json(data)["metadata"] if is_index else _split(data)[0]["__metadata__"]
+        return str(metadata[KEY])
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise DataError(
+            f"{where} decides what the checkpoint is, and holds no manifest: it is damaged. "
+            "Restore it, or delete the checkpoint's folder, and run the same command again"
+        ) from error
 
 
 def _split(data: bytes) -> tuple[dict[str, dict[str, str]], bytes]:
     """Return the header of a safetensors file and what follows it."""
     (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
+    header: dict[str, dict[str, str]] = parse_json(data[8 : 8 + length])
+    return header, data[8 + length :]

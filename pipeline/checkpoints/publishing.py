@@ -1,7 +1,8 @@
 """Publication of a checkpoint: two attempts never mix, and the manifest comes last."""
 
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.checkpoints.claim import deciding_file, manifest_within, with_manifest
 from pipeline.models.adapters import adapter_settings, settings_digest
@@ -12,9 +13,6 @@ from schemas.fingerprint import fingerprint
 from schemas.keys import manifest_key
 from schemas.records.shards import Shard
 from schemas.records.training import CheckpointManifest
-
-if TYPE_CHECKING:
-    pass
 
 
 def publish_checkpoint(
@@ -40,33 +38,31 @@ def publish_checkpoint(
     key = f"{run.checkpoint_folder(index)}/{name}"
     data = storage.get(key)
     if data is None:  # where one stands its files are whole, and must not be written again
+        below = None if base is None else base.policy_version
+        files = _upload(run, run.checkpoint_folder(index), folder)
         begun = CheckpointManifest(
             index=index,
-            policy_version="",
+            policy_version=_policy_version(folder, files, below),
             origin=origin,
             state=state,
-            files={},
-            base=None if base is None else base.policy_version,
+            files=files,
+            base=below,
         )
-        data = _upload(run, begun, folder)
-    text = manifest_within(data)
+        data = with_manifest(folder / name, begun.to_bytes().decode().rstrip())
+        if not storage.create(key, data):
+            data = storage.get(key) or b""
+    text = manifest_within(data, where=storage.url(key))
     manifest = CheckpointManifest.from_bytes(text.encode(), where=storage.url(key))
     whole = {**manifest.files, name: _shard(key, data)}
     manifest = manifest.model_copy(update={"files": whole})
     return create_record(storage, manifest_key(run.checkpoint_folder(index)), manifest)
 
 
-def _upload(run: Run, begun: CheckpointManifest, folder: Path) -> bytes:
-    """Write a folder's files and last, create-only, the one that decides; return what stands."""
-    prefix, storage, last = run.checkpoint_folder(begun.index), run.storage, deciding_file(folder)
+def _upload(run: Run, prefix: str, folder: Path) -> dict[str, Shard]:
+    """Write a folder's files, without the one that decides; return them by name."""
+    last = deciding_file(folder)
     names = sorted(path.name for path in folder.iterdir() if path.name != last)
-    files = {name: storage.upload(f"{prefix}/{name}", folder / name) for name in names}
-    version = _policy_version(folder, files, begun.base)
-    manifest = begun.model_copy(update={"files": files, "policy_version": version})
-    data = with_manifest(folder / last, manifest.model_dump_json())
-    if storage.create(f"{prefix}/{last}", data):
-        return data
-    return storage.get(f"{prefix}/{last}") or b""
+    return {name: run.storage.upload(f"{prefix}/{name}", folder / name) for name in names}
 
 
 def _policy_version(folder: Path, files: dict[str, Shard], base: str | None) -> str:
@@ -79,7 +75,5 @@ def _policy_version(folder: Path, files: dict[str, Shard], base: str | None) -> 
 
 
 def _shard(key: str, data: bytes) -> Shard:
-    import hashlib
-
     digest = hashlib.sha256(data).hexdigest()
     return Shard(key=key, sha256=digest, bytes=len(data), rows=0, tokens=0)

@@ -6,7 +6,7 @@ from pipeline.checkpoints.student import policy_of_round
 from pipeline.runs.run import Run, check_run
 from pipeline.store.records import check_fingerprint, read_record
 from schemas.config.run import signal_of
-from schemas.errors import ConfigError, IdentityError
+from schemas.errors import ConfigError, DataError, IdentityError
 from schemas.fingerprint import fingerprint
 from schemas.keys import score_stage, scorer_key, teacher_key
 from schemas.records.runs import RolloutManifest, TeacherRecord
@@ -65,6 +65,7 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
     key = run.manifest_key(round_index, "rollout")
     check_fingerprint(run.storage, key, rollout.policy_version, policy.policy_version)
     scores = {name: _scores(run, round_index, name, rollout) for name in run.config.teachers}
+    _check_covered(run, rollout, scores)
     return TrainInputs(round_index, rollout, scores, policy, _first_step(run, round_index))
 
 
@@ -92,6 +93,35 @@ def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) 
             f"asks for {expected}"
         )
     return manifest
+
+
+def _check_covered(run: Run, rollout: RolloutManifest, scores: dict[str, ScoreManifest]) -> None:
+    """Make sure that every row of every unit is scored by one teacher.
+
+    Raises:
+        DataError: a manifest names fewer or more units than the rollout, or other rows.
+    """
+    sampled = [(unit.shard.rows, unit.shard.tokens) for unit in rollout.units]
+    for manifest in scores.values():
+        if len(manifest.units) != len(sampled):
+            units = f"{len(manifest.units)} of {len(sampled)} units"
+            raise _uncovered(run, rollout, f"teacher {manifest.teacher} scored {units}")
+    for index, unit in enumerate(rollout.units):
+        shards = [manifest.units[index].shard for manifest in scores.values()]
+        found = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
+        if found != sampled[index]:
+            told = f"{found[0]} rows and {found[1]} tokens of unit {unit.unit} are scored, "
+            told += f"{sampled[index][0]} and {sampled[index][1]} are sampled"
+            raise _uncovered(run, rollout, told)
+
+
+def _uncovered(run: Run, rollout: RolloutManifest, found: str) -> DataError:
+    places = [run.manifest_key(rollout.round, score_stage(name)) for name in run.config.teachers]
+    return DataError(
+        f"{', '.join(map(run.storage.url, places))}: {found}. Restore the manifest; or delete it "
+        f"with the commits beside it and run `opd score --round {rollout.round}`: scores that are "
+        "in the cache are not made again"
+    )
 
 
 def _first_step(run: Run, round_index: int) -> int:

@@ -73,10 +73,13 @@ def misfit(state: StateManifest, train: TrainSection, ranks: Ranks) -> str | Non
 
 
 def drop_states(run: Run, keys: Iterable[str], *, keep: Iterable[str]) -> None:
-    """Delete the files of states that no longer matter; their records stay."""
+    """Delete the files of states that no longer matter; their records stay.
+
+    A record may be a stranger's: nothing but a state's file of this run is deleted by it.
+    """
     kept = {shard.key for key in keep for shard in _files(run, key)}
     for shard in (shard for key in keys for shard in _files(run, key)):
-        if shard.key not in kept:
+        if shard.key not in kept and shard.key == state_key(run.name, shard.sha256):
             run.storage.delete(shard.key)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.keys import unit_name
 from schemas.randomness import derived_seed
 
 Rows = NDArray[np.int64]
@@ -50,7 +51,7 @@ def cut_units(
     for start in range(0, len(prompt_rows), prompts_per_unit):
         part = slice(start, start + prompts_per_unit)
         unit = Unit(
-            name=f"u{len(units):05d}",
+            name=unit_name(len(units)),
             rows=np.repeat(prompt_rows[part], samples_per_prompt),
             epochs=np.repeat(epochs[part], samples_per_prompt),
             sample_indices=np.tile(np.arange(samples_per_prompt), len(prompt_rows[part])),

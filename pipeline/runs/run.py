@@ -9,17 +9,18 @@ from pipeline.store.storage import Storage
 from pipeline.store.writer import require_safe_writes
 from schemas.config.file import config_fingerprint, identity_of
 from schemas.config.run import RunConfig
-from schemas.errors import IdentityError
+from schemas.errors import DataError, IdentityError
 from schemas.keys import (
     baseline_folder,
     checkpoint_folder,
     manifest_key,
+    plan_key,
     run_folder,
     run_key,
     score_stage,
     stage_folder,
 )
-from schemas.records.runs import EvalManifest, RolloutManifest, RunRecord
+from schemas.records.runs import EvalManifest, RolloutManifest, RolloutPlan, RunRecord
 from schemas.records.scores import ScoreManifest
 from schemas.records.training import CheckpointManifest, TrainManifest
 
@@ -58,9 +59,21 @@ class Run:
         return checkpoint_folder(self.name, index)
 
     def rollout(self, round_index: int) -> RolloutManifest | None:
-        """Return the rollout manifest of a round, or None before it is there."""
+        """Return the rollout manifest of a round, or None before it is there.
+
+        Raises:
+            DataError: it is damaged, or not what the round's plan says.
+        """
         key = self.manifest_key(round_index, "rollout")
-        return find_record(self.storage, key, RolloutManifest)
+        found = find_record(self.storage, key, RolloutManifest)
+        if found is not None:
+            _check_planned(self, found, key)
+        return found
+
+    def plan(self, round_index: int) -> RolloutPlan | None:
+        """Return what a round samples, or None before that is fixed."""
+        key = plan_key(self.stage_folder(round_index, "rollout"))
+        return find_record(self.storage, key, RolloutPlan)
 
     def score(self, round_index: int, teacher: str) -> ScoreManifest | None:
         """Return a teacher's score manifest of a round, or None before it is there."""
@@ -84,6 +97,17 @@ class Run:
         """Return the evaluation of the student as it came or of a teacher, or None without one."""
         key = manifest_key(baseline_folder(self.name, label))
         return find_record(self.storage, key, EvalManifest)
+
+
+def _check_planned(run: Run, manifest: RolloutManifest, key: str) -> None:
+    plan = run.plan(manifest.round)
+    differs = "the plan is gone" if plan is None else manifest.departs(plan)
+    if differs:
+        raise DataError(
+            f"{run.storage.url(key)} is not what its round's plan says: {differs}. Restore both; "
+            f"or delete the manifest and run `opd rollout --round {manifest.round}`, which makes "
+            "it again from what is committed"
+        )
 
 
 def open_run(placed: PlacedConfig) -> Run:

@@ -6,8 +6,7 @@ from pipeline.runs.gate import mean_reverse_kl
 from pipeline.runs.reporting import stage_seconds
 from pipeline.runs.run import Run
 from pipeline.store.commit import committed_units
-from pipeline.store.records import find_record
-from schemas.keys import STUDENT, plan_key, score_stage, teacher_label
+from schemas.keys import STUDENT, score_stage, teacher_label
 from schemas.records.runs import EvalManifest, RolloutPlan
 from schemas.records.training import TrainManifest
 
@@ -87,7 +86,7 @@ def run_status(run: Run, only: int | None = None) -> RunStatus:
     """
     rounds = []
     for index in range(run.config.run.rounds) if only is None else [only]:
-        plan = _plan(run, index)
+        plan = run.plan(index)
         if plan is None:
             break
         rounds.append(_round(run, index, plan))
@@ -155,11 +154,6 @@ def _graded(run: Run, manifest: EvalManifest | None, seconds: float) -> StageSta
         units = len(manifest.units)
         return StageStatus("done", units, units, manifest.tokens, seconds)
     return StageStatus("off" if run.config.eval is None else "missing", seconds=seconds)
-
-
-def _plan(run: Run, index: int) -> RolloutPlan | None:
-    key = plan_key(run.stage_folder(index, "rollout"))
-    return find_record(run.storage, key, RolloutPlan)
 
 
 def _accuracy(graded: EvalManifest | None) -> float | None:

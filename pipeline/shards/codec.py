@@ -11,8 +11,8 @@ from pipeline.shards import typed
 from pipeline.shards.packed import columns as packed
 from pipeline.shards.packed.renumbering import Renumbering
 from schemas.errors import DataError
+from schemas.foreign import shown
 from schemas.scoresignal import Signal
-from schemas.wording import shown
 
 
 class Encode(Protocol):

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pipeline.shards.extent import checked_extent
 from schemas.columns import list_lengths
 from schemas.errors import DataError
+from schemas.foreign import excerpt, shown
 from schemas.ragged import stretches
 from schemas.tables import SCHEMA_VERSION
-from schemas.wording import readable, shown
 
 ROW_GROUP_TOKENS = 32768
 """Tokens per row group at most, one row at least."""
@@ -117,7 +117,7 @@ def _reading(data: bytes, where: str) -> Iterator[pq.ParquetFile]:
     except MemoryError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        words = readable(str(error))
+        words = excerpt(str(error))
         raise DataError(f"{where} is not a readable Parquet file: {words}") from error
 
 

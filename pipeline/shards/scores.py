@@ -4,6 +4,7 @@ Promises: rows stand in the order of the rollout rows they score; each distinct 
 the teacher once; what is written and what is read has passed the same checks.
 """
 
+import json
 import re
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pipeline.shards.codec import codec_named
 from pipeline.shards.packed.renumbering import Renumbering
@@ -20,12 +20,13 @@ from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from schemas.columns import flat_values
 from schemas.errors import DataError, IdentityError
+from schemas.fingerprint import sha256
+from schemas.foreign import shown
 from schemas.keys import renumbering_key, renumberings_folder
 from schemas.records.scores import RenumberingRecord, ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.scoresignal import Signal
 from schemas.tables import check_ids, check_scores
-from schemas.wording import shown
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -150,6 +151,19 @@ def _renumbering(storage: Storage, scorer: str, digest: str) -> Renumbering:
     return found
 
 
+def verified_renumbering(storage: Storage, scorer: str, digest: str) -> bytes:
+    """Return the bytes of a scorer's table of ids, after they were found to be one of that name.
+
+    Raises:
+        DataError: they are missing, no such table, or not named after their content.
+    """
+    data = _renumbering(storage, scorer, digest).to_bytes()
+    if sha256(data) != digest:
+        where = storage.url(f"{renumberings_folder(scorer)}/{digest}")
+        raise DataError(f"{where} is longer than the ids in it need: opd did not write it")
+    return data
+
+
 def _decoded(
     stored: pa.Table, metadata: dict[str, Any], renumbering: Renumbering | None, where: str
 ) -> pa.Table:
@@ -169,10 +183,14 @@ def _decoded(
 
 
 def _identity(metadata: dict[str, Any], where: str) -> ScorerIdentity:
-    try:
-        identity = ScorerIdentity.model_validate(metadata["identity"])
-    except (KeyError, ValidationError) as error:
-        raise DataError(f"{where} does not say whose scores it holds: it is damaged") from error
+    """Return who the metadata of a shard says that its scores are of."""
+    words = json.dumps(metadata.get("identity")).encode()
+    identity = ScorerIdentity.from_bytes(words, where=f"the metadata of {where}")
+    if identity.key != metadata.get("scorer"):
+        raise DataError(
+            f"{where} says that it is of scorer {shown(metadata.get('scorer'))}, but "
+            f"describes {identity.key}: it is damaged. `opd score --only-invalid` makes it anew"
+        )
     if not 0 < identity.vocab_size <= LARGEST_VOCABULARY:
         raise DataError(f"{where} is of a vocabulary of {shown(identity.vocab_size)} ids")
     return identity

@@ -40,50 +40,17 @@ from pipeline.stages.sampler import (
     student_weights,
 )
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
+from pipeline.stages.subjects import Subject
 from pipeline.store.records import create_record
 from schemas.config.evaluation import EvalSection
 from schemas.errors import ConfigError, DataError
 from schemas.fingerprint import fingerprint
-from schemas.keys import STUDENT, baseline_folder, manifest_key, teacher_label
+from schemas.keys import manifest_key
 from schemas.records.runs import EvalManifest
-from schemas.records.shards import UnitShard
 from schemas.records.training import CheckpointManifest
+from schemas.records.units import UnitShard
 
 PROMPTS_PER_UNIT = 512
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to grade."""
-
-    label: str
-    """Of the student, or of a teacher."""
-    round_index: int | None
-    """Round that trained it; None for the baseline."""
-    folder: str
-    """Key prefix of the evaluation."""
-    dtype: str
-    teacher: str | None = None
-    """Name of the teacher; None for the student."""
-
-
-def round_subject(run: Run, round_index: int) -> Subject:
-    """Return the student that a round trained."""
-    folder = run.stage_folder(round_index, "eval")
-    return Subject(STUDENT, round_index, folder, run.config.student.dtype)
-
-
-def baseline_subjects(run: Run) -> list[Subject]:
-    """Return the student as it came and, where the configuration asks for them, the teachers."""
-    subjects = [
-        Subject(STUDENT, None, baseline_folder(run.name, STUDENT), run.config.student.dtype)
-    ]
-    for name, section in run.config.teachers.items():
-        if run.config.eval is not None and run.config.eval.teachers:
-            label = teacher_label(name)
-            folder = baseline_folder(run.name, label)
-            subjects.append(Subject(label, None, folder, section.dtype, teacher=name))
-    return subjects
 
 
 def _manifest(run: Run, subject: Subject) -> EvalManifest | None:
@@ -120,11 +87,11 @@ def run_eval(
     if manifest is not None:
         return _result(run, subject, manifest, computed=0, start_s=0.0)
     require_engine(section.engine, section.server.urls)
-    if subject.teacher is None:
-        _policy(run, subject)  # a student that cannot be read begins no run
     own = slot if subject.teacher is None else None
     grader = find_grader(section, run.place)
     with open_grader(grader, timeout_s=section.grader_timeout_s) as grade:
+        if subject.teacher is None:
+            _policy(run, subject)  # a student that cannot be read begins no run
         pin_run(run)
         grading = _Grading(section, grader, grade)
         return _grade(run, subject, grading, worker=worker, progress=progress, slot=own)

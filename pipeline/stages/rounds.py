@@ -36,9 +36,10 @@ def run_rounds(
 def _rounds(
     run: Run, rounds: int, *, train: TrainCall, progress: Progress, slot: EngineSlot
 ) -> Iterator[StageResult]:
-    from pipeline.stages.evaluate import baseline_subjects, round_subject, run_eval
+    from pipeline.stages.evaluate import run_eval
     from pipeline.stages.rollout import run_rollout
     from pipeline.stages.score import run_score
+    from pipeline.stages.subjects import baseline_subjects, round_subject
 
     alone = Worker()
     if run.config.eval is not None:

@@ -49,7 +49,13 @@ def publish(
 
 def committed_units(storage: Storage, folder: str) -> set[str]:
     """Return the units of a stage that have a commit, by one listing."""
-    return {stem(name) for name in storage.names(commits_folder(folder))}
+    return {stem(name) for name in commit_names(storage, folder)}
+
+
+def commit_names(storage: Storage, folder: str) -> list[str]:
+    """Return the names of the commits in a folder, sorted; what else lies there is no commit."""
+    found = storage.names(commits_folder(folder))
+    return sorted(name for name in found if stem(name) != name)
 
 
 def read_commit(storage: Storage, folder: str, unit: str, *, fingerprint: str) -> Commit:

@@ -41,14 +41,36 @@ def find_record(storage: Storage, key: str, kind: type[R]) -> R | None:
     """Return a record, or None where there is none.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or is of something else than its key says.
     """
     data = storage.get(key)
-    return None if data is None else kind.from_bytes(data, where=storage.url(key))
+    if data is None:
+        return None
+    record = kind.from_bytes(data, where=storage.url(key))
+    check_place(storage, key, record)
+    return record
+
+
+def check_place(storage: Storage, key: str, record: Record) -> None:
+    """Make sure that a record is of what its key says.
+
+    Raises:
+        DataError: it is of another unit, round, run, teacher or scorer.
+    """
+    if found := record.misplaced(key):
+        raise DataError(
+            f"{storage.url(key)} is {found}: it was copied, renamed or changed. Restore the "
+            "object; or delete it, and run the command that makes it again"
+        )
 
 
 def create_record(storage: Storage, key: str, record: R) -> R:
-    """Create a record, or return the one that stands when another writer was first."""
+    """Create a record, or return the one that stands when another writer was first.
+
+    Raises:
+        DataError: the record is one that readers refuse, or the one that stands is.
+    """
+    check_place(storage, key, record)
     if storage.create(key, record.to_bytes()):
         return record
     return read_record(storage, key, type(record))

@@ -1,6 +1,7 @@
 """What a root's URL means: which kind of store, and how its object names begin."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,7 +15,8 @@ from pipeline.store.paths import local_path, located
 from pipeline.store.retry import with_retries
 from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError, DataError, StorageError
-from schemas.foreign import shown
+from schemas.foreign import excerpt, shown
+from schemas.forms import is_key, is_part
 from schemas.records.shards import Shard
 
 
@@ -149,17 +151,22 @@ class Storage:
         return True
 
     def names(self, folder: str) -> set[str]:
-        """Return the names of the objects directly in a folder."""
-        return self._do(
-            f"listing {self.url(folder)}", partial(self._backend.names, self._name(folder))
+        """Return the names of the objects directly in a folder; "" is the root.
+
+        Names that no key can have are left out: whoever made these, it was not opd.
+        """
+        found = self._do(
+            f"listing {self.url(folder)}", partial(self._backend.names, self._folder(folder))
         )
+        return set(filter(is_part, found))
 
     def folders(self, folder: str) -> set[str]:
-        """Return the names of the folders directly in a folder; "" is the root."""
-        return self._do(
+        """Return the names of the folders directly in a folder, as `names` does."""
+        found = self._do(
             f"listing {self.url(folder)}",
-            partial(self._backend.folders, self._name(folder).rstrip("/")),
+            partial(self._backend.folders, self._folder(folder).rstrip("/")),
         )
+        return set(filter(is_part, found))
 
     def upload(self, key: str, path: Path) -> Shard:
         """Write an object from a local file; return what was written."""
@@ -186,6 +193,8 @@ class Storage:
         Raises:
             DataError: the object is missing or is not what the shard says.
         """
+        if self.local_root is not None:
+            self._check_size(shard)
         data = self.get(shard.key)
         if data is None:
             raise self._missing(shard.key)
@@ -207,7 +216,18 @@ class Storage:
             self._do(f"discarding {leftover.name}", partial(self._backend.discard, leftover))
 
     def _name(self, key: str) -> str:
+        """Return the full name of a clean key; no other one leaves the root, or reaches a store."""
+        if not is_key(key):
+            raise DataError(
+                f"'{excerpt(key)}' is no key of {self.root}: expected parts between '/', none of "
+                "them empty or '..', without backslashes and control characters. What names it "
+                "was damaged or made by a stranger: restore or delete that"
+            )
         return f"{self._prefix}/{key}"
+
+    def _folder(self, key: str) -> str:
+        """Return the full name of a folder; "" is the root."""
+        return self._name(key) if key else f"{self._prefix}/"
 
     def _do(self, what: str, action: Callable[[], T]) -> T:
         patience = self._retry_s if self._met else min(self._retry_s, FIRST_CONTACT_S)
@@ -235,10 +255,18 @@ class Storage:
             "manifest that names it and running the stage again"
         )
 
-    def _verify(self, shard: Shard, size: int, digest: str) -> None:
+    def _check_size(self, shard: Shard) -> None:
+        """Refuse a file of another length before it is read: a look at a file is no request."""
+        with suppress(OSError):  # whoever reads it says what is wrong with it
+            size = os.stat(self._name(shard.key)).st_size
+            if size > shard.bytes:
+                self._verify(shard, size, None)
+
+    def _verify(self, shard: Shard, size: int, digest: str | None) -> None:
         if size != shard.bytes or digest != shard.sha256:
+            found = "" if digest is None else f" with sha256 {digest[:16]}…"
             raise DataError(
-                f"{self.url(shard.key)} is corrupt: found {size} bytes with sha256 {digest[:16]}…, "
+                f"{self.url(shard.key)} is corrupt: found {size} bytes{found}, "
                 f"expected {shard.bytes} bytes with {shard.sha256[:16]}…. Restore the object; "
                 "scores are made anew by `opd score --only-invalid`, anything else by deleting it "
                 "with its commit and manifest and running the stage again"

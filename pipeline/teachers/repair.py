@@ -1,5 +1,7 @@
 """Forgetting of scores that cannot be used, so that the score stage makes them anew."""
 
+from typing import TypeVar
+
 import pyarrow as pa
 
 from pipeline.runs.progress import Progress
@@ -11,9 +13,13 @@ from pipeline.teachers.reading import score_fingerprint, unit_rows
 from pipeline.teachers.teacher import Scorer, find_scorer
 from schemas.errors import DataError, IdentityError
 from schemas.keys import commit_key, index_folder, index_part, score_stage
+from schemas.records.record import Record
 from schemas.records.runs import RolloutManifest
-from schemas.records.scores import CacheCommit, ScoreCommit
-from schemas.records.shards import Shard, UnitShard
+from schemas.records.scores import CacheCommit, ScoreCommit, ScoreManifest
+from schemas.records.shards import Shard
+from schemas.records.units import UnitShard
+
+R = TypeVar("R", bound=Record)
 
 
 def forget_invalid(run: Run, round_index: int, teacher: str, progress: Progress) -> int:
@@ -34,14 +40,16 @@ def forget_invalid(run: Run, round_index: int, teacher: str, progress: Progress)
     progress.start(f"verify {teacher}", len(rollout.units), 0)
     try:
         for unit in rollout.units:
-            commit = find_record(run.storage, commit_key(folder, unit.unit), ScoreCommit)
-            if commit is not None and not _is_valid(run, rollout, scorer, unit, commit):
+            commit, damaged = _found(run.storage, commit_key(folder, unit.unit), ScoreCommit)
+            valid = commit is None or _is_valid(run, rollout, scorer, unit, commit)
+            if damaged or not valid:
                 invalid.append(unit)
             progress.advance()
     finally:
         progress.stop()
-    if invalid:
-        run.storage.delete(run.manifest_key(round_index, score_stage(teacher)))
+    manifest = run.manifest_key(round_index, score_stage(teacher))
+    if invalid or _found(run.storage, manifest, ScoreManifest)[1]:
+        run.storage.delete(manifest)
     for unit in invalid:
         _forget(run, scorer, folder, unit)
     return len(invalid)
@@ -72,8 +80,18 @@ def _forget(run: Run, scorer: Scorer, folder: str, unit: UnitShard) -> None:
     storage.delete(commit_key(folder, unit.unit))
     _, digest = unit_rows(storage, unit, scorer)
     key = commit_key(scorer.folder, digest)
-    cached = find_record(storage, key, CacheCommit)
-    if cached is not None and _scores(storage, scorer, cached.shard) is None:
+    cached, damaged = _found(storage, key, CacheCommit)
+    useless = cached is not None and _scores(storage, scorer, cached.shard) is None
+    if damaged or useless:
         storage.delete(f"{index_part(index_folder(scorer.key), 'new')}/{digest}")
         storage.delete(key)
+    if cached is not None and useless:
         storage.delete(cached.shard.key)
+
+
+def _found(storage: Storage, key: str, kind: type[R]) -> tuple[R | None, bool]:
+    """Return a record where it can be read, and whether one is there that cannot."""
+    try:
+        return find_record(storage, key, kind), False
+    except DataError:
+        return None, True

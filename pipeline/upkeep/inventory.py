@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.cache.scorers import find_identity, teacher_words
+from pipeline.store.commit import commit_names
 from pipeline.store.records import find_record, read_records
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
@@ -102,7 +103,7 @@ def cache_commits(storage: Storage, scorer: str) -> Iterator[CacheCommit]:
         DataError: a commit is damaged.
     """
     folder = commits_folder(scorer_folder(scorer))
-    keys = [f"{folder}/{name}" for name in sorted(storage.names(folder))]
+    keys = [f"{folder}/{name}" for name in commit_names(storage, scorer_folder(scorer))]
     for _, found in read_records(storage, keys, CacheCommit):
         if isinstance(found, DataError):
             raise found
@@ -121,7 +122,7 @@ def _entry(storage: Storage, scorer: str, uses: list[Use]) -> CacheEntry:
         scorer=scorer,
         teacher="unknown: no scorer.json" if identity is None else teacher_words(identity),
         codec="" if identity is None else identity.codec,
-        k=0 if identity is None else int(identity.signal["k"]),
+        k=0 if identity is None else identity.signal["k"],
         units=units,
         rows=rows,
         scored_rows=max(rows - reused, 0),

@@ -1,7 +1,8 @@
 """Copying of one root's teacher caches into another's.
 
-Promises: every shard is verified on the way; units that are there already are left alone; killed
-and run again, it resumes.
+The source is a stranger's. Promises: a record, shard or renumbering is taken only after it was
+found to be what its name and its scorer say, and is written below the scorer's folder only; units
+that are there already are left alone; killed and run again, it resumes.
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pipeline.cache.index.index import Index
 from pipeline.cache.scorecache import adopt_unit
 from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker, run_units
-from pipeline.shards.parquet import read_table
+from pipeline.shards.scores import rows_of_shard, verified_renumbering
 from pipeline.store.commit import committed_units
-from pipeline.store.records import create_record, read_record
+from pipeline.store.records import create_record, find_record, read_record
 from pipeline.store.storage import Storage
 from pipeline.store.writer import require_safe_writes
+from pipeline.upkeep.verify import contradictions
 from schemas.errors import DataError, IdentityError
 from schemas.keys import commit_key, renumbering_key, renumberings_folder, scorer_folder, scorer_key
 from schemas.records.scores import CacheCommit, RenumberingRecord, ScorerIdentity
@@ -53,16 +55,17 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
     index, copied = Index(target, scorer), list[CacheCommit]()
 
     def copy(position: int) -> int:
-        commit = read_record(source, commit_key(folder, names[position]), CacheCommit)
-        data = source.read_shard(commit.shard)
-        table, _ = read_table(data, where=source.url(commit.shard.key), columns=["sequence_digest"])
+        commit, data, digests = _verified(source, scorer, names[position])
         copied.append(commit)
-        adopt_unit(target, index, commit, data, table.column("sequence_digest").to_pylist())
+        adopt_unit(target, index, commit, data, digests)
         return commit.shard.tokens
 
+    tables = _renumberings(source, scorer)
     require_safe_writes(target)
     create_record(target, key, identity)
-    _copy_renumberings(source, target, scorer)
+    for digest, data in tables.items():
+        target.put(f"{renumberings_folder(scorer)}/{digest}", data)
+        create_record(target, renumbering_key(scorer), RenumberingRecord(sha256=digest))
     run_units(
         target,
         folder,
@@ -81,13 +84,32 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
     )
 
 
-def _copy_renumberings(source: Storage, target: Storage, scorer: str) -> None:
-    """Copy the tables by which ids were renumbered; a shard names its own by digest."""
-    folder = renumberings_folder(scorer)
-    for name in source.names(folder):
-        key = f"{folder}/{name}"
-        data = source.get(key)
-        if data is None:
-            raise DataError(f"{source.url(key)} vanished while it was read")
-        target.put(key, data)
-        create_record(target, renumbering_key(scorer), RenumberingRecord(sha256=name))
+def _verified(source: Storage, scorer: str, unit: str) -> tuple[CacheCommit, bytes, list[str]]:
+    """Return a unit's commit, the bytes of its shard, and the sequences in it, all verified."""
+    key = commit_key(scorer_folder(scorer), unit)
+    commit = read_record(source, key, CacheCommit)
+    if commit.fingerprint != scorer:
+        raise IdentityError(
+            f"{source.url(key)} is of scorer {commit.fingerprint}, expected {scorer}: it was "
+            "copied or changed. Delete it in that root, and merge again"
+        )
+    data = source.read_shard(commit.shard)
+    table = rows_of_shard(source, commit.shard, data, scorer=scorer)
+    if reasons := contradictions(commit, table, key=key):
+        raise DataError(
+            f"{source.url(commit.shard.key)} is not taken: {reasons[0]}. Delete the commit in that "
+            "root, and merge again"
+        )
+    return commit, data, table.column("sequence_digest").to_pylist()
+
+
+def _renumberings(source: Storage, scorer: str) -> dict[str, bytes]:
+    """Return the tables by which ids were renumbered, verified; a shard names its own by digest.
+
+    The one that new shards use comes first, for it decides that in the other root too.
+    """
+    pinned = find_record(source, renumbering_key(scorer), RenumberingRecord)
+    first = "" if pinned is None else pinned.sha256
+    names = source.names(renumberings_folder(scorer))
+    ordered = sorted(names, key=lambda name: (name != first, name))
+    return {name: verified_renumbering(source, scorer, name) for name in ordered}

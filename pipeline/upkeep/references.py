@@ -4,7 +4,6 @@ Promises: a record that cannot be read ends the search, for what it names is not
 JSON object of a run names is in use, whatever kind of record it is. Must not: delete.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.store.records import READERS, find_record
 from pipeline.store.storage import Storage
 from pipeline.upkeep.inventory import cache_commits
 from schemas.errors import DataError, StorageError
+from schemas.forms import is_key
 from schemas.keys import (
     CACHE,
     CHECKPOINTS,
@@ -33,6 +33,7 @@ from schemas.keys import (
     shard_key,
 )
 from schemas.records.index import IndexState
+from schemas.strictjson import StrictJSONError, parse_json
 
 FOLDERS = tuple(f"{folder}/" for folder in (CACHE, PROMPTS, ROLLOUTS, RUNS))
 """How keys begin that records name."""
@@ -100,18 +101,19 @@ def _records_below(storage: Storage, folder: str) -> Iterator[str]:
 
 def _parsed(storage: Storage, key: str, data: bytes) -> Any:
     try:
-        return json.loads(data)
-    except ValueError as error:
+        return parse_json(data)
+    except StrictJSONError as error:
         raise DataError(
-            f"{storage.url(key)} is not JSON, so what it names is not known, and nothing may be "
-            "deleted. Restore or delete it, and run the same command again"
+            f"{storage.url(key)} is not JSON as opd writes it: {error}. So what it names is not "
+            "known, and nothing may be deleted. Restore or delete it, and run the same command "
+            "again"
         ) from error
 
 
 def _keys_in(value: Any) -> Iterator[str]:
     """Yield every text inside a JSON value that looks like a key."""
     if isinstance(value, str):
-        if value.startswith(FOLDERS):
+        if value.startswith(FOLDERS) and is_key(value):
             yield value
     elif isinstance(value, dict):
         for part in value.values():

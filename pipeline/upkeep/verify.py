@@ -7,9 +7,12 @@ is reported by name and never ends the work.
 import random
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from pipeline.cache.scorers import find_identity
 from pipeline.runs.progress import Progress
 from pipeline.shards.scores import read_scores
+from pipeline.store.commit import commit_names
 from pipeline.store.records import read_records
 from pipeline.store.storage import Storage
 from schemas.columns import list_lengths
@@ -57,7 +60,7 @@ def verify_scorer(
         progress: told of each commit.
     """
     folder = commits_folder(scorer_folder(scorer))
-    names = sorted(storage.names(folder))
+    names = commit_names(storage, scorer_folder(scorer))
     found = Verification(scorer, len(names))
     if sample is not None and sample < len(names):
         names = sorted(random.Random(seed).sample(names, sample))
@@ -92,13 +95,27 @@ def _check_commit(storage: Storage, commit: CacheCommit, key: str, found: Verifi
         faults.append(Fault(shard.key, str(error)))
         return
     found.rows, found.bytes = found.rows + table.num_rows, found.bytes + shard.bytes
-    tokens = int(list_lengths(table, "token_logprob").sum())
-    found.tokens += tokens
-    if tokens != shard.tokens:
-        reason = f"it holds {tokens} tokens, its commit says {shard.tokens}"
-        found.damaged.append(Fault(shard.key, reason))
+    found.tokens += int(list_lengths(table, "token_logprob").sum())
+    reasons = contradictions(commit, table, key=key)
+    found.damaged.extend(Fault(shard.key, reason) for reason in reasons)
+
+
+def contradictions(commit: CacheCommit, table: pa.Table, *, key: str) -> list[str]:
+    """Return how the rows of a unit's shard differ from what its commit says.
+
+    Args:
+        commit: the commit.
+        table: the shard's rows.
+        key: key of the commit.
+    """
+    rows, tokens = table.num_rows, int(list_lengths(table, "token_logprob").sum())
+    found = []
+    if (rows, tokens) != (commit.shard.rows, commit.shard.tokens):
+        said = f"{commit.shard.rows} rows and {commit.shard.tokens} tokens"
+        found.append(f"it holds {rows} rows and {tokens} tokens, {key} says {said}")
     if fingerprint(table.column("sequence_digest").to_pylist()) != commit.unit:
-        found.damaged.append(Fault(shard.key, f"it holds other sequences than {key} says"))
+        found.append(f"it holds other sequences than {key} says")
+    return found
 
 
 def _check_identity(storage: Storage, scorer: str, found: Verification) -> None:

@@ -1,15 +1,17 @@
 """What records are made of: frozen JSON objects that refuse unknown keys and newer versions.
 
+Promises: what is written can be read; what is read has the forms of `schemas/forms.py`.
+
 Nothing in a record depends on time, attempt or machine, except the `attempt` of a commit: the same
 work gives the same records.
 """
 
-import json
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
@@ -18,6 +20,8 @@ from pydantic import (
 
 from schemas.errors import DataError
 from schemas.fingerprint import canonical_json
+from schemas.foreign import excerpt
+from schemas.strictjson import StrictJSONError, parse_json
 from schemas.tables import SCHEMA_VERSION
 
 
@@ -37,33 +41,61 @@ class Record(BaseModel):
         silent = {name for name in self.LATER if getattr(self, name) == fields[name].default}
         return {name: value for name, value in words.items() if name not in silent}
 
+    def flaw(self) -> str | None:
+        """Return how the record contradicts itself, or None."""
+        return None
+
+    def misplaced(self, key: str) -> str | None:
+        """Return why the record cannot be the one of a key, or None: what it is of, in words."""
+        return None
+
     def to_bytes(self) -> bytes:
-        """Return the canonical JSON of the record, ended by a line feed."""
-        return canonical_json(self.model_dump(mode="json")).encode() + b"\n"
+        """Return the canonical JSON of the record, ended by a line feed.
+
+        Raises:
+            DataError: whoever reads it would refuse it.
+        """
+        name = type(self).__name__
+        try:
+            data = canonical_json(self.model_dump(mode="json", warnings="none")).encode() + b"\n"
+        except ValueError as error:  # NaN, an infinity or half a character
+            raise DataError(f"a {name} is not written: it cannot be JSON: {error}") from error
+        self.from_bytes(data, where=f"what would be written as a {name}")
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Self:
-        """Return the record written in JSON.
+        """Return the record written in JSON, where it is one that `to_bytes` might have written.
 
         Raises:
-            DataError: not JSON, not this kind of record, or of a newer schema version.
+            DataError: not JSON, not this kind of record, of a newer schema version, or one that
+                contradicts itself.
         """
         try:
-            return cls.model_validate_json(data)
+            _refuse_newer(parse_json(data), where)
+            found = cls.model_validate_json(data, strict=True)
+        except StrictJSONError as error:
+            raise _refusal(cls, where, f"the whole object: {error}") from error
         except ValidationError as error:
-            _refuse_newer(data, where)
-            first = error.errors()[0]
-            location = ".".join(str(part) for part in first["loc"]) or "the whole object"
-            raise DataError(
-                f"{where} is not a {cls.__name__}: {location}: {first['msg']}. The object is "
-                "damaged, or another program wrote it"
-            ) from error
+            first = error.errors(include_url=False, include_input=False)[0]
+            location = ".".join(excerpt(str(part)) for part in first["loc"]) or "the whole object"
+            raise _refusal(cls, where, f"{location}: {first['msg']}") from error
+        if flaw := found.flaw():
+            raise _refusal(cls, where, f"the whole object: {flaw}")
+        return found
+
+
+def _refusal(kind: type[Record], where: str, reason: str) -> DataError:
+    return DataError(
+        f"{where} is not a {kind.__name__}: {reason}. The object is damaged, or another program "
+        "wrote it. Restore it; or delete it, and run the command that makes it again"
+    )
 
 
 class Versioned(Record):
     """A record that says which schema version wrote it."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(ge=1)] = SCHEMA_VERSION
 
     @field_validator("schema_version")
     @classmethod
@@ -73,11 +105,8 @@ class Versioned(Record):
         return version
 
 
-def _refuse_newer(data: bytes, where: str) -> None:
-    try:
-        version = json.loads(data)["schema_version"]
-    except (ValueError, TypeError, KeyError):
-        return
+def _refuse_newer(value: Any, where: str) -> None:
+    version = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise DataError(
             f"{where} has schema version {version}; this opd reads up to {SCHEMA_VERSION}: "

@@ -1,24 +1,47 @@
 """Records of scorers and of what they scored."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from schemas.fingerprint import fingerprint
+from schemas.forms import Count, Digest, FileName, Label, Mark, Real, Sha256, Words
+from schemas.keys import (
+    data_folder,
+    manifest_key,
+    owner,
+    parent,
+    pin_key,
+    score_stage,
+    stage_folder,
+)
 from schemas.records.record import Versioned
-from schemas.records.shards import Commit, Shard, UnitShard
+from schemas.records.shards import Commit, UnitCommit
+from schemas.records.units import UnitShard, flaw_of_units
 
 
 class CacheCommit(Commit):
     """The commit of a score shard in a scorer's cache; `unit` is the digest of its sequences."""
 
     LATER = frozenset({"sibling_rows"})
-    paid_by: str
+    paid_by: Label
     """Run and round whose teacher pass made the shard."""
-    teacher_tokens: int
+    teacher_tokens: Count
     """Prompt and response tokens that the teacher read for it."""
-    reused_rows: int = 0
+    reused_rows: Count = 0
     """Rows that were taken from other shards."""
-    sibling_rows: dict[str, int] = {}
+    sibling_rows: dict[Digest, Count] = {}
     """Those of them that were taken from other scorers of the same weights, by scorer."""
+
+    def flaw(self) -> str | None:
+        """Return how the commit contradicts itself: its shard's name, or too many rows."""
+        return super().flaw() or _too_many(self.shard.rows, self.reused_rows, self.sibling_rows)
+
+    def misplaced(self, key: str) -> str | None:
+        """Return what it is of, where its key is another unit's, or its shard another scorer's."""
+        if not self.shard.is_in(data_folder(owner(key))):
+            return f"the commit of a shard elsewhere, {self.shard.key}"
+        return super().misplaced(key)
 
 
 class ScorerIdentity(Versioned):
@@ -26,19 +49,25 @@ class ScorerIdentity(Versioned):
 
     LATER = frozenset({"reuse"})
     model: dict[str, Any]
-    engine: str
-    engine_version: str
-    dtype: str
-    quantization: str | None
-    tokenizer: str
-    template: str | None
-    vocab_size: int
-    codec: str
+    engine: Words
+    engine_version: Words
+    dtype: Words
+    quantization: Words | None
+    tokenizer: Words
+    template: Words | None
+    vocab_size: Annotated[int, Field(ge=1, lt=2**31)]
+    codec: Words
     signal: dict[str, Any]
-    lineage: tuple[str, ...] = ()
+    lineage: tuple[Digest, ...] = ()
     """Scorers whose stored scores these were made from; none where the teacher made them."""
-    reuse: str = "exact"
+    reuse: Words = "exact"
     """`same-weights` where the cache may hold rows that were taken from its siblings."""
+
+    def flaw(self) -> str | None:
+        """Return how the identity contradicts itself: its signal has no top-k."""
+        k = self.signal.get("k")
+        is_count = isinstance(k, int) and not isinstance(k, bool) and 0 < k < 2**31
+        return None if is_count else "its signal has no number k of ids"
 
     @property
     def key(self) -> str:
@@ -49,72 +78,107 @@ class ScorerIdentity(Versioned):
 class ScorerName(Versioned):
     """What a reprocessed scorer is called in its root."""
 
-    scorer: str
+    scorer: Digest
 
 
 class RenumberingRecord(Versioned):
     """The renumbering of a scorer's ids, fixed by its first scores."""
 
-    sha256: str
+    sha256: Sha256
 
 
 class PinRecord(Versioned):
     """A scorer's cache that clean-up must leave alone."""
 
-    scorer: str
+    scorer: Digest
     note: str
 
+    def misplaced(self, key: str) -> str | None:
+        """Return which scorer it protects, where its key is another one's."""
+        return None if key == pin_key(self.scorer) else f"the pin of scorer {self.scorer}"
 
-class ScoreCommit(Versioned):
+
+class ScoreCommit(UnitCommit):
     """One scored unit of a round: which cache shard covers it, and what that took."""
 
     LATER = frozenset({"sibling_rows"})
-    unit: str
-    shard: Shard
-    fingerprint: str
-    reused_rows: int
-    teacher_tokens: int
-    sibling_rows: dict[str, int] = {}
+    reused_rows: Count
+    teacher_tokens: Count
+    sibling_rows: dict[Digest, Count] = {}
     """Rows of the shard that were taken from other scorers of the same weights, by scorer."""
-    sampled_kl: float
+    sampled_kl: Real
     """Sum of log q − log p over the sampled tokens, nats."""
-    sampled_tokens: int
+    sampled_tokens: Count
+
+    def flaw(self) -> str | None:
+        """Return how the commit contradicts itself: its shard's name, or too many rows."""
+        if self.sampled_tokens > self.shard.tokens:
+            return f"{self.sampled_tokens} tokens are sampled of {self.shard.tokens}"
+        return super().flaw() or _too_many(self.shard.rows, self.reused_rows, self.sibling_rows)
 
 
 class ScoreManifest(Versioned):
     """Cache entries that cover one teacher's part of a round."""
 
     LATER = frozenset({"sibling_rows"})
-    run: str
-    round: int
-    teacher: str
-    scorer: str
-    rollout_fingerprint: str
+    run: FileName
+    round: Count
+    teacher: FileName
+    scorer: Digest
+    rollout_fingerprint: Mark
     units: tuple[UnitShard, ...]
-    rows: int
-    tokens: int
-    reused_rows: int
+    rows: Count
+    tokens: Count
+    reused_rows: Count
     """Rows whose scores were there already, from another unit, round or run."""
-    teacher_tokens: int
+    teacher_tokens: Count
     """Prompt and response tokens that the teacher read for this round."""
-    sibling_rows: dict[str, int] = {}
+    sibling_rows: dict[Digest, Count] = {}
     """Rows that came into the shards from other scorers of the same weights, by scorer."""
-    reverse_kl: float | None
+    reverse_kl: Real | None
     """Mean log q − log p of the sampled tokens, nats: the student's reverse KL to this teacher."""
+
+    def flaw(self) -> str | None:
+        """Return how the manifest contradicts itself: its units, their sums, or too many rows."""
+        folder = data_folder(self.scorer)
+        return flaw_of_units(
+            self.units, folder=folder, rows=self.rows, tokens=self.tokens, distinct=False
+        ) or _too_many(self.rows, self.reused_rows, self.sibling_rows)
+
+    def misplaced(self, key: str) -> str | None:
+        """Return what it is of, where its key is another round's or teacher's."""
+        home = manifest_key(stage_folder(self.run, self.round, score_stage(self.teacher)))
+        if key == home:
+            return None
+        return f"the scores of teacher {self.teacher} of round {self.round} of run {self.run}"
 
 
 class DriftRecord(Versioned):
     """How far a round's teacher engine is from a float32 transformers forward, in nats."""
 
-    teacher: str
-    scorer: str
-    engine: str
+    teacher: FileName
+    scorer: Digest
+    engine: Words
     """Engine, versions and number format that score the round."""
-    reference: str
-    rows: int
-    tokens: int
+    reference: Words
+    rows: Count
+    tokens: Count
     drift: dict[str, Any]
     """Mean, 99 % and largest difference of token and top-k log-probabilities, and KL(reference ‖
     engine), as `pipeline.scores.drift.Drift` has them."""
-    rollout_kl: float | None
+    rollout_kl: Real | None
     """That of the round's train manifest, where it was trained by then."""
+
+    def misplaced(self, key: str) -> str | None:
+        """Return whose drift it is, where its key is another teacher's."""
+        if parent(key).endswith(f"/{score_stage(self.teacher)}"):
+            return None
+        return f"the drift of teacher {self.teacher}"
+
+
+def _too_many(rows: int, reused: int, siblings: dict[str, int]) -> str | None:
+    """Return that more rows were reused than there are, or that siblings lent more."""
+    lent = sum(siblings.values())
+    if reused > rows or lent > rows:
+        return f"of its {rows} rows {reused} are reused and {lent} of siblings"
+    return None

@@ -169,7 +169,7 @@ def stored_shard(storage: Storage, rows: int, seed: int = 0) -> Shard:
 
 
 def test_a_read_must_spare_more_tokens_the_larger_its_shard_is() -> None:
-    small = Shard(key="k", sha256="s", bytes=BYTES_PER_TOKEN - 1, rows=1, tokens=1)
+    small = Shard(key="k", sha256="0" * 64, bytes=BYTES_PER_TOKEN - 1, rows=1, tokens=1)
     large = small.model_copy(update={"bytes": 64 << 20})
     assert least_tokens(small) == LEAST_TOKENS
     assert least_tokens(large) == LEAST_TOKENS + 1024

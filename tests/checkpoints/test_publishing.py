@@ -8,14 +8,14 @@ from pathlib import Path
 from pipeline.checkpoints.claim import INDEX
 from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
-from tests.support.checkpoints import ORIGIN, Overtaken, assert_whole, exported, publish
+from tests.support.checkpoints import ORIGIN, STATE, Overtaken, assert_whole, exported, publish
 
 
 def test_a_published_checkpoint_opens_as_it_was_exported(run: Run, first: Path) -> None:
     assert run.checkpoint(1) is None
     manifest = publish(run, first)
     assert run.checkpoint(1) == manifest
-    assert (manifest.index, manifest.origin, manifest.state) == (1, ORIGIN, "state.json")
+    assert (manifest.index, manifest.origin, manifest.state) == (1, ORIGIN, STATE)
     assert set(manifest.files) == {p.name for p in first.iterdir()}
     assert_whole(run, manifest, first)
 

@@ -21,7 +21,7 @@ from pipeline.runs.run import Run, open_run
 from schemas.errors import DataError
 from schemas.records.training import CheckpointManifest
 from tests.support import tiny
-from tests.support.checkpoints import ORIGIN, Overtaken, logits
+from tests.support.checkpoints import ORIGIN, STATE, Overtaken, logits
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def publish_base(run: Run, first: Path) -> CheckpointManifest:
 
 
 def publish_adapter(run: Run, folder: Path, base: CheckpointManifest) -> CheckpointManifest:
-    return publish_checkpoint(run, 1, folder, origin=ORIGIN, state="state.json", base=base)
+    return publish_checkpoint(run, 1, folder, origin=ORIGIN, state=STATE, base=base)
 
 
 def adapted(location: Path | str, first: Path) -> Any:

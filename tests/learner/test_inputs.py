@@ -11,6 +11,7 @@ from pipeline.store.storage import Storage
 from schemas.errors import ConfigError, DataError, IdentityError
 from tests.support.minimal import TEXT, minimal_run
 from tests.support.paperrun import (
+    digest,
     identity_of,
     put_checkpoint,
     put_rollout,
@@ -20,7 +21,8 @@ from tests.support.paperrun import (
 )
 
 TWO = TEXT + '\n[teachers.math]\nmodel = "math"\n'
-TEACHERS = ("main", "math")
+TEACHERS = {"main": (1, 2), "math": (1, 3)}
+"""Rows and tokens of each unit, by teacher."""
 
 
 @pytest.fixture
@@ -30,9 +32,9 @@ def run(memory: Storage) -> Run:
     put_train(made, 0, first_step=5, steps=4)
     put_checkpoint(made, 1)
     put_rollout(made, 1)
-    for teacher in TEACHERS:
+    for teacher, share in TEACHERS.items():
         put_teacher(made, teacher)
-        put_scores(made, 1, teacher)
+        put_scores(made, 1, teacher, share=share)
     return made
 
 
@@ -94,26 +96,27 @@ def test_the_round_before_must_be_trained(run: Run) -> None:
 
 
 def test_samples_of_another_policy_are_refused(run: Run) -> None:
-    put_checkpoint(run, 1, version="another")
-    with pytest.raises(IdentityError, match="found fingerprint policy 1, expected another"):
+    put_checkpoint(run, 1, version=digest("another"))
+    found, expected = digest("policy", 1), digest("another")
+    with pytest.raises(IdentityError, match=f"found fingerprint {found}, expected {expected}"):
         find_inputs(run, 1)
 
 
 def test_scores_of_another_rollout_are_refused(run: Run) -> None:
-    put_scores(run, 1, "math", rollout_fingerprint="rollout 0")
+    put_scores(run, 1, "math", share=TEACHERS["math"], rollout_fingerprint=digest("other"))
     with pytest.raises(IdentityError, match="score/math/manifest.json was made by other work"):
         find_inputs(run, 1)
 
 
 def test_scores_of_a_teacher_that_the_name_does_not_stand_for_are_refused(run: Run) -> None:
     stranger = identity_of(run, "math", model={"weights": "stranger"})
-    put_scores(run, 1, "math", identity=stranger)
+    put_scores(run, 1, "math", share=TEACHERS["math"], identity=stranger)
     with pytest.raises(IdentityError, match="another teacher.*'stranger'.*this run's 'math'"):
         find_inputs(run, 1)
 
 
 def test_scores_under_the_name_of_another_scorer_are_refused(run: Run) -> None:
-    manifest = put_scores(run, 1, "math")
+    manifest = put_scores(run, 1, "math", share=TEACHERS["math"])
     other = identity_of(run, "math", engine_version="2")
     run.storage.put(f"cache/{manifest.scorer}/scorer.json", other.to_bytes())
     with pytest.raises(IdentityError, match="another teacher"):
@@ -133,7 +136,9 @@ def test_another_signal_is_refused_unless_the_scores_were_named(
     run: Run, overrides: list[str], refused: bool
 ) -> None:
     signal: dict[str, Any] = {"k": 3}
-    put_scores(run, 1, "math", identity=identity_of(run, "math", signal=signal))
+    put_scores(
+        run, 1, "math", share=TEACHERS["math"], identity=identity_of(run, "math", signal=signal)
+    )
     named = minimal_run(run.storage, "run.rounds=3", *overrides, text=TWO)
     if refused:
         with pytest.raises(IdentityError, match="signal {'k': 3}, the configuration asks for"):

@@ -7,9 +7,18 @@ from pipeline.learner.states import drop_states, find_state, misfit
 from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
 from schemas.config.train import TrainSection
+from schemas.fingerprint import sha256
+from schemas.keys import state_key
+from schemas.records.shards import Shard
 from schemas.records.training import StateManifest
 from tests.support.minimal import minimal_run
-from tests.support.paperrun import put, shard_of
+from tests.support.paperrun import put
+
+
+def file_of(name: str) -> Shard:
+    """Return a file of a state, named after its content."""
+    digest = sha256(name.encode())
+    return Shard(key=state_key("demo", digest), sha256=digest, bytes=1, rows=0, tokens=0)
 
 
 def state(*files: str, step: int = 1) -> StateManifest:
@@ -20,7 +29,7 @@ def state(*files: str, step: int = 1) -> StateManifest:
         dtype="float32",
         steps=(),
         optimizer_restarted=False,
-        files={name: shard_of(f"state/{name}.pt") for name in files},
+        files={name: file_of(name) for name in files},
     )
 
 
@@ -29,15 +38,20 @@ def run(memory: Storage) -> Run:
     """Return a run with two states that share a file."""
     made = minimal_run(memory)
     for name in ("a", "b", "c"):
-        memory.put(f"state/{name}.pt", b"1")
+        memory.put(file_of(name).key, name.encode())
     put(made, "old", state("a", "b"))
     put(made, "new", state("b", "c", step=2))
     return made
 
 
+def files_left(run: Run) -> set[str]:
+    """Return which files of states are there."""
+    return {name for name in ("a", "b", "c") if run.storage.exists(file_of(name).key)}
+
+
 def test_a_state_is_found_while_all_its_files_are_there(run: Run) -> None:
     assert find_state(run, "old") == state("a", "b")
-    run.storage.delete("state/b.pt")
+    run.storage.delete(file_of("b").key)
     assert find_state(run, "old") is find_state(run, "new") is None
 
 
@@ -47,16 +61,16 @@ def test_no_key_and_no_record_are_no_state(run: Run) -> None:
 
 def test_dropping_a_state_keeps_the_files_of_those_that_are_kept(run: Run) -> None:
     drop_states(run, ["old", "nowhere"], keep=["new"])
-    assert run.storage.names("state") == {"b.pt", "c.pt"}
+    assert files_left(run) == {"b", "c"}
     assert run.storage.exists("old")
     assert find_state(run, "new") == state("b", "c", step=2)
     drop_states(run, ["old", "new"], keep=[])
-    assert run.storage.names("state") == set()
+    assert files_left(run) == set()
 
 
 def test_what_is_kept_and_dropped_alike_is_kept(run: Run) -> None:
     drop_states(run, ["old", "new"], keep=["old"])
-    assert run.storage.names("state") == {"a.pt", "b.pt"}
+    assert files_left(run) == {"a", "b"}
 
 
 @pytest.mark.parametrize(

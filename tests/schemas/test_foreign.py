@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.foreign import HIDDEN, excerpt, excerpt_end, printable, shown, without_secrets
+from schemas.foreign import HIDDEN, SHOWN, excerpt, excerpt_end, printable, shown, without_secrets
 from tests.support.badcases import CONTROL
 
 
@@ -54,8 +54,9 @@ def test_what_is_no_secret_stays(text: str) -> None:
         (0.5, "0.5"),
         (2**5000, "a whole number of 5001 bits"),
         ([1, "a"], "[1, 'a']"),
-        (list(range(9)), "[0, 1, 2, 3, 4, …]"),
-        ({"a": 1}, "a table of 1 keys"),
+        (list(range(9)), "[0, 1, 2, 3, 4, 5, …]"),
+        ({"b": 1, "a": {"c": None}}, "{'b': 1, 'a': {'c': None}}"),
+        ({"key": "sk-" + "x" * 40}, f"{{'key': {HIDDEN}}}"),
         ("sk-" + "x" * 40, HIDDEN),
         ("Abc4" * 10, HIDDEN),
         ("Abc4" * 9, f"'{'Abc4' * 9}'"),
@@ -65,8 +66,23 @@ def test_a_value_is_shown_short_and_without_secrets(value: object, expected: str
     assert shown(value) == expected
 
 
-def test_a_long_value_is_cut() -> None:
+def test_a_long_or_deep_value_is_cut() -> None:
     assert len(shown("x" * 10**6)) < 200
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep).startswith("[[[")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    )
+)
+def test_any_value_is_one_short_line(value: object) -> None:
+    found = shown(value)
+    assert CONTROL.findall(found) == [] and "\n" not in found and len(found) <= SHOWN + 1
 
 
 @given(st.text(max_size=60))

@@ -117,7 +117,7 @@ def test_every_function_of_the_keys_is_drawn() -> None:
     finally:
         sys.setprofile(None)
     functions = {name for name, _ in inspect.getmembers(keys, inspect.isfunction)}
-    assert functions - called == {"stem"}
+    assert functions - called == {"owner", "parent", "stem", "unit_name"}
 
 
 @pytest.mark.slow

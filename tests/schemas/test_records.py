@@ -2,48 +2,82 @@
 
 import json
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from schemas import forms, keys
 from schemas.errors import DataError
-from schemas.records import index, runs, scores, shards, training
+from schemas.fingerprint import fingerprint
+from schemas.records import index, runs, scores, shards, training, units
 from schemas.records.record import Record
 from schemas.records.shards import Commit, Shard
 from schemas.tables import SCHEMA_VERSION
 
-SHARD = Shard(key="data/x.parquet", sha256="ab" * 32, bytes=10, rows=2, tokens=7)
+SHA256 = "ab" * 32
+SHARD = Shard(key=f"data/{SHA256}.parquet", sha256=SHA256, bytes=10, rows=2, tokens=7)
 COMMIT = Commit(unit="00001", shard=SHARD, fingerprint="f" * 32, attempt="a1")
 
-VALUES: dict[Any, Any] = {str: "é", int: 3, float: 0.25, bool: True, Any: [1, None, {"k": "v"}]}
-"""A value for each plain type of field."""
+DIGEST = "cd" * 16
+VALUES: list[tuple[Any, Any]] = [
+    *((forms.Key, f"rollouts/{SHA256}.parquet"), (forms.Sha256, SHA256), (forms.Digest, DIGEST)),
+    *((forms.FileName, "u00000"), (forms.Label, "teacher/main"), (forms.Mark, "policy-1")),
+    *((str, "é\n"), (forms.Words, "é"), (int, 3), (forms.Count, 3), (forms.Place, 2**64 - 1)),
+    *((forms.Real, 0.25), (bool, True), (Any, [1, None, {"k": "v"}])),
+    *((dict[str, Any], {"k": 3, "key": [1, None, {"k": "v"}]}),),
+]
+"""A value for each form of a field."""
+
+FOLDERS = {
+    scores.ScoreManifest: keys.data_folder(DIGEST),
+    runs.PromptsManifest: keys.PROMPTS,
+    training.TrainManifest: keys.metrics_folder("u00000"),
+}
+"""Where the shards of a record must be, if not in any folder or with the rollouts."""
 
 KINDS = [
     kind
-    for module in (index, runs, scores, shards, training)
+    for module in (index, runs, scores, shards, training, units)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Record) and kind.__module__ == module.__name__
 ]
 
 
 def example(kind: type[BaseModel], *, absent: bool) -> Any:
-    fields = kind.model_fields.items()
-    names = {name: field.annotation for name, field in fields if name != "schema_version"}
-    return kind(**{name: value_of(hint, absent=absent) for name, hint in names.items()})
+    hints = get_type_hints(kind, include_extras=True)
+    names = [name for name in kind.model_fields if name != "schema_version"]
+    found = {name: value_of(hints[name], absent=absent) for name in names}
+    if kind in FOLDERS:
+        shard = example(Shard, absent=absent)
+        shard = shard.model_copy(update={"key": keys.shard_key(FOLDERS[kind], SHA256)})
+        listed = (units.UnitShard(unit="u00000", shard=shard),)
+        placed = {"units": listed, "shards": (shard,), "metrics": shard}
+        if kind is training.TrainManifest:
+            del placed["shards"]
+        found |= {name: value for name, value in placed.items() if name in names}
+    if kind is runs.RunRecord:
+        found["fingerprint"] = fingerprint(found["identity"])
+    if kind is runs.RolloutPlan:
+        del found["fingerprint"]
+        found["fingerprint"] = fingerprint(found)
+    return kind(**found)
 
 
 def value_of(hint: Any, *, absent: bool) -> Any:
+    known = [value for form, value in VALUES if form == hint]
+    if known:
+        return known[0]
+    if get_origin(hint) is Annotated:
+        return 3
     arguments = get_args(hint)
     if NoneType in arguments:
         return None if absent else value_of(arguments[0], absent=absent)
     if get_origin(hint) is tuple:
         return (value_of(arguments[0], absent=absent),)
     if get_origin(hint) is dict:
-        return {"key": value_of(arguments[1], absent=absent)}
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return example(hint, absent=absent)
-    return VALUES[hint]
+        return {value_of(arguments[0], absent=absent): value_of(arguments[1], absent=absent)}
+    return example(hint, absent=absent)
 
 
 def changed(**changes: Any) -> bytes:

@@ -135,8 +135,8 @@ def test_a_shard_of_a_newer_codec_is_named(memory: Storage) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"identity": None}, "does not say whose scores it holds"),
-        ({"identity": {"k": 1}}, "does not say whose scores it holds"),
+        ({"identity": None}, "the metadata of .* is not a ScorerIdentity"),
+        ({"identity": {"k": 1}}, "the metadata of .* is not a ScorerIdentity"),
         ({"renumbering": ["x"]}, "names the renumbering .*, expected a sha256"),
         ({"renumbering": "../x"}, "names the renumbering '../x', expected a sha256"),
         ({"codec": ["x"]}, r"is stored by codec \['x'\]"),

@@ -60,11 +60,11 @@ def test_a_second_writer_of_the_same_bytes_returns_the_first_commit(
 
 
 def test_a_unit_committed_by_other_work_is_an_identity_error(local_storage: Storage) -> None:
-    publish_bytes(local_storage, b"data", work="old work")
-    with pytest.raises(IdentityError, match=r"00001\.json .*found .*old work.*expected new work"):
-        publish_bytes(local_storage, b"data", work="new work")
+    publish_bytes(local_storage, b"data", work="old-work")
+    with pytest.raises(IdentityError, match=r"00001\.json .*found .*old-work.*expected new-work"):
+        publish_bytes(local_storage, b"data", work="new-work")
     with pytest.raises(IdentityError, match="new run under another run.name"):
-        read_commit(local_storage, FOLDER, "00001", fingerprint="new work")
+        read_commit(local_storage, FOLDER, "00001", fingerprint="new-work")
 
 
 def test_the_shard_is_stored_before_the_commit_that_names_it(

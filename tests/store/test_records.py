@@ -7,7 +7,8 @@ from pipeline.store.records import create_record, find_record, read_record
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
 from schemas.keys import commit_key
-from schemas.records.shards import Commit, Shard, UnitShard
+from schemas.records.shards import Commit, Shard
+from schemas.records.units import UnitShard
 
 FOLDER = "runs/a/rounds/0000/rollout"
 
@@ -27,7 +28,7 @@ def test_a_damaged_record_is_a_data_error_that_names_it(local_storage: Storage) 
 
 def test_the_first_record_stands(local_storage: Storage) -> None:
     first, second = (
-        UnitShard(unit=unit, shard=Shard(key="k", sha256="s", bytes=1, rows=1, tokens=1))
+        UnitShard(unit=unit, shard=Shard(key="k", sha256="0" * 64, bytes=1, rows=1, tokens=1))
         for unit in ("first", "second")
     )
     assert create_record(local_storage, "manifest.json", first) == first

@@ -8,6 +8,7 @@ from pipeline.store.storage import Storage
 from pipeline.store.writer import honours_create, require_safe_writes
 from schemas.config.storage import StorageSection
 from schemas.errors import IdentityError, StorageError
+from schemas.keys import pin_key
 from schemas.records.scores import PinRecord
 from tests.conftest import QUICK, ProxyFactory, UseS3
 from tests.support.servers import S3Account, SeaweedServer
@@ -89,9 +90,10 @@ def test_a_single_writer_creates_what_is_not_there_and_nothing_else(lone_storage
 
 
 def test_the_record_of_a_single_writer_stands(lone_storage: Storage) -> None:
-    first, second = PinRecord(scorer="s", note="first"), PinRecord(scorer="s", note="second")
-    assert create_record(lone_storage, "pin", first) == first
-    assert create_record(lone_storage, "pin", second) == first
+    first, second = (PinRecord(scorer="5" * 32, note=note) for note in ("first", "second"))
+    key = pin_key(first.scorer)
+    assert create_record(lone_storage, key, first) == first
+    assert create_record(lone_storage, key, second) == first
 
 
 def test_a_single_writer_cannot_commit_other_work_to_a_unit(lone_storage: Storage) -> None:

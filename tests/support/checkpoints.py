@@ -18,10 +18,12 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.quickstart.addition import make_tokenizer
 from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
+from schemas.keys import commit_key, stage_folder
 from schemas.records.training import CheckpointManifest
 from tests.support import tiny
 
 PROBE = torch.tensor([[4, 9, 14, 7, 15, 8]])
+STATE = commit_key(stage_folder("tiny", 0, "train"), "step-000002")
 ORIGIN = {"run": "tiny", "round": 0, "step": 2}
 
 
@@ -46,7 +48,7 @@ def exported(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
 
 
 def publish(run: Run, folder: Path) -> CheckpointManifest:
-    return publish_checkpoint(run, 1, folder, origin=ORIGIN, state="state.json")
+    return publish_checkpoint(run, 1, folder, origin=ORIGIN, state=STATE)
 
 
 def assert_whole(run: Run, manifest: CheckpointManifest, expected: Path) -> None:

@@ -4,25 +4,40 @@ from typing import Any
 
 from pipeline.runs.run import Run
 from schemas.config.run import signal_of
+from schemas.fingerprint import fingerprint
+from schemas.keys import ROLLOUTS, data_folder, metrics_folder, shard_key, unit_name
 from schemas.records.record import Record
 from schemas.records.runs import EvalManifest, RolloutManifest, RolloutPlan, TeacherRecord
 from schemas.records.scores import ScoreManifest, ScorerIdentity
-from schemas.records.shards import Shard, UnitShard
+from schemas.records.shards import Shard
 from schemas.records.training import CheckpointManifest, TrainManifest
+from schemas.records.units import UnitShard
 
 UNITS, ROWS, TOKENS = 2, 4, 10
 """Of each stage: units, and rows and tokens of all units."""
 
 
-def shard_of(name: str, *, tokens: int = TOKENS // UNITS) -> Shard:
+def digest(*words: object) -> str:
+    """Return the digest that stands for something on paper, such as `policy 1`."""
+    return fingerprint(list(words))
+
+
+def shard_of(
+    folder: str, name: str, *, rows: int = ROWS // UNITS, tokens: int = TOKENS // UNITS
+) -> Shard:
     """Return a shard that is nowhere."""
-    return Shard(key=name, sha256="0" * 64, bytes=1, rows=ROWS // UNITS, tokens=tokens)
+    sha256 = 2 * fingerprint(name)
+    key = shard_key(folder, sha256)
+    return Shard(key=key, sha256=sha256, bytes=1, rows=rows, tokens=tokens)
 
 
-def units_of(folder: str) -> tuple[UnitShard, ...]:
+def units_of(
+    folder: str, name: str, rows: int = ROWS // UNITS, tokens: int = TOKENS // UNITS
+) -> tuple[UnitShard, ...]:
     """Return the units of a stage and their shards, which are nowhere."""
-    names = [f"u{unit:05d}" for unit in range(UNITS)]
-    return tuple(UnitShard(unit=name, shard=shard_of(f"{folder}/{name}.parquet")) for name in names)
+    units = [unit_name(number) for number in range(UNITS)]
+    shards = [shard_of(folder, f"{name} {unit}", rows=rows, tokens=tokens) for unit in units]
+    return tuple(UnitShard(unit=u, shard=s) for u, s in zip(units, shards, strict=True))
 
 
 def put(run: Run, key: str, record: Record) -> None:
@@ -30,29 +45,34 @@ def put(run: Run, key: str, record: Record) -> None:
     run.storage.put(key, record.to_bytes())
 
 
+def plan_of(run: Run, index: int) -> RolloutPlan:
+    """Return the plan of a round."""
+    facts: dict[str, Any] = {
+        "run": run.name,
+        "round": index,
+        "policy_version": digest("policy", index),
+        "prompts_fingerprint": digest("prompts"),
+        "units": UNITS,
+        "rows": ROWS,
+        "sampling": {},
+    }
+    return RolloutPlan(**facts, fingerprint=fingerprint(facts))
+
+
 def put_plan(run: Run, index: int) -> None:
     """Store the plan of a round."""
-    plan = RolloutPlan(
-        run=run.name,
-        round=index,
-        policy_version=f"policy {index}",
-        prompts_fingerprint="prompts",
-        units=UNITS,
-        rows=ROWS,
-        sampling={},
-        fingerprint=f"rollout {index}",
-    )
-    put(run, f"{run.stage_folder(index, 'rollout')}/plan.json", plan)
+    put(run, f"{run.stage_folder(index, 'rollout')}/plan.json", plan_of(run, index))
 
 
 def put_rollout(run: Run, index: int) -> RolloutManifest:
-    """Store the manifest of a sampled round."""
+    """Store the plan and the manifest of a sampled round."""
+    put_plan(run, index)
     manifest = RolloutManifest(
         run=run.name,
         round=index,
-        policy_version=f"policy {index}",
-        fingerprint=f"rollout {index}",
-        units=units_of(f"rollouts/{index}"),
+        policy_version=digest("policy", index),
+        fingerprint=plan_of(run, index).fingerprint,
+        units=units_of(ROLLOUTS, f"rollout {index}"),
         rows=ROWS,
         tokens=TOKENS,
     )
@@ -64,7 +84,7 @@ def put_checkpoint(run: Run, index: int, *, version: str | None = None) -> None:
     """Store the manifest of a checkpoint."""
     manifest = CheckpointManifest(
         index=index,
-        policy_version=version or f"policy {index}",
+        policy_version=version or digest("policy", index),
         origin={},
         state=None,
         files={},
@@ -96,19 +116,34 @@ def put_teacher(run: Run, teacher: str) -> None:
 
 
 def put_scores(
-    run: Run, index: int, teacher: str, *, identity: ScorerIdentity | None = None, **changes: Any
+    run: Run,
+    index: int,
+    teacher: str,
+    *,
+    identity: ScorerIdentity | None = None,
+    share: tuple[int, int] = (ROWS // UNITS, TOKENS // UNITS),
+    **changes: Any,
 ) -> ScoreManifest:
-    """Store the manifest of a scored round, and the scorer that it names."""
+    """Store the manifest of a scored round, and the scorer that it names.
+
+    Args:
+        run: the run.
+        index: the round.
+        teacher: name of the teacher.
+        identity: the scorer.
+        share: rows and tokens of each unit that are the teacher's.
+        changes: fields that are others.
+    """
     scorer = identity or identity_of(run, teacher)
     fields: dict[str, Any] = {
         "run": run.name,
         "round": index,
         "teacher": teacher,
         "scorer": scorer.key,
-        "rollout_fingerprint": f"rollout {index}",
-        "units": units_of(f"cache/{scorer.key}/data"),
-        "rows": ROWS,
-        "tokens": TOKENS,
+        "rollout_fingerprint": plan_of(run, index).fingerprint,
+        "units": units_of(data_folder(scorer.key), f"scores {index} {teacher}", *share),
+        "rows": UNITS * share[0],
+        "tokens": UNITS * share[1],
         "reused_rows": 1,
         "teacher_tokens": 7,
         "reverse_kl": 0.5,
@@ -124,9 +159,9 @@ def put_train(run: Run, index: int, *, first_step: int = 0, steps: int = 3) -> T
     manifest = TrainManifest(
         run=run.name,
         round=index,
-        fingerprint="train",
-        policy_version_in=f"policy {index}",
-        policy_version_out=f"policy {index + 1}",
+        fingerprint=digest("train"),
+        policy_version_in=digest("policy", index),
+        policy_version_out=digest("policy", index + 1),
         shards=(),
         rows=ROWS,
         stale_rows=0,
@@ -135,7 +170,7 @@ def put_train(run: Run, index: int, *, first_step: int = 0, steps: int = 3) -> T
         first_step=first_step,
         steps=steps,
         optimizer_restarted=False,
-        metrics=shard_of("metrics"),
+        metrics=shard_of(metrics_folder(run.name), f"steps {index}", rows=steps),
         summary={},
     )
     put(run, run.manifest_key(index, "train"), manifest)
@@ -148,9 +183,9 @@ def put_eval(run: Run, index: int, *, accuracy: float = 0.5) -> None:
         run=run.name,
         round=index,
         subject="student",
-        policy_version=f"policy {index + 1}",
-        fingerprint="eval",
-        units=units_of("evals"),
+        policy_version=digest("policy", index + 1),
+        fingerprint=digest("eval"),
+        units=units_of(ROLLOUTS, f"eval {index}"),
         rows=ROWS,
         tokens=TOKENS,
         accuracy=accuracy,

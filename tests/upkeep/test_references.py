@@ -73,7 +73,9 @@ def test_a_damaged_commit_of_a_scorer_ends_the_search(memory: Storage) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.integers() | st.sampled_from(["runs/x", "cache/s/data/y", "prompts", "other/z"]),
+    st.none()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.sampled_from(["runs/x", "cache/s/data/y", "prompts", "other/z"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=8,
 )
