@@ -50,7 +50,7 @@ def _depth(data: bytes) -> int:
 
 def _is_deep(value: Any) -> bool:
     level, left = 0, [value]
-    while left and level <= MAX_DEPTH:
+    while left and level < MAX_DEPTH:
         inner = [one.values() if isinstance(one, dict) else one for one in left]
         left = [v for values in inner for v in values if isinstance(v, dict | list)]
         level += 1

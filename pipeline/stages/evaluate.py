@@ -47,8 +47,8 @@ from schemas.errors import ConfigError, DataError
 from schemas.fingerprint import fingerprint
 from schemas.keys import manifest_key
 from schemas.records.runs import EvalManifest
+from schemas.records.shards import UnitShard
 from schemas.records.training import CheckpointManifest
-from schemas.records.units import UnitShard
 
 PROMPTS_PER_UNIT = 512
 

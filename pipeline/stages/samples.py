@@ -20,7 +20,7 @@ from schemas.columns import Ids, list_array, list_lengths, list_rows
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
 from schemas.keys import ROLLOUTS
-from schemas.records.units import UnitShard
+from schemas.records.shards import UnitShard
 from schemas.tables import IDS, LOGPROBS, ROLLOUT, check_rollout
 
 

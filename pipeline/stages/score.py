@@ -35,7 +35,7 @@ from schemas.errors import ConfigError
 from schemas.keys import commit_key, manifest_key, score_stage
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import CacheCommit, ScoreCommit, ScoreManifest
-from schemas.records.units import UnitShard
+from schemas.records.shards import UnitShard
 from schemas.scoresignal import Signal
 
 TEACHER_FLOOR = -100.0

@@ -16,7 +16,7 @@ from schemas.fingerprint import fingerprint
 from schemas.ragged import token_index
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScorerIdentity
-from schemas.records.units import UnitShard
+from schemas.records.shards import UnitShard
 from schemas.scoresignal import Signal
 from schemas.tables import SCORES
 

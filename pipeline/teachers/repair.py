@@ -1,7 +1,5 @@
 """Forgetting of scores that cannot be used, so that the score stage makes them anew."""
 
-from typing import TypeVar
-
 import pyarrow as pa
 
 from pipeline.runs.progress import Progress
@@ -13,13 +11,9 @@ from pipeline.teachers.reading import score_fingerprint, unit_rows
 from pipeline.teachers.teacher import Scorer, find_scorer
 from schemas.errors import DataError, IdentityError
 from schemas.keys import commit_key, index_folder, index_part, score_stage
-from schemas.records.record import Record
 from schemas.records.runs import RolloutManifest
-from schemas.records.scores import CacheCommit, ScoreCommit, ScoreManifest
-from schemas.records.shards import Shard
-from schemas.records.units import UnitShard
-
-R = TypeVar("R", bound=Record)
+from schemas.records.scores import CacheCommit, ScoreCommit
+from schemas.records.shards import Shard, UnitShard
 
 
 def forget_invalid(run: Run, round_index: int, teacher: str, progress: Progress) -> int:
@@ -40,19 +34,27 @@ def forget_invalid(run: Run, round_index: int, teacher: str, progress: Progress)
     progress.start(f"verify {teacher}", len(rollout.units), 0)
     try:
         for unit in rollout.units:
-            commit, damaged = _found(run.storage, commit_key(folder, unit.unit), ScoreCommit)
-            valid = commit is None or _is_valid(run, rollout, scorer, unit, commit)
-            if damaged or not valid:
+            if not _is_well(run, rollout, scorer, unit, folder):
                 invalid.append(unit)
             progress.advance()
     finally:
         progress.stop()
-    manifest = run.manifest_key(round_index, score_stage(teacher))
-    if invalid or _found(run.storage, manifest, ScoreManifest)[1]:
-        run.storage.delete(manifest)
+    if invalid:
+        run.storage.delete(run.manifest_key(round_index, score_stage(teacher)))
     for unit in invalid:
         _forget(run, scorer, folder, unit)
     return len(invalid)
+
+
+def _is_well(
+    run: Run, rollout: RolloutManifest, scorer: Scorer, unit: UnitShard, folder: str
+) -> bool:
+    """Return whether a unit has no commit, or one that can be read and whose scores are right."""
+    try:
+        commit = find_record(run.storage, commit_key(folder, unit.unit), ScoreCommit)
+    except DataError:
+        return False
+    return commit is None or _is_valid(run, rollout, scorer, unit, commit)
 
 
 def _is_valid(
@@ -80,18 +82,13 @@ def _forget(run: Run, scorer: Scorer, folder: str, unit: UnitShard) -> None:
     storage.delete(commit_key(folder, unit.unit))
     _, digest = unit_rows(storage, unit, scorer)
     key = commit_key(scorer.folder, digest)
-    cached, damaged = _found(storage, key, CacheCommit)
-    useless = cached is not None and _scores(storage, scorer, cached.shard) is None
-    if damaged or useless:
+    try:
+        cached = find_record(storage, key, CacheCommit)
+    except DataError:  # what it names is not known, and may be another unit's
         storage.delete(f"{index_part(index_folder(scorer.key), 'new')}/{digest}")
         storage.delete(key)
-    if cached is not None and useless:
+        return
+    if cached is not None and _scores(storage, scorer, cached.shard) is None:
+        storage.delete(f"{index_part(index_folder(scorer.key), 'new')}/{digest}")
+        storage.delete(key)
         storage.delete(cached.shard.key)
-
-
-def _found(storage: Storage, key: str, kind: type[R]) -> tuple[R | None, bool]:
-    """Return a record where it can be read, and whether one is there that cannot."""
-    try:
-        return find_record(storage, key, kind), False
-    except DataError:
-        return None, True

@@ -15,8 +15,8 @@ from schemas.keys import (
     stage_folder,
 )
 from schemas.records.record import Versioned
-from schemas.records.shards import Shard
-from schemas.records.units import UnitShard, flaw_of_units
+from schemas.records.shards import Shard, UnitShard
+from schemas.records.units import flaw_of_units
 
 
 class RunRecord(Versioned):

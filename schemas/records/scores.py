@@ -16,8 +16,8 @@ from schemas.keys import (
     stage_folder,
 )
 from schemas.records.record import Versioned
-from schemas.records.shards import Commit, UnitCommit
-from schemas.records.units import UnitShard, flaw_of_units
+from schemas.records.shards import Commit, UnitCommit, UnitShard
+from schemas.records.units import flaw_of_units
 
 
 class CacheCommit(Commit):

@@ -53,6 +53,13 @@ class LeaseRecord(Record):
     """Number of the process on its machine."""
 
 
+class UnitShard(Record):
+    """One unit of a finished stage and its shard."""
+
+    unit: FileName
+    shard: Shard
+
+
 def not_content(shard: Shard) -> str:
-    """Return in words that a shard is not where its content says."""
+    """Return in words that a shard lies under another name than that of its content."""
     return f"the shard {shard.key} is not one that is named after its content"

@@ -1,18 +1,9 @@
-"""Units of a finished stage, as its manifest lists them."""
+"""Units of a manifest: numbered, once each, in their folder, adding up to what it says. Pure."""
 
 from collections.abc import Sequence
 
-from schemas.forms import FileName
 from schemas.keys import unit_name
-from schemas.records.record import Record
-from schemas.records.shards import Shard, not_content
-
-
-class UnitShard(Record):
-    """One unit of a finished stage and its shard."""
-
-    unit: FileName
-    shard: Shard
+from schemas.records.shards import UnitShard, not_content
 
 
 def flaw_of_units(

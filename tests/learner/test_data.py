@@ -14,7 +14,7 @@ from pipeline.store.storage import Storage
 from schemas.errors import DataError, IdentityError
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
-from schemas.records.units import UnitShard
+from schemas.records.shards import UnitShard
 from tests.support.countedreads import CountedReads
 from tests.support.tinytables import (
     K,

@@ -9,10 +9,12 @@ from pipeline.learner.inputs import TrainInputs, find_inputs, find_work
 from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
 from schemas.errors import ConfigError, DataError, IdentityError
+from schemas.keys import plan_key
 from tests.support.minimal import TEXT, minimal_run
 from tests.support.paperrun import (
     digest,
     identity_of,
+    put,
     put_checkpoint,
     put_rollout,
     put_scores,
@@ -148,3 +150,31 @@ def test_another_signal_is_refused_unless_the_scores_were_named(
             find_inputs(named, 1).scores["math"].scorer
             == identity_of(run, "math", signal=signal).key
         )
+
+
+def test_a_unit_of_which_a_token_is_not_scored_is_refused(run: Run) -> None:
+    put_scores(run, 1, "math", share=(1, 2))
+    with pytest.raises(DataError, match="2 rows and 4 tokens of unit u00000 are scored, 2 and 5"):
+        find_inputs(run, 1)
+
+
+def test_scores_of_fewer_units_than_were_sampled_are_refused(run: Run) -> None:
+    manifest = run.score(1, "math")
+    assert manifest is not None
+    cut = {"units": manifest.units[:-1], "rows": 1, "tokens": 3}
+    put(run, run.manifest_key(1, "score/math"), manifest.model_copy(update=cut))
+    with pytest.raises(DataError, match="teacher math scored 1 of 2 units"):
+        find_inputs(run, 1)
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_rollout_that_is_not_what_was_planned_is_refused(run: Run, planned: bool) -> None:
+    manifest = run.rollout(1)
+    assert manifest is not None
+    cut = {"units": manifest.units[:-1], "rows": 2, "tokens": 5}
+    put(run, run.manifest_key(1, "rollout"), manifest.model_copy(update=cut))
+    if not planned:
+        run.storage.delete(plan_key(run.stage_folder(1, "rollout")))
+    words = "number of units is 1, planned is 2" if planned else "the plan is gone"
+    with pytest.raises(DataError, match=words):
+        find_inputs(run, 1)

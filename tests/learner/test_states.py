@@ -73,6 +73,15 @@ def test_what_is_kept_and_dropped_alike_is_kept(run: Run) -> None:
     assert files_left(run) == {"a", "b"}
 
 
+@pytest.mark.parametrize("victim", ["cache/a/scorer.json", "runs/demo/run.json", "runs/b/run.json"])
+def test_dropping_a_state_deletes_nothing_else_that_its_record_names(run: Run, victim: str) -> None:
+    run.storage.put(victim, b"{}")
+    stray = file_of("a").model_copy(update={"key": victim})
+    put(run, "strange", state("b").model_copy(update={"files": {"a": stray}}))
+    drop_states(run, ["strange"], keep=[])
+    assert run.storage.exists(victim)
+
+
 @pytest.mark.parametrize(
     ("processes", "stage", "dtype", "reason"),
     [

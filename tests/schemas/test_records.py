@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from schemas import forms, keys
 from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
-from schemas.records import index, runs, scores, shards, training, units
+from schemas.records import index, runs, scores, shards, training
 from schemas.records.record import Record
 from schemas.records.shards import Commit, Shard
 from schemas.tables import SCHEMA_VERSION
@@ -38,7 +38,7 @@ FOLDERS = {
 
 KINDS = [
     kind
-    for module in (index, runs, scores, shards, training, units)
+    for module in (index, runs, scores, shards, training)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Record) and kind.__module__ == module.__name__
 ]
@@ -51,8 +51,8 @@ def example(kind: type[BaseModel], *, absent: bool) -> Any:
     if kind in FOLDERS:
         shard = example(Shard, absent=absent)
         shard = shard.model_copy(update={"key": keys.shard_key(FOLDERS[kind], SHA256)})
-        listed = (units.UnitShard(unit="u00000", shard=shard),)
-        placed = {"units": listed, "shards": (shard,), "metrics": shard}
+        units = (shards.UnitShard(unit="u00000", shard=shard),)
+        placed = {"units": units, "shards": (shard,), "metrics": shard}
         if kind is training.TrainManifest:
             del placed["shards"]
         found |= {name: value for name, value in placed.items() if name in names}

@@ -9,9 +9,8 @@ from schemas.keys import ROLLOUTS, data_folder, metrics_folder, shard_key, unit_
 from schemas.records.record import Record
 from schemas.records.runs import EvalManifest, RolloutManifest, RolloutPlan, TeacherRecord
 from schemas.records.scores import ScoreManifest, ScorerIdentity
-from schemas.records.shards import Shard
+from schemas.records.shards import Shard, UnitShard
 from schemas.records.training import CheckpointManifest, TrainManifest
-from schemas.records.units import UnitShard
 
 UNITS, ROWS, TOKENS = 2, 4, 10
 """Of each stage: units, and rows and tokens of all units."""

@@ -14,7 +14,7 @@ from schemas.columns import list_lengths
 from schemas.fingerprint import sequence_digest
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest, ScorerIdentity
-from schemas.records.units import UnitShard
+from schemas.records.shards import UnitShard
 from schemas.tables import ROLLOUT, SCORES
 
 K, VOCAB = 3, 11

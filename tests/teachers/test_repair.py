@@ -97,8 +97,19 @@ def test_a_round_that_is_not_sampled_has_nothing_to_forget(run: Run) -> None:
     assert gone(run, before) == set() and progress.started == []
 
 
-def test_progress_ends_where_a_commit_cannot_be_read(run: Run) -> None:
-    run.storage.put(f"{SCORES}/commits/{units(run)[0]['unit']}.json", b"{")
+@pytest.mark.parametrize("data", [b"{", b"{}", b"[" * 9999])
+def test_a_commit_that_cannot_be_read_is_forgotten(run: Run, data: bytes) -> None:
+    key = f"{SCORES}/commits/{units(run)[0]['unit']}.json"
+    run.storage.put(key, data)
+    before = everything(run)
+    assert forget_invalid(run, 0, "main", Recorder()) == 1
+    assert gone(run, before) == {f"{SCORES}/manifest.json", key}
+
+
+def test_progress_ends_where_a_rollout_cannot_be_read(run: Run) -> None:
+    rollout = run.rollout(0)
+    assert rollout is not None
+    run.storage.delete(rollout.units[0].shard.key)
     progress = Recorder()
     with pytest.raises(DataError):
         forget_invalid(run, 0, "main", progress)
