@@ -87,7 +87,7 @@ def test_a_train_manifest_with_names_of_before_is_read(memory: Storage) -> None:
     shard, means = steps_shard(run, 0, 0, [before])
     assert means == {"loss": 1.0, "token_logprob": -3.0}
     written = TrainManifest(
-        run="tiny",
+        run=run.name,
         round=0,
         fingerprint="f",
         policy_version_in="a",
