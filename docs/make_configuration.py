@@ -33,7 +33,10 @@ it with all defaults, `opd config schema` prints what follows as a JSON schema.
 - A relative path starts from the folder of the TOML file, `~` is the home folder.
 - A model is a folder in the Hugging Face format, a folder with a PEFT adapter, or a hub id with the
   full commit hash as its `revision`.
-- Credentials are no keys: they come from `AWS_*` variables ([storage.md](storage.md)).
+- Credentials are no keys: they come from `AWS_*` variables ([storage.md](storage.md)). A URL that
+  holds a user, a password or parameters is refused, and no message repeats it.
+- Numbers are finite, and have the bounds that the tables name. A part of a key that has a dot in it
+  stands in quotes: `--set 'teachers."v1.5".model=big'`.
 
 The column *fixed* says whether a value is fixed once the run has begun. **yes**: another value is
 refused with exit code 3, so give the new settings a `run.name` of their own. **no**: the key is
@@ -52,6 +55,7 @@ Some keys depend on each other; these checks raise, they never change a value:
   `rollout.candidates`; `vllm.data_parallel_size` above 1 needs `engine = "server"`.
 - `vllm.keep_between_stages` needs `engine = "vllm"`, and `[score.vllm]` refuses it.
 - `gate.target_accuracy` and `gate.max_accuracy_drop` need `[eval]`.
+- `rollout.prompts_per_round` × `rollout.samples_per_prompt` are at most 2,147,483,647.
 - `student.sft_teacher` is the name of one of the `[teachers.NAME]`.
 """
 

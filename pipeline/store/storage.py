@@ -32,9 +32,10 @@ def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:
         if folder == Path(folder.anchor):
             raise ConfigError(f"{shown(root)} is the whole disk; name a folder for the store")
         return LocalBackend(), str(folder)
+    name = f"{place.host}{place.path}".rstrip("/")
     if place.scheme == "memory":
-        return ObjectBackend("memory", {}), f"/{place.host}{place.path}"
-    return ObjectBackend("s3", s3_options(settings)), f"{place.host}{place.path}"
+        return ObjectBackend("memory", {}), f"/{name}"
+    return ObjectBackend("s3", s3_options(settings)), name
 
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Storage:
         """
         settings = settings or StorageSection()
         self.root = root.rstrip("/") or root
-        self._backend, self._prefix = open_backend(self.root, settings)
+        self._backend, self._prefix = open_backend(root, settings)
         self._retry_s, self._met = settings.retry_s, False
         self.lease_s = settings.lease_s
         """Seconds after which an object that says who works is out of date."""

@@ -52,7 +52,7 @@ def test_an_eval_comes_every_few_rounds_and_after_the_last(
     rounds: int, planned: int, every: int
 ) -> None:
     run = minimal_run(
-        Storage("memory://every"), *EVAL, f"run.rounds={planned}", f"eval.every_rounds={every}"
+        Storage("memory://eval"), *EVAL, f"run.rounds={planned}", f"eval.every_rounds={every}"
     )
     found = [index for index in range(rounds) if wants_eval(run, index, rounds)]
     assert found == sorted({*range(every - 1, rounds, every), rounds - 1})

@@ -103,5 +103,7 @@ def _change(value: Any, keys: list[str], new: Any) -> None:
         value[place] = new
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a terminal obeys; line feeds and tabs are ours."""
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+"""Characters that a terminal obeys or shows as nothing; line feeds and tabs are ours."""
