@@ -53,7 +53,8 @@ def reason_of(error: BaseException, *, most: int = REASON_CHARS) -> str:
         most: characters; where there is room for more than the first line, others follow it.
     """
     lines = [line.strip() for line in str(error)[: 4 * most].splitlines() if line.strip()]
-    text = " ".join(lines if most > REASON_CHARS else lines[:1])
+    first = next((n for n, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    text = " ".join(lines if most > REASON_CHARS else lines[:first])
     if isinstance(error, UNNAMED) or not text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     text = "".join(c if c.isprintable() else "?" for c in text)

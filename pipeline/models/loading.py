@@ -120,7 +120,8 @@ def settle_libraries() -> None:
 
 def _refuse_incomplete(source: ModelSource, report: dict[str, Any]) -> None:
     for kind in ("missing_keys", "mismatched_keys"):
-        found = sorted(str(name) for name in report.get(kind) or ())
+        told = report.get(kind) or ()
+        found = sorted(str(name[0] if isinstance(name, tuple) else name) for name in told)
         if found:
             raise source.blame(
                 f"the weights of {source.location} do not fit its config.json: {len(found)} "

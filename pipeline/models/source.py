@@ -160,7 +160,13 @@ def load_settings(source: ModelSource) -> Any:
     Raises:
         ConfigError: it cannot be read.
     """
-    return whole_settings(source).get_text_config()
+    settings = whole_settings(source).get_text_config()
+    if type(getattr(settings, "vocab_size", None)) is not int:
+        raise source.blame(
+            f"cannot load {source.words}: its config.json gives the text model no vocab_size; "
+            "text_config belongs to models of several parts alone"
+        )
+    return settings
 
 
 def whole_settings(source: ModelSource) -> Any:

@@ -30,6 +30,15 @@ WIDEST = 64
 
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 
+SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping", "initializer_range")
+"""Numbers, or null, that logits or weights are multiplied with."""
+
+DROPOUTS = (
+    *("attention_dropout", "hidden_dropout", "dropout", "residual_dropout", "embedding_dropout"),
+    *("attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout_prob"),
+)
+"""Shares from 0 to 1."""
+
 HEAD_SIZES = ("head_dim", "kv_channels", "attention_hidden_size", "attention_head_dim")
 """Settings with which the width need not be a multiple of the number of heads."""
 
@@ -155,9 +164,11 @@ def _shape_faults(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _number_faults(part: Mapping[str, Any]) -> Iterator[str]:
-    for name in EPSILONS:
-        if part.get(name) is not None and not _is_number(part[name], least=0.0):
-            yield f"{name} is {shown(part[name])}, expected a number from 0"
+    for name in (*EPSILONS, *SCALES, *DROPOUTS, "sliding_window"):
+        value, most = part.get(name), 1.0 if name in DROPOUTS else math.inf
+        if value is not None and not (_is_number(value, least=0.0) and value <= most):
+            upper = " to 1" if name in DROPOUTS else ""
+            yield f"{name} is {shown(value)}, expected a number from 0{upper}"
     for name in ("torch_dtype", "dtype"):
         value = part.get(name)
         word = value.removeprefix("torch.") if isinstance(value, str) else value

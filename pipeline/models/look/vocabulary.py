@@ -5,12 +5,15 @@ Promises: no template is rendered. Jinja is imported inside functions only.
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.models.look.jsonfiles import (
+    SETTINGS_BYTES,
     VOCABULARY_BYTES,
     Unusable,
+    parse_object,
     read_bytes,
     read_object,
     shown,
@@ -34,16 +37,22 @@ def tokenizer_faults(folder: Path, vocab_size: int | None) -> Iterator[str]:
     for name in (TOKENIZER, SETTINGS, *OTHERS):
         if not _is_there(folder / name):
             continue
+        most = VOCABULARY_BYTES if name == TOKENIZER else SETTINGS_BYTES
         try:
-            most = {"most": VOCABULARY_BYTES} if name == TOKENIZER else {}
-            value = read_object(folder / name, **most)
+            yield from _file_faults(name, read_bytes(folder / name, most=most), vocab_size)
         except Unusable as error:
             yield f"{name} {error}"
-            continue
-        if name == TOKENIZER:
-            yield from (f"{name}: {words}" for words in _vocabulary_faults(value, vocab_size))
-        elif name == SETTINGS:
-            yield from (f"{name}: {words}" for words in _added_faults(value, vocab_size))
+
+
+@lru_cache(maxsize=16)
+def _file_faults(name: str, data: bytes, vocab_size: int | None) -> tuple[str, ...]:
+    """Return the faults of one file; every checkpoint of a run has the same large one."""
+    value = parse_object(data)
+    if name == TOKENIZER:
+        return tuple(f"{name}: {words}" for words in _vocabulary_faults(value, vocab_size))
+    if name == SETTINGS:
+        return tuple(f"{name}: {words}" for words in _added_faults(value, vocab_size))
+    return ()
 
 
 def template_faults(folder: Path) -> Iterator[str]:
@@ -88,6 +97,9 @@ def _vocabulary_faults(value: Mapping[str, Any], vocab_size: int | None) -> Iter
 
 
 def _added_faults(value: Mapping[str, Any], vocab_size: int | None) -> Iterator[str]:
+    longest = value.get("model_max_length")
+    if longest is not None and (not isinstance(longest, int | float) or not longest > 0):
+        yield f"model_max_length is {shown(longest)}, expected a number above 0"
     added = value.get("added_tokens_decoder")
     if added is None:
         return
