@@ -126,9 +126,14 @@ def teacher_label(teacher: str) -> str:
     return f"{TEACHER}/{teacher}"
 
 
-def state_key(run: str, sha256: str) -> str:
-    """Return the key of one of DeepSpeed's files, named after its content."""
-    return f"{run_folder(run)}/{STATES}/{sha256}.pt"
+def states_folder(run: str) -> str:
+    """Return the folder of the files of a run's learner states."""
+    return f"{run_folder(run)}/{STATES}"
+
+
+def state_key(run: str, sha256: str, ending: str) -> str:
+    """Return the key of a file of a learner's state, named after its content."""
+    return f"{states_folder(run)}/{sha256}.{ending}"
 
 
 def metrics_folder(run: str) -> str:

@@ -11,6 +11,7 @@ from pipeline.checkpoints.probe import make_probe, write_probe
 from pipeline.checkpoints.publishing import publish_checkpoint
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, batch_inputs, token_logprobs
+from pipeline.learner.metrics import TOO_HIGH
 from pipeline.learner.ranks import from_main
 from pipeline.learner.sequences import Batch
 from pipeline.models.adapters import adapter_settings
@@ -21,7 +22,7 @@ from pipeline.models.tokenizer import model_tokenizer
 from pipeline.runs.run import Run
 from pipeline.scores.tolerances import export_limit
 from pipeline.store.scratch import scratch
-from schemas.errors import DataError
+from schemas.errors import ConfigError, DataError
 from schemas.records.training import StateManifest
 
 
@@ -48,6 +49,7 @@ def publish_student(
 
     Raises:
         DataError: the reloaded checkpoint does not give the learner's log-probabilities.
+        ConfigError: these are no numbers.
     """
     index = inputs.round_index + 1
     weights, expected = learner.full_state(), learner.probe(probe)
@@ -55,6 +57,8 @@ def publish_student(
     def publish() -> None:
         if run.checkpoint(index) is not None or weights is None:
             return
+        if not bool(expected.isfinite().all()):
+            raise ConfigError(f"the trained student's log-probabilities are no numbers: {TOO_HIGH}")
         with scratch("export") as folder:
             _export(run, learner, weights, source, folder)
             made = replace(source, location=str(folder))

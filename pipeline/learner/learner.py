@@ -21,6 +21,7 @@ from pipeline.learner.module import DistillationModule, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together
 from pipeline.learner.sequences import Batch, Rows, untrained_batch
 from pipeline.learner.settings import LearnerSettings, engine_config
+from pipeline.learner.statefiles import files_of, optimizer_kept, read_parts, write_parts
 from pipeline.models.head import head_of
 from pipeline.models.lora import adapter_parameters
 from pipeline.models.padding import padded, response_positions
@@ -28,6 +29,9 @@ from pipeline.models.source import ModelSource
 from pipeline.objectives.losses import DIAGNOSTICS
 from pipeline.objectives.targets import Targets, build_targets
 from schemas.errors import DataError
+
+TAG = "state"
+"""What DeepSpeed calls a state, and the folder in which it looks for it."""
 
 
 class Learner:
@@ -63,7 +67,8 @@ class Learner:
         """Train on the rows of one step; return its metrics.
 
         Raises:
-            DataError: a target is impossible, or the loss is not a number.
+            DataError: a target is impossible.
+            ConfigError: the loss or the gradient norm is no number.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -110,28 +115,37 @@ class Learner:
         self._engine.train()
         return token_logprobs(logits_BTV, ids_BT, states_2T)
 
-    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write this process's part of the state below a folder; every process must call."""
-        self._engine.save_checkpoint(
-            str(folder),
-            tag="state",
-            client_state=client_state,
-            save_latest=False,
-            exclude_frozen_parameters=self._is_adapter,
-        )
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what `save` wrote and return its client state; every process must call.
+    def save(self, folder: Path) -> None:
+        """Write this process's part of the state into a folder; every process must call.
 
         Raises:
-            DataError: the files are not a whole state.
+            ConfigError: a weight is no number.
         """
-        path, client_state = self._engine.load_checkpoint(
-            str(folder), tag="state", load_module_strict=not self._is_adapter
-        )
-        if path is None:
-            raise DataError(f"{folder} holds no DeepSpeed state although its manifest names one")
-        return dict(client_state)
+        with files_of(self._engine) as files:
+            self._engine.save_checkpoint(
+                str(folder),
+                tag=TAG,
+                save_latest=False,
+                exclude_frozen_parameters=self._is_adapter,
+            )
+        together(lambda: write_parts(files.parts, folder))
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote; every process must call.
+
+        Raises:
+            DataError: the files are not a whole state of such a learner.
+        """
+        parts = together(lambda: read_parts(folder, self._ranks.rank))
+        for name in parts:  # what DeepSpeed looks for before it asks for what is in it
+            (folder / TAG).mkdir(exist_ok=True)
+            (folder / TAG / name).with_suffix(".pt").touch()
+        with files_of(self._engine, parts), optimizer_kept(self._engine):
+            path, _ = self._engine.load_checkpoint(
+                str(folder), tag=TAG, load_module_strict=not self._is_adapter
+            )
+            if path is None:
+                raise KeyError(f"the weights of process {self._ranks.rank}")
 
     @property
     def student(self) -> Any:

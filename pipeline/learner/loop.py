@@ -21,6 +21,7 @@ from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from pipeline.store.commit import committed_units
 from schemas.config.train import TrainSection
+from schemas.errors import DataError
 from schemas.keys import commit_key
 from schemas.records.training import StateManifest
 
@@ -48,8 +49,9 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
     """Train what is left of a round and publish the student; every process must call.
 
     Raises:
-        DataError: a shard is damaged, there is nothing to train on, a loss is not a number, or the
-            export differs.
+        DataError: a shard or a state is damaged, there is nothing to train on, or the export
+            differs.
+        ConfigError: a loss, a gradient norm or a weight is no number.
         IdentityError: a shard holds the scores of another teacher, or rows of another policy.
     """
     train = run.config.train
@@ -167,9 +169,12 @@ def _find_states(work: _Work) -> _Found:
     for name in sorted(committed_units(work.run.storage, folder), reverse=True):
         inside, why = _usable(work, commit_key(folder, name))
         if inside is not None:
+            _check_place(work, commit_key(folder, name), inside, len(inside.steps))
             return inside, None, notes
         notes.append(f"the saved state {name} cannot be used: {why}")
     before, why = _usable(work, work.inputs.policy.state)
+    if before is not None:
+        _check_place(work, str(work.inputs.policy.state), before, 0)
     if before is None and work.inputs.round_index > 0:
         notes.append(
             f"the optimizer starts afresh, the weights are the checkpoint's: the state that the "
@@ -185,6 +190,19 @@ def _usable(work: _Work, key: str | None) -> tuple[StateManifest | None, str]:
         return None, "it was deleted"
     why = misfit(state, work.train, work.ranks)
     return (None, why) if why else (state, "")
+
+
+def _check_place(work: _Work, key: str, state: StateManifest, steps: int) -> None:
+    """Make sure that a state is of where it stands: so many steps after the rounds before."""
+    expected = work.inputs.first_step + steps
+    tokens = [step.get("tokens") or 0.0 for step in state.steps]
+    if state.step != expected or steps > len(work.steps) or min(tokens, default=1.0) < 1.0:
+        raise DataError(
+            f"{work.run.storage.url(key)} is a state after step {state.step}, with figures of "
+            f"{len(tokens)} steps of which each trains tokens; expected step {expected}, and at "
+            f"most {len(work.steps)} steps in a round. It is damaged: delete it, and the same "
+            "command begins at the state before"
+        )
 
 
 def _loop(work: _Work, learner: Learner, state: StateManifest) -> StateManifest:

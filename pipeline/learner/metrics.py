@@ -10,9 +10,15 @@ from pipeline.learner.batches import StepPlan
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import write_table
 from pipeline.store.commit import content_shard
-from schemas.errors import DataError
+from schemas.errors import ConfigError
 from schemas.keys import metrics_folder
 from schemas.records.shards import Shard
+
+TOO_HIGH = (
+    "lower train.learning_rate or train.max_grad_norm, or raise train.warmup_steps, under another "
+    "run.name. Nothing of this step was saved: the states and checkpoints before it stand"
+)
+"""What to do about numbers that ran away; targets are checked before they are trained on."""
 
 Step = dict[str, float | None]
 
@@ -20,14 +26,18 @@ Step = dict[str, float | None]
 def step_metrics(
     totals: dict[str, float], plan: StepPlan, norm: float | None, learning_rate: float
 ) -> Step:
-    """Return the figures of a step from the sums over its tokens."""
+    """Return the figures of a step from the sums over its tokens.
+
+    Raises:
+        ConfigError: the loss or the gradient norm is no number; nothing was saved of such a step.
+    """
     loss, weight = totals.pop("loss"), totals.pop("weight")
-    for name, value in (("loss", loss), ("gradient norm", 0.0 if norm is None else float(norm))):
+    length = 0.0 if norm is None else float(norm)
+    if length < 0:  # DeepSpeed's word for a norm that is no number
+        length = math.nan
+    for name, value in (("loss", loss), ("gradient norm", length)):
         if not math.isfinite(value):
-            raise DataError(
-                f"the {name} became {value}: lower train.learning_rate, or look for impossible "
-                "scores; the last checkpoint stands"
-            )
+            raise ConfigError(f"the {name} became {value}: {TOO_HIGH}")
     means = {name: total / max(weight, 1e-9) for name, total in totals.items()}
     return {
         "loss": loss / max(plan.trained_tokens, 1),

@@ -1,9 +1,11 @@
-"""Resumable states of the learner in the store: DeepSpeed's files, committed by a manifest.
+"""Resumable states of the learner in the store: safetensors and JSON, committed by a record.
 
 DeepSpeed's own `latest` names a torn state when a process dies while saving; here a state is
-visible only through a record that is written after every file of every process.
+visible only through a record that is written after every file of every process. Must not: read
+files that can run code, or touch what is not below the run's own folder of states.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,9 +18,12 @@ from pipeline.store.records import create_record, find_record
 from pipeline.store.scratch import scratch
 from pipeline.store.storage import file_sha256
 from schemas.config.train import TrainSection
-from schemas.keys import state_key
+from schemas.errors import DataError
+from schemas.keys import run_folder, state_key, states_folder
 from schemas.records.shards import Shard
-from schemas.records.training import StateManifest
+from schemas.records.training import STATE_FILE, StateManifest
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def save_state(run: Run, key: str, learner: Learner, *, record: StateManifest) -> StateManifest:
@@ -29,9 +34,12 @@ def save_state(run: Run, key: str, learner: Learner, *, record: StateManifest) -
         key: key of the record.
         learner: whose state it is.
         record: what the state belongs to; its files are filled in.
+
+    Raises:
+        ConfigError: a weight is no number, so the learning rate is too high.
     """
     with scratch("state") as folder:
-        learner.save(folder, {})
+        learner.save(folder)
         files = gather_objects(together(lambda: _upload(run, folder)))
     merged = {path: shard for part in files for path, shard in part.items()}
     record = record.model_copy(update={"files": merged})
@@ -42,20 +50,31 @@ def load_state(run: Run, state: StateManifest, learner: Learner, ranks: Ranks) -
     """Restore a learner from a committed state; every process must call.
 
     Raises:
-        DataError: a file is missing or corrupt.
+        DataError: a file is missing, corrupt or not of such a learner.
     """
     with _shared_folder(ranks) as folder:
         if ranks.local_rank == 0:
             together(lambda: _download(run, state, folder))
         else:
             together(lambda: None)
-        learner.load(folder)
+        try:
+            learner.load(folder)
+        except DataError as error:
+            first = min(shard.key for shard in state.files.values())
+            raise DataError(
+                f"{error}. It is the state of run {run.name} after step {state.step}: delete its "
+                f"file {run.storage.url(first)}, and the same command begins at the one before"
+            ) from error
         barrier()
 
 
 def find_state(run: Run, key: str | None) -> StateManifest | None:
-    """Return a committed state whose files are still there, or None."""
-    state = None if key is None else find_record(run.storage, key, StateManifest)
+    """Return a committed state whose files are still there, or None.
+
+    Raises:
+        DataError: its record is damaged, or names what is not the run's.
+    """
+    state = None if key is None else _record(run, key)
     if state is None or not all(run.storage.exists(f.key) for f in state.files.values()):
         return None
     return state
@@ -63,6 +82,10 @@ def find_state(run: Run, key: str | None) -> StateManifest | None:
 
 def misfit(state: StateManifest, train: TrainSection, ranks: Ranks) -> str | None:
     """Return why a state cannot be loaded by this learner, or None where it can."""
+    if state.pickled:
+        return "an older opd stored it as pickles, which can run code: they are never read"
+    if not state.files:
+        return "it names no files"
     pairs = {
         "processes": (state.world_size, ranks.count),
         "zero_stage": (state.zero_stage, train.zero_stage),
@@ -73,25 +96,40 @@ def misfit(state: StateManifest, train: TrainSection, ranks: Ranks) -> str | Non
 
 
 def drop_states(run: Run, keys: Iterable[str], *, keep: Iterable[str]) -> None:
-    """Delete the files of states that no longer matter; their records stay.
-
-    A record may be a stranger's: nothing but a state's file of this run is deleted by it.
-    """
+    """Delete the files of states that no longer matter; their records stay."""
     kept = {shard.key for key in keep for shard in _files(run, key)}
     for shard in (shard for key in keys for shard in _files(run, key)):
-        if shard.key not in kept and shard.key == state_key(run.name, shard.sha256):
+        if shard.key not in kept:
             run.storage.delete(shard.key)
 
 
 def _files(run: Run, key: str) -> Iterable[Shard]:
-    state = find_record(run.storage, key, StateManifest)
+    state = _record(run, key)
     return state.files.values() if state else ()
 
 
+def _record(run: Run, key: str) -> StateManifest | None:
+    """Return a state's record, once it is sure that it and its files are the run's own."""
+    if not key.startswith(f"{run_folder(run.name)}/") or not {".", "..", ""}.isdisjoint(
+        key.split("/")
+    ):
+        raise DataError(f"a checkpoint names the state {key!r}, which is not of run {run.name}")
+    state = find_record(run.storage, key, StateManifest)
+    for name, shard in state.files.items() if state else ():
+        own = {state_key(run.name, shard.sha256, ending) for ending in (name.split(".")[-1], "pt")}
+        if shard.key not in own or not SHA256.fullmatch(shard.sha256):
+            raise DataError(
+                f"{run.storage.url(key)} names {shard.key!r} as {name}: a file of a state is below "
+                f"{states_folder(run.name)} and named after its content. The record is damaged: "
+                "delete it, and the same command begins at the state before"
+            )
+    return state
+
+
 def _commit(run: Run, key: str, record: StateManifest) -> StateManifest:
-    """Create a state's record, or replace one whose files are gone."""
+    """Create a state's record, or replace one whose files are gone or never read."""
     stands = create_record(run.storage, key, record)
-    if stands is not record and find_state(run, key) is None:
+    if stands is not record and (stands.pickled or find_state(run, key) is None):
         run.storage.put(key, record.to_bytes())
         return record
     return stands
@@ -99,16 +137,14 @@ def _commit(run: Run, key: str, record: StateManifest) -> StateManifest:
 
 def _download(run: Run, state: StateManifest, folder: Path) -> None:
     for name, shard in state.files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run.storage.download(shard, path)
+        run.storage.download(shard, folder / name)
 
 
 def _upload(run: Run, folder: Path) -> dict[str, Shard]:
     files: dict[str, Shard] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        key = state_key(run.name, file_sha256(path))
-        files[str(path.relative_to(folder))] = run.storage.upload(key, path)
+    for path in sorted(p for p in folder.iterdir() if STATE_FILE.fullmatch(p.name)):
+        key = state_key(run.name, file_sha256(path), path.suffix[1:])
+        files[path.name] = run.storage.upload(key, path)
     return files
 
 

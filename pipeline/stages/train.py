@@ -27,9 +27,9 @@ def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
     """Train a round's checkpoint; every process of the learner calls this.
 
     Raises:
-        ConfigError: the round is not sampled or not scored.
+        ConfigError: the round is not sampled or not scored, or a loss or a weight is no number.
         IdentityError: the scores are of another teacher, rollout or run.
-        DataError: a shard is damaged, a loss is not a number, or the export differs.
+        DataError: a shard or a state is damaged, or the export differs.
     """
     work = find_work(run, round_index) if is_alone() else None  # mistakes first: torch is slow
     if isinstance(work, TrainManifest):
@@ -71,7 +71,7 @@ def _finish(run: Run, inputs: TrainInputs, trained: TrainedRound) -> TrainManife
         optimizer_restarted=state.optimizer_restarted,
         metrics=shard,
         summary=summary,
-        rollout_kl=state.steps[0]["rollout_kl"] if _drew_its_own(run) else None,
+        rollout_kl=state.steps[0].get("rollout_kl") if _drew_its_own(run) else None,
     )
     key = run.manifest_key(inputs.round_index, "train")
     manifest = create_record(run.storage, key, record)

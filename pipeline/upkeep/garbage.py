@@ -21,15 +21,14 @@ from schemas.keys import (
     PROMPTS,
     ROLLOUTS,
     RUNS,
-    STATES,
     commits_folder,
     data_folder,
     index_folder,
     index_part,
     pin_key,
     renumberings_folder,
-    run_folder,
     scorer_folder,
+    states_folder,
     stem,
 )
 from schemas.records.scores import PinRecord
@@ -153,7 +152,7 @@ def delete_garbage(
 def _candidates(storage: Storage, scorers: list[str]) -> Iterator[str]:
     """Yield the keys of all objects that must be named by another one to be of use."""
     folders = [PROMPTS, ROLLOUTS, PROBES]
-    folders += [f"{run_folder(run)}/{STATES}" for run in sorted(storage.folders(RUNS))]
+    folders += [states_folder(run) for run in sorted(storage.folders(RUNS))]
     for scorer in scorers:
         index = index_folder(scorer)
         folders += [data_folder(scorer), index_part(index, "parts"), index_part(index, "tables")]

@@ -1,25 +1,76 @@
 """Records of the learner: states, checkpoints, trained rounds."""
 
-from typing import Any
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, field_validator
 
 from schemas.forms import Count, FileName, Key, Mark, Real, Words
 from schemas.keys import checkpoint_folder, manifest_key, metrics_folder, owner, stage_folder
-from schemas.records.record import Versioned
+from schemas.records.record import Record, Versioned
 from schemas.records.shards import Shard
+
+MAX_STATE_JSON = 64 << 20
+"""Bytes of the largest JSON file of a state: names and shapes of a hundred thousand tensors."""
+
+STATE_PART = r"(bf16_)?(zero_pp_rank_[0-9]{1,5}_)?mp_rank_[0-9]{2}_(model|optim)_states"
+STATE_FILE = re.compile(rf"{STATE_PART}\.(json|safetensors)")
+"""Names of a state's files: those of DeepSpeed, with endings of ours."""
+
+PICKLED_FILE = re.compile(rf"[a-z]+/{STATE_PART}\.pt|zero_to_fp32\.py")
+"""Names in states of an opd that stored DeepSpeed's own files; these are never read."""
+
+
+def state_file(part: str, ending: Literal["json", "safetensors"]) -> str:
+    """Return the name of a file of a state.
+
+    Args:
+        part: what DeepSpeed calls it, without an ending.
+        ending: of tensors or of all else.
+
+    Raises:
+        ValueError: DeepSpeed calls it what no state has.
+    """
+    name = f"{part}.{ending}"
+    if not STATE_FILE.fullmatch(name):
+        raise ValueError(f"{name!r} is no file of a learner's state")
+    return name
+
+
+class StatePart(Record):
+    """What one process keeps of a state, as JSON; tensors stand beside it and are named here."""
+
+    schema_version: Literal[1] = 1
+    tree: JsonValue
 
 
 class StateManifest(Versioned):
-    """A resumable state of the learner: DeepSpeed's files at one optimizer step."""
+    """A resumable state of the learner at one optimizer step."""
 
     step: Count
     """Optimizer steps of the whole run so far."""
-    world_size: Count
-    zero_stage: Count
-    dtype: Words
+    world_size: Annotated[int, Field(ge=1, le=99_999)]
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    dtype: Literal["float32", "bfloat16"]
     steps: tuple[dict[Words, Real | None], ...]
     """Metrics of the round's steps so far."""
     optimizer_restarted: bool
     files: dict[str, Shard]
+
+    @property
+    def pickled(self) -> bool:
+        """Return whether an older opd stored files that can run code when they are read."""
+        return any(PICKLED_FILE.fullmatch(name) for name in self.files)
+
+    @field_validator("files")
+    @classmethod
+    def _named(cls, files: dict[str, Shard]) -> dict[str, Shard]:
+        for name, shard in files.items():
+            if not (STATE_FILE.fullmatch(name) or PICKLED_FILE.fullmatch(name)):
+                raise ValueError(f"{name!r} is no name of a learner's file")
+            if name.endswith(".json") and shard.bytes > MAX_STATE_JSON:
+                raise ValueError(f"{name} has {shard.bytes} bytes, more than {MAX_STATE_JSON}")
+        return files
 
 
 class CheckpointManifest(Versioned):

@@ -17,7 +17,7 @@ from pipeline.learner.learner import Learner, batch_inputs, token_logprobs
 from pipeline.models.head import head_of
 from pipeline.models.loading import load_model
 from schemas.config.loss import LossConfig
-from schemas.errors import DataError
+from schemas.errors import ConfigError, DataError
 from tests.support.learning import (
     ALL_AT_ONCE,
     FORWARD_KL,
@@ -252,9 +252,9 @@ def test_a_restored_state_goes_on_bit_for_bit(
     plans = setup.plans(micro_tokens)
     first = learners(len(plans[0].micro), **fields)
     first.step(plans[0], setup.data, RATE)
-    first.save(tmp_path, {"mark": 7})
+    first.save(tmp_path)
     second = learners(len(plans[0].micro), **fields)
-    assert second.load(tmp_path)["mark"] == 7
+    second.load(tmp_path)
     steps = [second.step(plan, setup.data, RATE) for plan in plans[1:]]
     quiet = train(micro_tokens, **fields)
     assert steps == quiet.steps[1:]
@@ -267,7 +267,7 @@ def test_a_state_saved_with_other_micro_batches_steps_at_the_end_of_a_step(
     many, one = setup.plans(ONE_BY_ONE), setup.plans(ALL_AT_ONCE)
     first = learners(len(many[0].micro))
     first.step(many[0], setup.data, RATE)
-    first.save(tmp_path, {})
+    first.save(tmp_path)
     second = learners(2)
     second.load(tmp_path)
     for plan in one[1:]:
@@ -276,9 +276,37 @@ def test_a_state_saved_with_other_micro_batches_steps_at_the_end_of_a_step(
     assert Trained(second.full_state(), []).gap(train()) < 1e-6
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_weights_that_are_no_numbers_are_not_saved(
+    setup: Setup, learners: Any, tmp_path: Path, stage: int
+) -> None:
+    learner, plans = learners(zero_stage=stage), setup.plans(ALL_AT_ONCE)
+    assert math.isfinite(learner.step(plans[0], setup.data, 1e38)["loss"])
+    with pytest.raises(ConfigError, match=r"lower train\.learning_rate"):
+        learner.save(tmp_path)
+
+
+def test_files_that_do_not_fit_are_told_before_a_step(
+    setup: Setup, learners: Any, tmp_path: Path
+) -> None:
+    learners(zero_stage=2).save(tmp_path)
+    for stage in (0, 3):
+        with pytest.raises(DataError, match="does not fit this learner"):
+            learners(zero_stage=stage).load(tmp_path)
+
+
+def test_the_settings_of_the_optimizer_are_the_learners_own(
+    setup: Setup, learners: Any, tmp_path: Path
+) -> None:
+    learners(zero_stage=2, eps=1e-2).save(tmp_path)
+    learner = learners(zero_stage=2, eps=1e-5)
+    learner.load(tmp_path)
+    assert [group["eps"] for group in learner._engine.optimizer.param_groups] == [1e-5]
+
+
 def test_a_loss_that_is_no_number_stops_the_run(setup: Setup, learners: Any) -> None:
     learner, plans = learners(), setup.plans(ALL_AT_ONCE)
-    with pytest.raises(DataError, match="became nan: lower train.learning_rate"):
+    with pytest.raises(ConfigError, match="became nan: lower train.learning_rate"):
         for plan in plans:
             learner.step(plan, setup.data, 1e30)
 

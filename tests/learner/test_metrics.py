@@ -11,7 +11,7 @@ from pipeline.learner.batches import StepPlan
 from pipeline.learner.metrics import Step, step_metrics, steps_shard
 from pipeline.shards.parquet import read_table
 from pipeline.store.storage import Storage
-from schemas.errors import DataError
+from schemas.errors import ConfigError
 from schemas.records.training import TrainManifest
 from tests.support.minimal import minimal_run
 
@@ -50,9 +50,9 @@ def test_a_step_without_trained_tokens_has_figures_of_nought() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_or_a_norm_that_is_no_number_ends_the_training(value: float) -> None:
-    with pytest.raises(DataError, match="the loss became"):
+    with pytest.raises(ConfigError, match="the loss became"):
         step_metrics({"loss": value, "weight": 1.0}, plan(1), 1.0, 1e-3)
-    with pytest.raises(DataError, match="the gradient norm became"):
+    with pytest.raises(ConfigError, match="the gradient norm became"):
         step_metrics({"loss": 1.0, "weight": 1.0}, plan(1), value, 1e-3)
 
 

@@ -168,7 +168,7 @@ def test_a_restored_state_is_small_and_goes_on_bit_for_bit(
     first, second = (learners(lora=lora, **fields) for _ in range(2))
     seed_dropout(7, 0, 0)
     first.step(plans[0], setup.data, RATE)
-    first.save(tmp_path, {})
+    first.save(tmp_path)
     saved = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert saved < base_of(setup).lm_head.weight.nbytes / 2
     quiet = stepped(first, 1)

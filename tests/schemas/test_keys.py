@@ -24,6 +24,8 @@ MODULES = sorted(
     if path != KEYS
 )
 
+ENDINGS = (".json", ".parquet", ".safetensors")
+
 
 # --- the drawing ---
 
@@ -75,7 +77,7 @@ def spelled_by_keys() -> set[str]:
         *(f"{keys.checkpoint_folder(run, index)}/<file>" for index in (0, None)),
         keys.manifest_key(keys.checkpoint_folder(run, 0)),
         f"{keys.checkpoint_folder(run, 1)}/{PREFIX}…{SUFFIX}",
-        keys.state_key(run, "<sha256>"),
+        *(keys.state_key(run, "<sha256>", ending) for ending in ("json", "safetensors")),
         keys.shard_key(keys.metrics_folder(run), "<sha256>"),
         keys.time_key(run, 0, stage="<stage>", random="<random>"),
         *(keys.shard_key(folder, "<sha256>") for folder in (keys.PROMPTS, keys.ROLLOUTS)),
@@ -177,7 +179,7 @@ def is_key(text: str) -> bool:
             return True
         if len(parts) > 1 and (is_whole or HOLE in word) and FOLDERS.intersection(parts):
             return True
-        if HOLE in word and "/" in word and word.endswith((".json", ".parquet", ".pt")):
+        if HOLE in word and "/" in word and word.endswith(ENDINGS):
             return True
     return False
 

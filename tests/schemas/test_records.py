@@ -2,10 +2,10 @@
 
 import json
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from schemas import forms, keys
 from schemas.errors import DataError
@@ -25,6 +25,7 @@ VALUES: list[tuple[Any, Any]] = [
     *((forms.FileName, "u00000"), (forms.Label, "teacher/main"), (forms.Mark, "policy-1")),
     *((str, "é\n"), (forms.Words, "é"), (int, 3), (forms.Count, 3), (forms.Place, 2**64 - 1)),
     *((forms.Real, 0.25), (bool, True), (Any, [1, None, {"k": "v"}])),
+    (JsonValue, {"dict": [["a", 1.5], ["b", None]]}),
     *((dict[str, Any], {"k": 3, "key": [1, None, {"k": "v"}]}),),
 ]
 """A value for each form of a field."""
@@ -35,6 +36,9 @@ FOLDERS = {
     training.TrainManifest: keys.metrics_folder("u00000"),
 }
 """Where the shards of a record must be, if not in any folder or with the rollouts."""
+
+NAME = "mp_rank_00_model_states.json"
+"""A file of a learner's state."""
 
 KINDS = [
     kind
@@ -73,10 +77,13 @@ def value_of(hint: Any, *, absent: bool) -> Any:
     arguments = get_args(hint)
     if NoneType in arguments:
         return None if absent else value_of(arguments[0], absent=absent)
+    if get_origin(hint) is Literal:
+        return arguments[0]
     if get_origin(hint) is tuple:
         return (value_of(arguments[0], absent=absent),)
     if get_origin(hint) is dict:
-        return {value_of(arguments[0], absent=absent): value_of(arguments[1], absent=absent)}
+        key = NAME if arguments == (str, Shard) else value_of(arguments[0], absent=absent)
+        return {key: value_of(arguments[1], absent=absent)}
     return example(hint, absent=absent)
 
 
