@@ -127,7 +127,7 @@ class CommandProcess:
         """
         self._process = subprocess.Popen(
             line,
-            env={**os.environ, "OPD_END_WITH_PARENT": "1", **env},
+            env={**os.environ, "OPD_END_WITH_PARENT": "1", "PYTHONSAFEPATH": "1", **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

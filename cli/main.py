@@ -19,7 +19,7 @@ from cli.cache import commands as cache
 from cli.helppage import CommandPage, GroupPage
 from cli.output import is_main_process, print_json
 from cli.terminal import fail, prepare_streams, warn
-from pipeline.engines.processes import end_with_parent
+from pipeline.engines.processes import SAFE_PATH, end_with_parent
 from schemas.errors import INTERRUPTED_EXIT_CODE, CapacityError, OpdError, StorageError
 
 END_WITH_PARENT = "OPD_END_WITH_PARENT"
@@ -92,6 +92,7 @@ def _prepare_process() -> None:
     prepare_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.update(SAFE_PATH)  # torch, vLLM and multiprocessing start more of it
 
     def interrupt(number: int, frame: Any) -> None:
         raise Interrupted

@@ -93,7 +93,7 @@ def train(
 
     A killed call resumes from the last saved state. For several GPUs set train.num_processes, or
     use torch's launcher:
-    torchrun --nproc-per-node 8 -m cli.main train -c run.toml --round 0
+    torchrun --no-python --nproc-per-node 8 opd train -c run.toml --round 0
     """
     run = load_run(config, overrides)
     if needs_launch(run):
@@ -202,7 +202,7 @@ def _launch(
         quiet: drop what the processes print to stdout, unless it is the main one's error.
     """
     settings = [word for item in overrides for word in ("--set", item)]
-    arguments = ["-m", "cli.main", "train", "-c", config, "--round", str(index), *settings]
+    arguments = ["-P", "-m", "cli.main", "train", "-c", config, "--round", str(index), *settings]
     done = launch_learner(run, index, [*arguments, "--json"] if as_json else arguments)
     if done.printed and (done.exit_code or not quiet):
         say(*done.printed.removesuffix("\n").split("\n"))

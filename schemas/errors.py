@@ -54,3 +54,9 @@ class RegressionError(OpdError):
 
 INTERRUPTED_EXIT_CODE = 130
 """Exit status after Ctrl-C or SIGTERM."""
+
+
+class StoppedError(OpdError):
+    """A process of ours was told to end by somebody else: run the same command again."""
+
+    exit_code = INTERRUPTED_EXIT_CODE

@@ -270,7 +270,7 @@ def warm_opd(warm_gate: WarmGate | None) -> str:
 
 @pytest.fixture(scope="session")
 def warm_python(warm_gate: WarmGate | None) -> str:
-    """Return a program that launchers can run as Python with `-m cli.main`: `opd` that is warm."""
+    """Return a program that stands for Python with `-P -m cli.main`: `opd` that is warm."""
     return warm_gate.python if warm_gate else sys.executable
 
 

@@ -17,6 +17,9 @@ from typing import Any
 OWNER = "OPD_ENGINE_OF"
 """Variable that names the owner of an engine's processes: its id and when it was started."""
 
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""What keeps a Python that we start from importing modules of the folder that it starts in."""
+
 PATIENCE_S, POLL_S = 10.0, 0.05
 """Seconds that a process may take to end, and between two looks."""
 

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.runs.run import Run
 from pipeline.store.scratch import scratch
-from schemas.errors import INTERRUPTED_EXIT_CODE, OpdError
+from schemas.errors import (
+    INTERRUPTED_EXIT_CODE,
+    CapacityError,
+    OpdError,
+    StoppedError,
+    StorageError,
+)
 from schemas.records.training import TrainManifest
 
 if TYPE_CHECKING:
@@ -44,10 +50,11 @@ def launch_learner(run: Run, round_index: int, arguments: Sequence[str]) -> Laun
     Args:
         run: the run.
         round_index: round that they train.
-        arguments: of Python: the module and what it takes.
+        arguments: of Python, `-P` and the module first, and what it takes.
 
     Raises:
         OpdError: the round cannot be trained, or a process other than the main one failed.
+        StorageError: the processes could not meet.
     """
     from pipeline.learner.inputs import find_work
 
@@ -64,28 +71,51 @@ def launch_learner(run: Run, round_index: int, arguments: Sequence[str]) -> Laun
     return Launched(code, printed)
 
 
+GOES_ON = "The same command resumes from the last saved state (train.save_steps)"
+
+ENDED_BY = {
+    signal.SIGKILL: (CapacityError, ", by hand or because memory ran out. Lower what needs memory"),
+    signal.SIGBUS: (CapacityError, ", as where shared memory (/dev/shm) or a disk is full"),
+    signal.SIGTERM: (StoppedError, ""),
+    signal.SIGINT: (StoppedError, ""),
+}
+"""Signal that ended a process → who must act, and why it may have come; others pass by themselves.
+
+The kernel kills who asks for memory that it does not have, and says no more than SIGKILL."""
+
+
 def failure_of(failures: "Mapping[int, ProcessFailure]") -> tuple[int, int, OpdError]:
     """Return rank and exit code of the process that failed by itself, and the error to tell.
 
-    The others end because it did: with code 1 as they lose it, or by the launcher's SIGTERM.
+    The others end because it did: as they lose it, or by the launcher's SIGTERM.
     """
-    following = (1, INTERRUPTED_EXIT_CODE, -signal.SIGTERM)
 
     def order(rank: int) -> tuple[int, int]:
-        code = failures[rank].exitcode
-        return (2 if code in following else 1 if code < 0 else 0), rank
+        code = _meaning(failures[rank].exitcode)
+        following = {StorageError.exit_code: 3, INTERRUPTED_EXIT_CODE: 4, OpdError.exit_code: 2}
+        stopped = code in (-signal.SIGTERM, -signal.SIGINT)
+        return (4 if stopped else 1 if code < 0 else following.get(code, 0)), rank
 
     rank = min(failures, key=order)
-    code = failures[rank].exitcode
-    kinds = {kind.exit_code: kind for kind in OpdError.__subclasses__()}
-    told = f"ended with exit code {code}; its message is above"
+    code = _meaning(failures[rank].exitcode)
+    told = f"process {rank} of the learner "
     if code < 0:
-        by_hand = " (by hand, or because memory ran out)" if code == -signal.SIGKILL else ""
-        told = (
-            f"was killed by {signal.Signals(-code).name}{by_hand}. The same command resumes "
-            "from the last saved state (train.save_steps)"
-        )
-    return rank, code, kinds.get(code, OpdError)(f"process {rank} of the learner {told}")
+        number = signal.Signals(-code)
+        kind, reason = ENDED_BY.get(number, (StorageError, ", and may not be the next time"))
+        return rank, code, kind(f"{told}was ended by {number.name}{reason}. {GOES_ON}")
+    kinds = {kind.exit_code: kind for kind in OpdError.__subclasses__()}
+    error = kinds.get(code, OpdError)(
+        f"{told}ended with exit code {code}; its message is above. {GOES_ON}"
+    )
+    error.exit_code = code
+    return rank, code, error
+
+
+def _meaning(code: int) -> int:
+    """Return an exit code, or minus the signal where a shell or a container told it as 128 + n."""
+    known = {int(number) for number in signal.Signals}
+    number = code - 128
+    return -number if number in known and code != INTERRUPTED_EXIT_CODE else code
 
 
 def _settings(folder: Path, count: int) -> "LaunchConfig":
@@ -112,8 +142,10 @@ def _run_processes(
     settings: "LaunchConfig", arguments: Sequence[str]
 ) -> "Mapping[int, ProcessFailure]":
     """Return the failed processes by rank, none where all ended well."""
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
     for name in list(logging.root.manager.loggerDict):
@@ -127,6 +159,12 @@ def _run_processes(
             return error.failures
         except SignalException as error:
             interrupted = error.sigval
+        except (RendezvousError, DistError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StorageError(
+                f"the learner's processes could not meet on this machine: {reason:.200}. Look for "
+                "a taken port or a firewall on 127.0.0.1, then run the same command again"
+            ) from error
     if interrupted is not None:
         signal.raise_signal(interrupted)  # now that the processes are gone, it is ours
     return {}

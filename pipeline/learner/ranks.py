@@ -7,11 +7,12 @@ one process ends all of them, and one process says why.
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pipeline.engines.processes import end_with_parent
 from pipeline.models.loading import pick_device
-from schemas.errors import OpdError
+from schemas.errors import ConfigError, OpdError, StorageError
 
 T = TypeVar("T")
 
@@ -29,8 +30,14 @@ PATIENCE = timedelta(hours=2)
 LEAVE_S = 10.0
 """Seconds for which a silent process waits to be ended by its launcher."""
 
-LOST_PEER = ("closed by peer", "reset by peer", "connection closed", "remote process exited")
+LOST_PEER = (
+    *("closed by peer", "reset by peer", "connection closed", "remote process exited"),
+    *("gloo/transport", "third_party/gloo", "nccl error", "broken pipe", "socket timeout"),
+)
 """What gloo and NCCL say, among other things, when another process has ended."""
+
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What launchers tell each process of its place."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,36 @@ class Ranks:
 
 
 def is_alone() -> bool:
-    """Return whether this is the learner's only process, before any is joined."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+    """Return whether this is the learner's only process, before any is joined.
+
+    Raises:
+        ConfigError: the environment names an impossible place among processes.
+    """
+    return place_of(os.environ)[2] == 1
+
+
+def place_of(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return rank, rank on this machine, and number of processes, as a launcher has set them.
+
+    Raises:
+        ConfigError: they are no such numbers, or some are missing.
+    """
+    given = {name: environment[name] for name in VARIABLES if name in environment}
+    if not given:
+        return 0, 0, 1
+    written = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **given}
+    numbers = [int(word) if re.fullmatch("[0-9]{1,6}", word) else -1 for word in written.values()]
+    rank, local_rank, count = numbers
+    several = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in several if count != 1 and name not in environment]
+    if missing or not (0 <= local_rank <= rank < count):
+        wrong = f"{', '.join(missing)} missing" if missing else "no such place exists"
+        raise ConfigError(
+            f"the environment says {', '.join(f'{n}={v[:40]!r}' for n, v in given.items())}: "
+            f"{wrong}. Launchers set {', '.join(several)} for each process; unset them to train "
+            "in one process, or start by torchrun or train.num_processes"
+        )
+    return rank, local_rank, count
 
 
 def join_ranks(device: str) -> Ranks:
@@ -69,17 +104,16 @@ def join_ranks(device: str) -> Ranks:
         import deepspeed
     _quieten()
     _skip_shm_build(deepspeed)
-    launched = "RANK" in os.environ and not is_alone()
+    _, local_rank, count = place_of(os.environ)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
-    local_rank = int(os.environ["LOCAL_RANK"])
     if chosen == "cuda":
         torch.cuda.set_device(local_rank)
     backend = "nccl" if chosen == "cuda" else "gloo"
     if not torch.distributed.is_initialized():
-        if launched:
+        if count > 1:
             _end_with_launcher()
-            torch.distributed.init_process_group(backend, timeout=PATIENCE)
+            _join_others(backend)
         else:  # needs no port, so that runs on one machine never meet
             store = torch.distributed.HashStore()  # type: ignore[attr-defined] # public, yet unlisted
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -165,7 +199,7 @@ def ranks_joined(device: str) -> Iterator[Ranks]:
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        OpdError: another process ended and no launcher ended this one too.
+        StorageError: another process ended and no launcher ended this one too.
     """
     import torch
 
@@ -176,14 +210,44 @@ def ranks_joined(device: str) -> Iterator[Ranks]:
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
     except RuntimeError as error:
-        text = str(error).lower()
-        if not any(sign in text for sign in LOST_PEER):
+        if ranks.count == 1 or not is_lost_peer(error):
             raise
         _wait_for_launcher()
-        raise OpdError(
+        raise StorageError(
             "another process of the learner ended: its own message says why. The same command "
             "resumes from the last saved state (train.save_steps)"
         ) from None
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Return whether an error says that another process is gone or cannot be reached."""
+    import torch
+
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(s in text for s in LOST_PEER)
+
+
+def _join_others(backend: str) -> None:
+    """Join the processes that a launcher has started beside this one.
+
+    Raises:
+        ConfigError: the launcher's variables name no place to meet.
+        StorageError: they cannot be reached.
+    """
+    import torch
+
+    try:
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and not is_lost_peer(error):
+            raise
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        kind = ConfigError if isinstance(error, ValueError) else StorageError
+        raise kind(
+            f"the other processes of the learner cannot be reached at {where} (MASTER_ADDR, "
+            f"MASTER_PORT): {str(error).splitlines()[0]:.200}. Run the same command again once "
+            "all can be started"
+        ) from error
 
 
 def _leave(exit_code: int) -> NoReturn:

@@ -124,7 +124,10 @@ def _locked_folder(purpose: str) -> tuple[Path, int]:
             folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}."))
         except OSError as error:
             raise full_disk(disk_fault(error) or "no folder can be made", error) from error
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # another process swept it before it was opened
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if folder.exists():
             return folder, descriptor

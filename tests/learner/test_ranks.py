@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import pytest
 from safetensors.torch import load_file
 
 from cli.main import main
+from pipeline.learner.ranks import place_of
 from tests.support.runs import Cli, finish, start, start_function
 from tests.support.tiny import write_run
 from tests.support.warm import Process
 
 TRAIN = "runs/tiny/rounds/0000/train"
-TORCHRUN = ("torch.distributed.run", "--nproc-per-node=2", "-m", "cli.main")
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node=2", "--no-python")
 MANY_STEPS = {"epochs": 8, "zero_stage": 2}
 
 
@@ -32,6 +33,17 @@ def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
     (folder / "store/runs/tiny/run.json").unlink()
     named = {f"train.{name}": value for name, value in changes.items()}
     return write_run(folder, changes={"train.save_steps": 1, **named})
+
+
+def with_modules_of_ours(folder: Path) -> Path:
+    """Make a folder with modules that are called as ours and torch's are, and leave a mark."""
+    for name in ("cli", "pipeline", "schemas", "torch", "deepspeed"):
+        package = folder / name
+        package.mkdir(parents=True)
+        mark = f"import pathlib; pathlib.Path({str(folder / 'ran')!r}).touch()"
+        for module in ("__init__", "main", "__main__"):
+            (package / f"{module}.py").write_text(mark)
+    return folder
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -106,13 +118,16 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
 
     process = train(other, warm_python)
     code, told = ended_after(2, process, other, lambda ps: next(filter(is_rank_1, ps)).kill())
-    assert code == 1
-    assert "process 1 of the learner was killed by SIGKILL" in told
+    assert code == 7
+    assert "process 1 of the learner was ended by SIGKILL" in told
     process = train(other, warm_python)
     code, told = ended_after(6, process, other, lambda _: process.send_signal(signal.SIGTERM))
     assert code == 130, told
 
-    outcome = finish(start("train", "-c", other, "--round", "0", "--json"))  # ordinary Python
+    hostile = tmp_path / "hostile"
+    words = ("train", "-c", other, "--round", "0", "--json")
+    outcome = finish(start(*words, cwd=with_modules_of_ours(hostile)))  # ordinary Python
+    assert not (hostile / "ran").exists()
     assert outcome.code == 0, outcome.stderr
     assert outcome.result["steps"] == quiet["steps"]
     assert outcome.result["units"] <= quiet["steps"] - 6
@@ -124,17 +139,21 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize(("zero_stage", "by_torchrun"), [(0, True), (3, False)])
 def test_two_processes_train_what_one_trains(
-    zero_stage: int, by_torchrun: bool, finished_run: Path, tmp_path: Path, warm_python: str
+    zero_stage: int,
+    by_torchrun: bool,
+    finished_run: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     folder = tmp_path / "two"
     count = 1 if by_torchrun else 2
     config = untrained(finished_run, folder, num_processes=count, zero_stage=zero_stage)
     if by_torchrun:
-        env = {"PYTHON_EXEC": warm_python}
+        opd = request.getfixturevalue("warm_opd").split()
         words = ("train", "-c", config, "--round", "0", "--json")
-        outcome = finish(start(*words, launcher=TORCHRUN, env=env))
+        outcome = finish(start(*words, launcher=(*TORCHRUN, *opd)))
     else:
-        outcome = finish(train(config, warm_python))
+        outcome = finish(train(config, request.getfixturevalue("warm_python")))
     assert outcome.code == 0, outcome.stderr
     assert outcome.result["steps"] == 2
     assert sum(line.startswith("{") for line in outcome.stdout.splitlines()) == 1
@@ -178,3 +197,47 @@ def test_another_number_of_processes_restarts_the_optimizer_and_says_so(
     assert json.loads(record.read_text())["optimizer_restarted"] is True
     quiet = finished_run / "store/runs/tiny/rounds/0001/train/manifest.json"
     assert json.loads(quiet.read_text())["optimizer_restarted"] is False
+
+
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, (0, 0, 1)),
+        ({"RANK": "0"}, (0, 0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, (0, 0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **MEETING}, (5, 1, 8)),
+    ],
+)
+def test_a_place_among_processes_is_what_the_launcher_says(
+    environment: Mapping[str, str], place: tuple[int, int, int]
+) -> None:
+    assert place_of(environment) == place
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        *({"WORLD_SIZE": word} for word in ("2", "0", "", "-1")),
+        *({"RANK": word} for word in ("x", "3", "1e0")),
+        {"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MEETING},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MEETING},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **MEETING},
+        {"RANK": "1", "WORLD_SIZE": "2", **MEETING},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"RANK": "1", "WORLD_SIZE": "9" * 5000, "LOCAL_RANK": "1", **MEETING},
+        {"RANK": "1", "WORLD_SIZE": "\uff12", "LOCAL_RANK": "1", **MEETING},
+    ],
+)
+def test_an_impossible_place_is_told_with_what_the_environment_says(
+    environment: Mapping[str, str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, word in environment.items():
+        monkeypatch.setenv(name, word)
+    outcome = cli("train", "-c", write_run(tmp_path), "--round", "0")
+    assert outcome.code == 2
+    assert "the environment says" in outcome.stderr and len(outcome.stderr) < 700

@@ -27,8 +27,9 @@ from tests.support.warmserver import Request
 PRINTED: WeakKeyDictionary[Process, tuple[IO[str], IO[str]]] = WeakKeyDictionary()
 """Files that started commands print to, stdout and stderr."""
 
-LEFT_BY_TRAINING = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""Variables that training in this process sets; with them, another would not start its own."""
+LEFT_BY_COMMANDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PYTHONSAFEPATH")
+"""Variables that commands in this process set: with them, another would not start its own ranks, or
+not find the tests."""
 
 OPD = ("cli.main",)
 """The module that is the command line."""
@@ -97,6 +98,7 @@ def start(
     *arguments: str | Path,
     env: Mapping[str, str] | None = None,
     launcher: tuple[str, ...] = OPD,
+    cwd: Path = REPOSITORY,
     warm: bool = True,
 ) -> Process:
     """Start a command in a process of its own, with its own process group.
@@ -107,11 +109,12 @@ def start(
         arguments: of the command.
         env: variables to add to this process's.
         launcher: module to run, with arguments that come before the command's.
+        cwd: the folder that it starts in.
         warm: whether the process may be one that has imported what it needs already.
     """
     given = [str(argument) for argument in arguments]
     program = str(REPOSITORY / "cli" / "main.py")
-    request = Request("cli.main:main", (), [program, *given], str(REPOSITORY), _environment(env))
+    request = Request("cli.main:main", (), [program, *given], str(cwd), _environment(env))
     command = ["-m", *launcher, *given]
     return _started(request, command, warm=warm and launcher == OPD)
 
@@ -130,7 +133,7 @@ def start_function(
 
 
 def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in LEFT_BY_TRAINING}
+    kept = {name: value for name, value in os.environ.items() if name not in LEFT_BY_COMMANDS}
     return {**kept, **(added or {})}
 
 
@@ -228,7 +231,7 @@ def _arguments(given: list[str]) -> Iterator[list[str]]:
     """Make a command line look like the process's own for the length of a block.
 
     The signal handlers that the command sets are taken back: a pool's forked workers would inherit
-    them, and not end when they are told to.
+    them, and not end when they are told to. So is what makes Python find no tests.
     """
     saved = sys.argv
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -237,5 +240,6 @@ def _arguments(given: list[str]) -> Iterator[list[str]]:
         yield given
     finally:
         sys.argv = saved
+        os.environ.pop("PYTHONSAFEPATH", None)
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -36,14 +36,13 @@ SET_BY_STAGES = ("DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCT
 
 SET_BY_LAUNCHERS = (
     *("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "WORLD_SIZE"),
-    *("PYTHON_EXEC", "TORCHELASTIC_", "TORCH_NCCL_"),
+    *("PYTHONSAFEPATH", "TORCHELASTIC_", "TORCH_NCCL_"),
 )
 """Beginnings of variables that the learner's processes are started with, read as they join."""
 
 PYTHON = """#!/bin/sh
-[ "$1" = -u ] && shift
-[ "$1 $2" = "-m cli.main" ] || exit 2
-shift 2
+[ "$1 $2 $3" = "-P -m cli.main" ] || exit 2
+shift 3
 exec {opd} "$@"
 """
 

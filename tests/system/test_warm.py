@@ -89,7 +89,7 @@ def test_server_and_processes_end_with_their_client(number: signal.Signals) -> N
 def test_a_command_through_the_gate_prints_and_ends_as_opd_does(
     as_python: bool, added: dict[str, str], warm_opd: str, warm_python: str
 ) -> None:
-    words = [warm_python, "-u", "-m", "cli.main"] if as_python else warm_opd.split()
+    words = [warm_python, "-P", "-m", "cli.main"] if as_python else warm_opd.split()
     command = [*words, "status", "-c", "nowhere.toml", "--json"]
     env = {**os.environ, **added}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.engines.environment import MODELS, passed_on
-from pipeline.engines.processes import end_with_parent
+from pipeline.engines.processes import SAFE_PATH, end_with_parent
 from schemas.errors import CapacityError, ConfigError
 from schemas.foreign import excerpt
 
@@ -63,7 +63,7 @@ class ServerProcess:
         port = _free_port()
         self.url, self.key = f"http://127.0.0.1:{port}", secrets.token_hex(16)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        command = [sys.executable, "-m", MODULE, "--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-P", "-m", MODULE, "--host", "127.0.0.1", "--port", str(port)]
         self._process = subprocess.Popen(
             [*command, *flags(arguments)],
             stdin=subprocess.DEVNULL,
@@ -73,6 +73,7 @@ class ServerProcess:
                 **ENVIRONMENT,
                 **(environment or {}),
                 **passed_on(MODELS),
+                **SAFE_PATH,
                 "VLLM_API_KEY": self.key,
             },
             start_new_session=True,
