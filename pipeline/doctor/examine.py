@@ -15,6 +15,7 @@ from pipeline.models.loading import require_causal, require_packages
 from pipeline.models.source import ModelSource, find_model, load_settings
 from pipeline.models.tokenizer import check_fits, model_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer
+from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.rewards.graders import try_grader
 from pipeline.rewards.location import find_grader
@@ -54,9 +55,10 @@ def examine(run: Run) -> Iterator[Finding]:
     yield looked("engines", lambda: _engines(run))
     yield looked("orphans", _orphans)
     yield looked("gpus", _gpus)
-    yield looked("prompts", lambda: _prompts(run))
+    student = looked("student", lambda: _student(run))
+    yield looked("prompts", lambda: _prompts(run, read=student.state != "failed"))
     yield looked("grader", lambda: _grader(run))
-    yield looked("student", lambda: _student(run))
+    yield student
     for name in run.config.teachers:
         yield looked(f"teacher {name}", partial(_teacher, run, name))
 
@@ -135,15 +137,24 @@ def _gpus() -> Finding:
     return Finding("gpus", "warning" if taken else "ok", "; ".join(words), figures)
 
 
-def _prompts(run: Run) -> Finding:
-    found = []
+def _prompts(run: Run, *, read: bool) -> Finding:
+    """Return that every prompt can be used; only that the files are there, without a student."""
+    found, skipped = [], 0
     for key in ("train", "eval"):
         location = getattr(run.config.prompts, key)
-        if location is not None:
-            named, settings = f"prompts.{key}", run.config.storage
-            file = require_prompt_file(run.place, location, key=named, settings=settings)
-            found.append(file.location)
-    return Finding("prompts", "ok", ", ".join(found))
+        if location is None:
+            continue
+        named, settings = f"prompts.{key}", run.config.storage
+        file = require_prompt_file(run.place, location, key=named, settings=settings)
+        words = file.location
+        if read:
+            tally, tokenizer = Tally(), model_tokenizer(student_source(run))
+            rows = sum(t.num_rows for t in prompt_tables(file, run.config, tokenizer, tally=tally))
+            skipped += tally.skipped.total()
+            words += f": {rows} prompts"
+            words += f", left out {dict(tally.skipped)}" if tally.skipped else ""
+        found.append(words)
+    return Finding("prompts", "warning" if skipped else "ok", "; ".join(found))
 
 
 def _grader(run: Run) -> Finding:

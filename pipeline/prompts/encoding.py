@@ -8,26 +8,30 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.models.tokenizer import vocabulary_size
-from pipeline.prompts.files import PromptFile, read_records
+from pipeline.prompts.files import PromptFile
+from pipeline.prompts.reading import Numbered, record_chunks
 from pipeline.prompts.records import BadRecord, PromptRecord, check_ids, parse_record
 from schemas.config.prompts import PromptsSection
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
 from schemas.tables import PROMPTS
+from schemas.wording import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-CHUNK_RECORDS = 4096
-"""Records that are tokenised in one call and become one table."""
+REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError),
+    *(TypeError, ValueError),
+)
+"""What a template's own code raises for messages that it does not expect."""
 
 SHOWN_PROBLEMS = 5
 """Bad records that an error lists; all are counted."""
@@ -67,8 +71,7 @@ def prompt_tables(
     """
     section, size = config.prompts, vocabulary_size(tokenizer)
     _check_template_variables(tokenizer, section)
-    records = read_records(file)
-    while chunk := list(islice(records, CHUNK_RECORDS)):
+    for chunk in record_chunks(file):
         tally.records += len(chunk)
         parsed = list(_parsed(chunk, file, config, tally=tally))
         encoded = encode_records(tokenizer, [record for _, record in parsed], section)
@@ -125,7 +128,7 @@ def _check_template_variables(
 
 
 def _parsed(
-    chunk: list[tuple[int, object]], file: PromptFile, config: RunConfig, *, tally: Tally
+    chunk: list[Numbered], file: PromptFile, config: RunConfig, *, tally: Tally
 ) -> Iterator[tuple[int, PromptRecord]]:
     for number, value in chunk:
         try:
@@ -178,8 +181,9 @@ def _encode_chat(
         result: Any = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, **variables
         )
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        return BadRecord("bad_messages", f"the chat template refuses the messages: {error}")
+    except (TemplateError, *REFUSALS) as error:
+        words = readable(str(error))
+        return BadRecord("bad_messages", f"the chat template refuses the messages: {words}")
     ids = result["input_ids"] if hasattr(result, "keys") else result
     return [int(i) for i in ids]
 

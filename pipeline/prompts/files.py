@@ -1,34 +1,27 @@
-"""Prompt files: where they are, what their bytes are, and their records one by one.
+"""Prompt files: where they are, and what their bytes are.
 
-Promises: a local file is read in pieces; every record comes with its number in the file; what is
-no record at all comes as a `BadRecord`. Must not: judge what a record holds (`promptrecord` does).
+Promises: a local file is read in pieces; what is no regular file, such as a pipe, is never opened.
+Must not: look into a file (`lines` and `table` do).
 """
 
 import difflib
 import gzip
-import json
-import zlib
-from collections.abc import Iterator
+import posixpath
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.prompts.records import KINDS, BadRecord
 from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import Storage, file_sha256
 from schemas.config.storage import StorageSection
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, StorageError
 from schemas.fingerprint import sha256
 from schemas.foreign import shown
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet")
-
-BATCH_ROWS = 1024
-"""Parquet rows turned into Python values at once."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,10 @@ class PromptFile:
     def place(self, number: int) -> str:
         """Return the name of a record in messages: `file:line`, or `file:row N`."""
         return f"{self.location}:{'row ' if self.unit == 'row' else ''}{number}"
+
+    def size(self) -> int:
+        """Return the bytes of the file as it is stored."""
+        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
 
     def open(self) -> BinaryIO:
         """Return the file's bytes as a stream."""
@@ -84,7 +81,7 @@ def find_prompt_file(location: str, *, key: str, settings: StorageSection) -> Pr
         ConfigError: its name has another ending, its URL another scheme, or it cannot be read.
         StorageError: the store does not answer.
     """
-    if not location.endswith(EXTENSIONS):
+    if "\0" in location or not location.endswith(EXTENSIONS):
         raise ConfigError(
             f"{key} = {location!r}: expected a file that ends in {', '.join(EXTENSIONS)}"
         )
@@ -94,11 +91,31 @@ def find_prompt_file(location: str, *, key: str, settings: StorageSection) -> Pr
         return None if data is None else PromptFile(location, sha256(data), data)
     path = storage.local_root / name
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode):
+            raise ConfigError(
+                f"{key}: cannot read {location}: it is {_kind(mode)}, expected a regular file"
+            )
         return PromptFile(location, file_sha256(path), path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ConfigError(f"{key}: cannot read {location}: {error.strerror}") from error
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "no file")
+
+
+def whole_location(place: ConfigPlace, location: str) -> str:
+    """Return a prompt file's absolute path or URL; where its name is a link, the link's name.
+
+    The name says of which format the file is, and what a link leads to often has another.
+    """
+    if "://" in location:
+        return place.resolve(location)
+    folder, name = posixpath.split(location)
+    return posixpath.join(place.resolve(folder or "."), name)
 
 
 def require_prompt_file(
@@ -116,7 +133,7 @@ def require_prompt_file(
         ConfigError: there is no such file, or it cannot be read.
         StorageError: the store does not answer.
     """
-    whole = place.resolve(location)
+    whole = whole_location(place, location)
     found = find_prompt_file(whole, key=key, settings=settings)
     if found is None:
         raise missing_prompt_file(whole, key=key, settings=settings)
@@ -126,30 +143,12 @@ def require_prompt_file(
 def missing_prompt_file(location: str, *, key: str, settings: StorageSection) -> ConfigError:
     """Return the error that a prompt file is not there, with the nearest name that is."""
     storage, name = _store(location, key=key, settings=settings)
-    close = difflib.get_close_matches(name, sorted(storage.names("")), n=1, cutoff=0.4)
+    names = list[str]()
+    with suppress(StorageError):  # there is no such folder either
+        names = sorted(storage.names(""))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {storage.url(close[0])}?" if close else "correct the path or URL"
     return ConfigError(f"{key}: there is no file {location}; {hint}")
-
-
-def read_records(file: PromptFile) -> Iterator[tuple[int, object]]:
-    """Yield each record with its number, from 1: a JSON value, or a `BadRecord` saying why not.
-
-    Blank lines of a JSONL file are no records, but count as lines.
-
-    Raises:
-        ConfigError: the file as a whole cannot be read, or has none of the prompt columns.
-    """
-    if file.location.endswith(".parquet"):
-        yield from _parquet_rows(file)
-        return
-    try:
-        with file.lines() as lines:
-            for number, line in enumerate(lines, 1):
-                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if text.strip():
-                    yield number, _json_value(text.rstrip())
-    except (EOFError, OSError, zlib.error) as error:
-        raise ConfigError(f"{file.location} cannot be read: {error}; make it again") from error
 
 
 def _store(location: str, *, key: str, settings: StorageSection) -> tuple[Storage, str]:
@@ -164,52 +163,3 @@ def _store(location: str, *, key: str, settings: StorageSection) -> tuple[Storag
         raise ConfigError(
             f"{key} = {shown(location)} is not a place to read from: {error}"
         ) from error
-
-
-def _json_value(line: bytes) -> object:
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return BadRecord("not_utf8", f"not UTF-8: {error.reason} at byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        return BadRecord("malformed_json", f"malformed JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits, 100 000 brackets
-        return BadRecord("malformed_json", f"malformed JSON: {error}")
-
-
-def _parquet_rows(file: PromptFile) -> Iterator[tuple[int, object]]:
-    try:
-        with file.open() as raw:
-            parquet = pq.ParquetFile(raw)
-            _check_columns(file, parquet.schema_arrow.names)
-            number = 0
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
-                for value in _batch_values(batch):
-                    number += 1
-                    yield number, value
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{file.location} is not a readable Parquet file: {error}") from error
-
-
-def _check_columns(file: PromptFile, names: list[str]) -> None:
-    if set(names).isdisjoint(KINDS):
-        close = next((c for k in KINDS for c in difflib.get_close_matches(k, names, n=1)), None)
-        hint = f"; did you mean to rename {close!r}?" if close else ""
-        raise ConfigError(
-            f"{file.location} has no column {', '.join(KINDS[:-1])} or {KINDS[-1]}, found "
-            f"{names}{hint}"
-        )
-
-
-def _batch_values(batch: pa.RecordBatch) -> list[object]:
-    try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError:
-        return [_row_value(batch.slice(row, 1)) for row in range(batch.num_rows)]
-
-
-def _row_value(row: pa.RecordBatch) -> object:
-    try:
-        return row.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return BadRecord("not_utf8", f"not UTF-8: {error.reason} at byte {error.start + 1}")

@@ -12,7 +12,12 @@ import pyarrow as pa
 
 from pipeline.models.tokenizeridentity import template_digest, tokenizer_digest
 from pipeline.prompts.encoding import Tally, prompt_tables, start_ids
-from pipeline.prompts.files import PromptFile, find_prompt_file, missing_prompt_file
+from pipeline.prompts.files import (
+    PromptFile,
+    find_prompt_file,
+    missing_prompt_file,
+    whole_location,
+)
 from pipeline.runs.run import Run
 from pipeline.shards import parquet
 from pipeline.store.commit import content_shard
@@ -21,7 +26,7 @@ from pipeline.store.storage import Storage
 from schemas.columns import list_lengths
 from schemas.config.prompts import PromptsSection
 from schemas.config.run import RunConfig
-from schemas.errors import ConfigError, DataError, IdentityError
+from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
 from schemas.keys import PROMPTS as PROMPTS_FOLDER
 from schemas.keys import manifest_key, prompts_folder
@@ -63,7 +68,7 @@ def prepare_prompts(
     source: str | None = getattr(config.prompts, split)
     if source is None:
         raise ConfigError(f"{option} is not set: name a JSONL or Parquet file of prompts")
-    location = run.place.resolve(source)
+    location = whole_location(run.place, source)
     file = find_prompt_file(location, key=option, settings=config.storage)
     pinned = find_record(storage, key, PromptsManifest)
     if pinned is None:
@@ -86,10 +91,9 @@ def read_prompts(storage: Storage, manifest: PromptsManifest) -> pa.Table:
     tables = [PROMPTS.empty_table()]
     for shard in manifest.shards:
         where = storage.url(shard.key)
-        table, _ = parquet.read_table(storage.read_shard(shard), where=where)
+        data = storage.read_shard(shard)
+        table, _ = parquet.read_table(data, where=where, rows=shard.rows)
         check_table(table, PROMPTS, where=where)
-        if table.num_rows != shard.rows:
-            raise DataError(f"{where} has {table.num_rows} rows, its manifest says {shard.rows}")
         tables.append(table.select(PROMPTS.names).cast(PROMPTS))
     return pa.concat_tables(tables)
 

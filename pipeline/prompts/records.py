@@ -8,9 +8,10 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
+
+from schemas.wording import shown
 
 KINDS = ("prompt", "prompt_ids", "messages")
 """Columns that hold a prompt; a record has exactly one of them."""
@@ -18,8 +19,15 @@ KINDS = ("prompt", "prompt_ids", "messages")
 FIELDS = (*KINDS, "reference", "teacher", "weight", "prompt_id")
 """Columns with a meaning; all others are free metadata."""
 
+LONGEST_NAME = 100
+"""Characters of an unknown teacher that are compared with known ones."""
+
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-37, 3e38
 """Weights that float32 holds in full precision."""
+
+
+RAW_BYTES = range(0xDC80, 0xDD00)
+"""What stands in a text for bytes that are no UTF-8: Python's `surrogateescape`."""
 
 
 class BadRecord(Exception):
@@ -29,6 +37,22 @@ class BadRecord(Exception):
         """Name the reason and say what was found and expected."""
         super().__init__(text)
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A value that JSON has no type for, such as a date: no text of a prompt, but free metadata."""
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        """Return the value's text."""
+        return self.text
+
+    def __repr__(self) -> str:
+        """Return type and text, for messages."""
+        return f"{self.kind} {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +79,14 @@ def parse_record(record: object, *, teachers: Collection[str]) -> PromptRecord:
         BadRecord: the record cannot be used.
     """
     if not isinstance(record, dict):
-        raise BadRecord("not_an_object", f"expected a JSON object, found {_shown(record)}")
+        several = isinstance(record, list) and any(isinstance(part, dict) for part in record)
+        hint = ": write each object of the list on a line of its own" if several else ""
+        raise BadRecord("not_an_object", f"expected a JSON object, found {shown(record)}{hint}")
     fields = {key: value for key, value in record.items() if value is not None}
     kinds = [kind for kind in KINDS if kind in fields]
     if not kinds:
         raise BadRecord(
-            "no_prompt", f"expected one of {', '.join(KINDS)}, found {_shown(list(record))}"
+            "no_prompt", f"expected one of {', '.join(KINDS)}, found {shown(list(record))}"
         )
     if len(kinds) > 1:
         raise BadRecord("several_prompts", f"expected one prompt, found {' and '.join(kinds)}")
@@ -92,7 +118,8 @@ def check_ids(ids: list[int], *, max_tokens: int, vocab_size: int) -> None:
     if min(ids) < 0 or max(ids) >= vocab_size:
         bad = next(i for i in ids if not 0 <= i < vocab_size)
         raise BadRecord(
-            "id_outside_vocabulary", f"token id {bad} is outside the vocabulary of {vocab_size} ids"
+            "id_outside_vocabulary",
+            f"token id {shown(bad)} is outside the vocabulary of {vocab_size} ids",
         )
 
 
@@ -120,12 +147,17 @@ def _messages(value: object) -> list[dict[str, Any]]:
 
 def _message(message: object, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
-        raise BadRecord("bad_messages", f"{where}: expected an object, found {_shown(message)}")
+        raise BadRecord("bad_messages", f"{where}: expected an object, found {shown(message)}")
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
-            found = f"found {_shown(message[key])}" if key in message else "it is missing"
+            found = f"found {shown(message[key])}" if key in message else "it is missing"
             raise BadRecord("bad_messages", f"{where}: expected text in {key!r}, {found}")
         _encodable(message[key], f"{where}: {key}")
+    try:
+        text = json.dumps(message, ensure_ascii=False, default=str)
+    except RecursionError as error:
+        raise BadRecord("bad_messages", f"{where} is nested too deeply") from error
+    _encodable(text, where)
     return {key: part for key, part in message.items() if part is not None}
 
 
@@ -156,9 +188,9 @@ def _teacher(value: object, teachers: Collection[str]) -> str | None:
     if not isinstance(value, str):
         raise _wrong_type("teacher", "text", value)
     if value not in teachers:
-        close = difflib.get_close_matches(value, teachers, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(value[:LONGEST_NAME], teachers, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(teachers)}"
-        raise BadRecord("unknown_teacher", f"there is no teacher {value!r}; {hint}")
+        raise BadRecord("unknown_teacher", f"there is no teacher {shown(value)}; {hint}")
     return value
 
 
@@ -166,7 +198,7 @@ def _weight(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type("weight", "a number", value)
     if not LEAST_WEIGHT <= value <= LARGEST_WEIGHT:  # NaN is in no interval
-        raise BadRecord("bad_weight", f"'weight' is {_shown(value)}, expected a number above 0")
+        raise BadRecord("bad_weight", f"'weight' is {shown(value)}, expected a number above 0")
     return float(value)
 
 
@@ -192,23 +224,23 @@ def _finite(value: Any) -> Any:
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, datetime | date | time | Decimal):
+    if isinstance(value, Foreign | Decimal):
         return str(value)
-    raise BadRecord("wrong_type", f"a free column holds {_shown(value)}, which JSON cannot hold")
+    raise BadRecord("wrong_type", f"a free column holds {shown(value)}, which JSON cannot hold")
 
 
 def _encodable(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRecord("not_utf8", f"{name!r} holds half a surrogate pair: {error}") from error
+        place, code = error.start, ord(text[error.start])
+        if code in RAW_BYTES:
+            found = f"not UTF-8: byte 0x{code & 255:02x} at character {place + 1} of {name!r}"
+            raise BadRecord("not_utf8", found) from error
+        found = f"{name!r} holds half a surrogate pair, \\u{code:04x}, at character {place + 1}"
+        raise BadRecord("not_utf8", found) from error
     return text
 
 
 def _wrong_type(name: str, expected: str, value: object) -> BadRecord:
-    return BadRecord("wrong_type", f"expected {expected} in {name!r}, found {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return BadRecord("wrong_type", f"expected {expected} in {name!r}, found {shown(value)}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prompts import encoding
+from pipeline.prompts import reading
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.store.storage import Storage
 from schemas.columns import flat_values
@@ -158,7 +158,7 @@ def test_a_prompt_id_that_equals_a_derived_one_is_a_duplicate(
 
 
 def test_duplicates_are_found_across_chunks(memory: Storage, tmp_path: Path) -> None:
-    records = [{"prompt": str(n)} for n in range(encoding.CHUNK_RECORDS + 5)]
+    records = [{"prompt": str(n)} for n in range(reading.CHUNK_RECORDS + 5)]
     path = write_lines(tmp_path / "p.jsonl", [*records, {"prompt": "17"}])
     assert f"{path}:{len(records) + 1}: duplicate of line 18:" in refusal(memory, path)
 

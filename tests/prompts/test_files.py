@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.prompts.files import PromptFile, find_prompt_file, read_records
+from pipeline.prompts.files import PromptFile, find_prompt_file
+from pipeline.prompts.lines import jsonl_records
 from pipeline.prompts.pinning import prepare_prompts
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
@@ -178,6 +179,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
 
 def test_records_are_read_one_by_one(tmp_path: Path) -> None:
     file = PromptFile("many.jsonl", "", b'{"prompt": "a"}\n' * 3 + b"{")
-    records = read_records(file)
-    assert next(records) == (1, {"prompt": "a"})
-    assert [number for number, _ in records] == [2, 3, 4]
+    records = jsonl_records(file)
+    assert next(records) == (1, {"prompt": "a"}, 16)
+    assert [number for number, _, _ in records] == [2, 3, 4]

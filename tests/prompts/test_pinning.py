@@ -142,5 +142,5 @@ def test_a_shard_with_other_rows_than_its_manifest_says_is_refused(
 ) -> None:
     manifest = pin(memory, write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}]))
     lying = manifest.shards[0].model_copy(update={"rows": 2})
-    with pytest.raises(DataError, match="has 1 rows, its manifest says 2"):
+    with pytest.raises(DataError, match="has 1 rows, its record says 2"):
         read_prompts(memory, manifest.model_copy(update={"shards": (lying,)}))

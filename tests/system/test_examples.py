@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.learner.settings import learning_rate_at
-from pipeline.prompts.files import find_prompt_file, read_records
+from pipeline.prompts.files import find_prompt_file
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
+from pipeline.prompts.reading import record_chunks
 from pipeline.prompts.records import PromptRecord, parse_record
 from pipeline.rewards.graders import Response, open_grader
 from pipeline.rewards.location import find_grader
@@ -205,7 +206,8 @@ def test_named_local_prompt_files_are_there(path: Path) -> None:
 def test_every_sample_prompt_is_well_formed(path: Path) -> None:
     file = find_prompt_file(str(path), key="prompts.train", settings=StorageSection())
     assert file is not None
-    records = [parse_record(value, teachers=["main"]) for _, value in read_records(file)]
+    (chunk,) = record_chunks(file)
+    records = [parse_record(value, teachers=["main"]) for _, value in chunk]
     assert len(records) >= 6
     assert all(isinstance(record, PromptRecord) for record in records)
 
