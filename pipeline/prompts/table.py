@@ -18,6 +18,7 @@ from pipeline.prompts.lines import LARGEST_RECORD, Sized
 from pipeline.prompts.plain import plain
 from pipeline.prompts.records import KINDS
 from pipeline.shards.extent import Extent, checked_extent
+from pipeline.shards.pages import RowGroup, row_groups
 from schemas.errors import ConfigError
 from schemas.wording import readable, shown
 
@@ -64,26 +65,28 @@ def _opened(file: PromptFile, raw: BinaryIO) -> tuple[pq.ParquetFile, Extent]:
 
     footer = pq.ParquetFile(raw)
     _check_columns(file, footer.schema_arrow)
-    extent = checked_extent(footer.metadata, read, size=file.size(), shared=True)
+    groups = row_groups(read, file.size())
+    extent = checked_extent(groups, read, size=file.size(), shared=True)
     parquet = pq.ParquetFile(
         raw,
         metadata=footer.metadata,
-        read_dictionary=_shared_texts(footer.metadata),
+        read_dictionary=_shared_texts(footer.metadata, groups),
         coerce_int96_timestamp_unit="us",  # nanoseconds would wrap after the year 2262
         arrow_extensions_enabled=not _has_json(footer.metadata),  # else it would not be shared
     )
     return parquet, extent
 
 
-def _shared_texts(metadata: Any) -> list[str]:
+def _shared_texts(metadata: Any, groups: list[RowGroup]) -> list[str]:
     """Return the columns of texts that Arrow can read with each different text kept once."""
-    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    leaves = (metadata.schema.column(index) for index in range(metadata.num_columns))
+    ends = {chunk.path for group in groups for chunk in group.chunks if chunk.is_delta}
     return [
         leaf.path
-        for index, leaf in enumerate(leaves)
-        if leaf.physical_type == "BYTE_ARRAY" and not str(leaf.logical_type).startswith("Decimal")
-        if not any("DELTA" in "".join(group.column(index).encodings) for group in groups)
+        for leaf in leaves
+        if leaf.physical_type == "BYTE_ARRAY"
+        and not str(leaf.logical_type).startswith("Decimal")
+        and leaf.path not in ends
     ]
 
 

@@ -1,21 +1,21 @@
-"""Page headers of Parquet files: what a reader is about to take memory for, without taking it.
+"""Where the pages of a Parquet file are and what they promise, without decoding one. Pure.
 
-A footer may say anything; Arrow allocates what page headers say, one page after the other. They
-are small Thrift structs (compact protocol) and are read here alone. Pure.
+A footer may say anything; Arrow allocates what page headers say, one page after the other. Both
+are read here by themselves: pyarrow ends the process where it is asked for a column's metadata
+and these contradict themselves.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pipeline.shards.thrift import I32, I64, LIST, STRUCT, Fields, PageError, read_struct
 
 Read = Callable[[int, int], bytes]
 """Bytes of a file: where they begin, and how many."""
 
-HEADER_BYTES = 1 << 9
-"""Bytes in which a page header nearly always ends."""
-
-LONGEST_HEADER = 1 << 24
-"""Bytes of the longest page header that Arrow reads."""
+HEADER_BYTES, LONGEST_HEADER = 1 << 9, 1 << 24
+"""Bytes in which a page header nearly always ends, and of the longest that Arrow reads."""
 
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 """Types of pages."""
@@ -23,13 +23,33 @@ DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 _DETAILS = {DATA: 5, DICTIONARY: 7, DATA_V2: 8}
 """Type of a page → field of its header that says how many values it has."""
 
-_MOST_NESTED = 16
+_DELTA_TEXTS = {6, 7}
+"""Encodings of texts by their lengths, and by what each shares with the one before."""
 
-_TRUE, _FALSE, _BYTE, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 6, 7, 8, 9, 10, 12
+_BYTE_ARRAY, _FIXED = 6, 7
 
 
-class PageError(ValueError):
-    """Page headers that no writer makes."""
+@dataclass(frozen=True)
+class Chunk:
+    """A column of a row group, as its footer has it."""
+
+    path: str
+    start: int
+    length: int
+    """Compressed bytes."""
+    values: int
+    is_text: bool
+    is_delta: bool
+    """Whether texts may be stored as ends of others."""
+    width: int = 0
+    """Bytes of each value, where all have as many; 0 where not."""
+
+
+class RowGroup(NamedTuple):
+    """Some rows of a file."""
+
+    rows: int
+    chunks: list[Chunk]
 
 
 class Page(NamedTuple):
@@ -41,132 +61,82 @@ class Page(NamedTuple):
     values: int
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Where the pages of a column chunk are."""
+def row_groups(read: Read, size: int) -> list[RowGroup]:
+    """Return what the footer of a file of a size says.
 
-    start: int
-    length: int
-    values: int
-    """Values of the chunk; a reader stops at the page that reaches them."""
+    Raises:
+        PageError: there is no footer, or it contradicts itself.
+    """
+    length = int.from_bytes(read(max(size - 8, 0), 4), "little")
+    if not 0 < length <= size - 8:
+        raise PageError("a footer is longer than its file")
+    try:
+        footer, _ = read_struct(read(size - 8 - length, length))
+        leaves = [element for element in footer[2, LIST][1:] if not element.get((5, I32))]
+        return [_row_group(group, leaves) for group in footer[4, LIST]]
+    except (IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise PageError("a footer lacks what a reader needs") from error
 
 
-def pages_of(read: Read, stretch: Stretch) -> Iterator[Page]:
+def _row_group(group: Fields, leaves: list[Fields]) -> RowGroup:
+    columns = [column[3, STRUCT] for column in group[1, LIST]]
+    if len(columns) != len(leaves):
+        raise PageError(f"a row group has {len(columns)} columns, its schema {len(leaves)}")
+    chunks = [_chunk(column, leaf) for column, leaf in zip(columns, leaves, strict=True)]
+    return RowGroup(group[3, I64], chunks)
+
+
+def _chunk(column: Fields, leaf: Fields) -> Chunk:
+    kind, start, dictionary = column[1, I32], column[9, I64], column.get((11, I64), 0)
+    return Chunk(
+        path=".".join(part.decode() for part in column[3, LIST]),
+        start=dictionary if 0 < dictionary < start else start,
+        length=column[7, I64],
+        values=column[5, I64],
+        is_text=kind == _BYTE_ARRAY,
+        is_delta=kind == _BYTE_ARRAY and not _DELTA_TEXTS.isdisjoint(column[2, LIST]),
+        width=leaf.get((2, I32), 0) if kind == _FIXED else 0,
+    )
+
+
+def pages_of(read: Read, chunk: Chunk) -> Iterator[Page]:
     """Yield the pages of a column chunk that a reader would take.
 
     Raises:
         PageError: a header cannot be read, or promises what cannot be.
     """
-    place, end, seen = stretch.start, stretch.start + stretch.length, 0
-    while place < end and seen < stretch.values:
+    place, end, seen = chunk.start, chunk.start + chunk.length, 0
+    while place < end and seen < chunk.values:
         fields, length = _header(read, place, end - place)
         page, compressed = _page(fields)
         place += length + compressed
-        if page.kind != DICTIONARY:
+        if page.kind in (DATA, DATA_V2):
             seen += page.values
         yield page
     if place > end:
         raise PageError("a page is longer than its column")
-    if seen < stretch.values:
-        raise PageError(f"pages hold {seen} values, their column should have {stretch.values}")
+    if seen < chunk.values:
+        raise PageError(f"pages hold {seen} values, their column should have {chunk.values}")
 
 
-def _page(fields: dict[int, Any]) -> tuple[Page, int]:
+def _page(fields: Fields) -> tuple[Page, int]:
     """Return a page and its compressed bytes."""
     try:
-        kind, size, compressed = (int(fields[number]) for number in (1, 2, 3))
-        values = int(fields.get(_DETAILS.get(kind, 0), {}).get(1, 0))
-    except (KeyError, TypeError, AttributeError) as error:
+        kind, size, compressed = (fields[number, I32] for number in (1, 2, 3))
+        details = fields[_DETAILS[kind], STRUCT] if kind in _DETAILS else {(1, I32): 0}
+        values = details[1, I32]
+    except KeyError as error:
         raise PageError("a page header lacks its type or sizes") from error
     if min(size, compressed, values) < 0:
         raise PageError("a page header holds a negative size")
     return Page(kind, size, values), compressed
 
 
-def _header(read: Read, place: int, most: int) -> tuple[dict[int, Any], int]:
+def _header(read: Read, place: int, most: int) -> tuple[Fields, int]:
     """Return the fields of the header at a place, and its length."""
     for size in (HEADER_BYTES, LONGEST_HEADER):
-        data = read(place, min(size, most))
         try:
-            return _struct(data, 0, _MOST_NESTED)
+            return read_struct(read(place, min(size, most)))
         except IndexError:
             continue
     raise PageError("a page header does not end")
-
-
-def _struct(data: bytes, place: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Return the whole numbers and structs of a Thrift struct by field, and where it ends."""
-    if not depth:
-        raise PageError("a page header is nested too deeply")
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := data[place]:
-        place += 1
-        kind = head & 15
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, place = _number(data, place)
-        value, place = _value(data, place, kind, depth)
-        if value is not None:
-            fields[number] = value
-    return fields, place + 1
-
-
-def _value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
-    """Return a field's value, or None where it is of no interest, and where it ends."""
-    if kind in (_TRUE, _FALSE):
-        return None, place
-    if _BYTE < kind <= _I64:
-        return _number(data, place)
-    if kind == _STRUCT:
-        return _struct(data, place, depth - 1)
-    return None, _skipped(data, place, kind, depth)
-
-
-def _skipped(data: bytes, place: int, kind: int, depth: int) -> int:
-    """Return where a value ends that is of no interest."""
-    if kind in (_BYTE, _DOUBLE):
-        place += 1 if kind == _BYTE else 8
-    elif kind == _BINARY:
-        length, place = _varint(data, place)
-        place += length
-    elif kind in (_LIST, _SET):
-        place = _list_end(data, place, depth)
-    else:
-        raise PageError(f"a page header has a field of type {kind}")
-    if place > len(data):
-        raise IndexError
-    return place
-
-
-def _list_end(data: bytes, place: int, depth: int) -> int:
-    kind, count = data[place] & 15, data[place] >> 4
-    place += 1
-    if count == 15:
-        count, place = _varint(data, place)
-    for _ in range(count):
-        if kind in (_TRUE, _FALSE):
-            place += 1
-        else:
-            _, place = _value(data, place, kind, depth - 1)
-    return place
-
-
-def _number(data: bytes, place: int) -> tuple[int, int]:
-    """Return a signed number and where it ends."""
-    found, place = _varint(data, place)
-    return (found >> 1) ^ -(found & 1), place
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    found = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        found |= (byte & 127) << shift
-        if byte < 128:
-            return found, place
-        shift += 7
-        if shift > 63:
-            raise PageError("a number of a page header does not end")

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.shards.extent import checked_extent
+from pipeline.shards.pages import Read, RowGroup, row_groups
 from schemas.columns import list_lengths
 from schemas.errors import DataError
 from schemas.foreign import excerpt, shown
@@ -74,11 +75,11 @@ def read_table(
         DataError: not a Parquet file of opd, of a newer schema version, of another number of rows,
             or one that takes far more memory than shards of its size.
     """
-    with _reading(data, where) as file:
-        found = file.metadata.num_rows
+    with _reading(data, where) as (file, groups):
+        found = sum(group.rows for group in groups)
         if rows not in (None, found):
             raise DataError(f"{where} has {found} rows, its record says {rows}")
-        _check_extent(file, data, columns=columns)
+        checked_extent(groups, _reader(data), size=len(data), columns=columns)
         # threads would win nothing for a process that has one core, and their buffers stay theirs
         table = file.read(columns, use_threads=False)
         return table, _metadata(table, where)
@@ -94,14 +95,14 @@ def read_rows(
     Raises:
         DataError: as of `read_table`, or there is no such row.
     """
-    with _reading(data, where) as file:
-        groups = range(file.num_row_groups)
-        sizes = np.array([file.metadata.row_group(group).num_rows for group in groups], np.int64)
+    with _reading(data, where) as (file, groups):
+        sizes = np.array([group.rows for group in groups], np.int64)
         if rows.max(initial=-1) >= sizes.sum():
             raise DataError(f"{where} has {sizes.sum()} rows, row {rows.max()} is asked for")
         group_of_row = np.searchsorted(np.cumsum(sizes), rows, side="right")
         chosen = np.unique(group_of_row)
-        _check_extent(file, data, groups=chosen.tolist())
+        read = [groups[place] for place in chosen]
+        checked_extent(read, _reader(data), size=len(data))
         table = file.read_row_groups(chosen.tolist(), use_threads=False)
         before = np.cumsum(sizes) - sizes
         left_out = before[chosen] - (np.cumsum(sizes[chosen]) - sizes[chosen])
@@ -110,10 +111,11 @@ def read_rows(
 
 
 @contextmanager
-def _reading(data: bytes, where: str) -> Iterator[pq.ParquetFile]:
+def _reading(data: bytes, where: str) -> Iterator[tuple[pq.ParquetFile, list[RowGroup]]]:
     """Open a shard; what Arrow cannot decode is an error of the shard, a lack of memory is not."""
     try:
-        yield pq.ParquetFile(pa.BufferReader(data), **FOOTER_LIMITS)
+        file = pq.ParquetFile(pa.BufferReader(data), **FOOTER_LIMITS)
+        yield file, row_groups(_reader(data), len(data))
     except MemoryError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
@@ -121,11 +123,8 @@ def _reading(data: bytes, where: str) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{where} is not a readable Parquet file: {words}") from error
 
 
-def _check_extent(file: pq.ParquetFile, data: bytes, **chosen: Any) -> None:
-    def read(start: int, length: int) -> bytes:
-        return data[start : start + length]
-
-    checked_extent(file.metadata, read, size=len(data), **chosen)
+def _reader(data: bytes) -> Read:
+    return lambda start, length: data[start : start + length]
 
 
 def _metadata(table: pa.Table, where: str) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import pytest
 
 from pipeline.shards import extent, pages
 from pipeline.shards.extent import ExtentError, checked_extent
-from pipeline.shards.pages import DICTIONARY, PageError, Stretch, pages_of
+from pipeline.shards.pages import DICTIONARY, pages_of
 from pipeline.shards.parquet import METADATA_KEY, read_rows, read_table
+from pipeline.shards.thrift import PageError
 from schemas.errors import DataError
 from tests.support.runs import finish, start_function
 
 RECORD = {METADATA_KEY: b'{"schema_version": 1}'}
+FIRST = np.array([0])
 ONE_GROUP = {"row_group_size": 1 << 30}
 ADDRESS_SPACE = 3 << 30
 """Bytes that a child may map: pyarrow and numpy take half a gigabyte of it, a bomb far more."""
@@ -28,16 +30,20 @@ def parquet_of(columns: dict[str, Any], **options: Any) -> bytes:
     return sink.getvalue()
 
 
-def extent_of(data: bytes, **chosen: Any) -> extent.Extent:
-    metadata = pq.ParquetFile(io.BytesIO(data)).metadata
-    return checked_extent(metadata, lambda at, n: data[at : at + n], size=len(data), **chosen)
+def reader_of(data: bytes) -> Any:
+    return lambda at, n: data[at : at + n]
+
+
+def groups_of(data: bytes) -> list[pages.RowGroup]:
+    return pages.row_groups(reader_of(data), len(data))
+
+
+def extent_of(data: bytes, groups: slice = slice(None), **chosen: Any) -> extent.Extent:
+    return checked_extent(groups_of(data)[groups], reader_of(data), size=len(data), **chosen)
 
 
 def chunk_pages(data: bytes, column: int = 0) -> list[pages.Page]:
-    chunk = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(column)
-    start = chunk.dictionary_page_offset or chunk.data_page_offset
-    stretch = Stretch(start, chunk.total_compressed_size, chunk.num_values)
-    return list(pages_of(lambda at, n: data[at : at + n], stretch))
+    return list(pages_of(reader_of(data), groups_of(data)[0].chunks[column]))
 
 
 BOMBS = {
@@ -81,7 +87,7 @@ def test_page_headers_say_what_was_written(version: str, use_dictionary: bool) -
 def test_the_extent_is_that_of_the_chosen_columns_and_row_groups() -> None:
     columns = {"x": pa.array(range(1000)), "y": pa.array(["a" * 100] * 1000)}
     data = parquet_of(columns, row_group_size=500, use_dictionary=False)
-    whole, x, first = extent_of(data), extent_of(data, columns=["x"]), extent_of(data, groups=[0])
+    whole, x, first = extent_of(data), extent_of(data, columns=["x"]), extent_of(data, slice(1))
     assert (whole.rows, first.rows) == (1000, 500)
     assert x.bytes < whole.bytes and abs(2 * first.bytes - whole.bytes) < 100
     assert whole.bytes > 100 * 1000 + 8 * 1000
@@ -101,7 +107,7 @@ def test_a_bomb_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="x is not a readable Parquet file: its .* bytes would"):
         read_table(data, where="x")
     with pytest.raises(DataError, match="would become more than"):
-        read_rows(data, np.array([0]), where="x")
+        read_rows(data, FIRST, where="x")
 
 
 def test_values_of_a_fixed_length_count_where_they_are_absent(
@@ -133,9 +139,8 @@ def test_a_bomb_takes_no_memory() -> None:
 
 def lying(data: bytes, *, size: int | None = None, values: int | None = None) -> bytes:
     """Return a file of one plain page whose header says something else."""
-    chunk = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(0)
     (page,) = chunk_pages(data)
-    start = chunk.data_page_offset
+    start = groups_of(data)[0].chunks[0].start
     for old, new in ((page.size, size), (page.values, values)):
         if new is not None:
             before, after = zigzag(old), zigzag(new)
@@ -186,7 +191,7 @@ def test_a_page_header_that_lies_is_found_before_its_page_is_decoded() -> None:
         (b"", "does not end"),
         (b"\x15\x00", "does not end"),
         (b"\x00", "lacks its type"),
-        (b"\x15\x00\x15\x01\x15\x02\x00", "negative size"),
+        (b"\x15\x02\x15\x01\x15\x02\x00", "negative size"),
         (b"\x1c" * 40 + b"\x00" * 40, "nested too deeply"),
         (b"\x15" + b"\xff" * 20, "does not end"),
         (b"\x1e", "field of type 14"),
@@ -194,7 +199,7 @@ def test_a_page_header_that_lies_is_found_before_its_page_is_decoded() -> None:
 )
 def test_bytes_that_are_no_page_header_are_refused(header: bytes, words: str) -> None:
     with pytest.raises(PageError, match=words):
-        list(pages_of(lambda at, n: header[at : at + n], Stretch(0, 100, 1)))
+        list(pages_of(reader_of(header), pages.Chunk("x", 0, 100, 1, False, False)))
 
 
 def test_memory_that_ran_out_is_no_fault_of_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,3 +209,45 @@ def test_memory_that_ran_out_is_no_fault_of_a_shard(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pq.ParquetFile, "read", no_memory)
     with pytest.raises(MemoryError):
         read_table(parquet_of({"x": pa.array([1])}), where="x")
+
+
+def test_the_footer_is_read_as_arrow_reads_it() -> None:
+    columns = {
+        "text": pa.array(["a", "b", None]),
+        "lists": pa.array([[{"é": 1}], None, []]),
+        "fixed": pa.array([b"abc", None, b"def"], pa.binary(3)),
+    }
+    data = parquet_of(columns, row_group_size=2)
+    metadata = pq.ParquetFile(io.BytesIO(data)).metadata
+    for place, (rows, chunks) in enumerate(groups_of(data)):
+        group = metadata.row_group(place)
+        assert rows == group.num_rows
+        assert [c.path for c in chunks] == ["text", "lists.list.element.é", "fixed"]
+        assert [c.is_text for c in chunks] == [True, False, False]
+        assert [c.width for c in chunks] == [0, 0, 3]
+        for index, chunk in enumerate(chunks):
+            column = group.column(index)
+            assert chunk.start == column.dictionary_page_offset
+            assert (chunk.length, chunk.values) == (column.total_compressed_size, column.num_values)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"PAR1", bytes(8), b"\xff" * 12, b"\x00" + b"\x01\0\0\0PAR1"]
+)
+def test_bytes_without_a_footer_are_refused(data: bytes) -> None:
+    with pytest.raises(PageError, match="a footer"):
+        groups_of(data)
+
+
+def test_statistics_for_which_pyarrow_would_end_the_process_are_refused() -> None:
+    data = parquet_of({"x": pa.array(["a", None])}, use_dictionary=False, row_group_size=2)
+    histogram = b"\x26\x02\x02"  # of levels: a list of two numbers, 1 and 1
+    assert data.count(histogram) == 1
+    broken = data.replace(histogram, b"\x16\x82\x01")  # a list of one number
+    assert len(groups_of(broken)) == 1
+    for read in (
+        lambda: read_table(broken, where="x"),
+        lambda: read_rows(broken, FIRST, where="x"),
+    ):
+        with pytest.raises(DataError, match="histogram size mismatch"):
+            read()
