@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.kit.measure import Result, Spread
 NAMES = {
     "cache": "each codec of scores: bytes per token, error and speed",
     "engines": "vLLM through the stages against vLLM's bare loop: scoring and sampling",
+    "fuzz": "parsers and decoders on random and damaged inputs: data, or a refusal in words",
     "index": "looking sequences up among ten million, and whether history slows it",
     "learner": "a learner step against a plain torch loop",
     "losses": "head and loss in chunks against a full log-softmax: time and memory",
@@ -44,20 +45,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:<9} {title}")
         return 0
     os.environ.update(ENVIRONMENT)
+    failed = False
+    options = {"data": given.data, "minutes": given.minutes}
     for name in given.names:
-        record = measure(name, quick=given.quick, seed=given.seed, data=given.data)
+        record = measure(name, quick=given.quick, seed=given.seed, options=options)
+        failed = failed or bool(record.get("failures"))
         if given.out is not None:
             given.out.write_text(json.dumps(record, indent=1) + "\n")
         if given.json:
             print(json.dumps(record), flush=True)
         else:
             Console().print(table(record))
-    return 0
+    return int(failed)
 
 
-def measure(name: str, *, quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
-    """Return the record of one run of a benchmark."""
-    given = {} if data is None else {"data": data}
+def measure(
+    name: str, *, quick: bool, seed: int, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the record of one run of a benchmark.
+
+    Args:
+        name: the benchmark.
+        quick: whether it is to take seconds.
+        seed: root of everything random.
+        options: further options, which not every benchmark has; None is not given.
+    """
+    given = {key: value for key, value in (options or {}).items() if value is not None}
     gc.collect()
     gc.freeze()  # every timing begins with a collection, which need not look at what is there now
     begin, used = time.perf_counter(), time.process_time()
@@ -65,11 +78,13 @@ def measure(name: str, *, quick: bool, seed: int, data: Path | None = None) -> d
         quick=quick, seed=seed, **given
     )
     words = ["python", "-m", "benchmarks", name, *(["--quick"] if quick else [])]
-    words += [] if data is None else ["--data", data.name]
+    for key, value in given.items():
+        words += [f"--{key}", value.name if isinstance(value, Path) else f"{value:g}"]
     return {
         "benchmark": name,
         **{key: _rounded(value) for key, value in result.figures.items()},
         **result.nested,
+        **result.found,
         "cases": [{key: _rounded(value) for key, value in case.items()} for case in result.cases],
         "seconds": _rounded(time.perf_counter() - begin),
         "cpu_seconds": _rounded(time.process_time() - used),
@@ -118,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON there")
     parser.add_argument("--data", type=Path, metavar="FILE", help="cache: scores to measure with")
+    parser.add_argument("--minutes", type=float, metavar="M", help="fuzz: how long it runs")
     parser.add_argument("--seed", type=int, default=0, help="root of everything random")
     return parser
 

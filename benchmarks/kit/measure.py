@@ -61,6 +61,8 @@ class Result:
     cases: list[Case]
     nested: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """Figures of several things that are known by the same names, such as `codecs`."""
+    found: dict[str, list[str]] = field(default_factory=dict)
+    """What was found, in words; the command ends with 1 where there are `failures`."""
 
 
 def headline(cases: Sequence[Case], name: str, pick: Callable[[list[float]], float]) -> float:

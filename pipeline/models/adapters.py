@@ -6,11 +6,12 @@ Promises: an identity covers what changes numbers alone, not where the base lies
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.look.jsonfiles import Unusable, read_object, shown
+from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.tensors import read_header
 from pipeline.store.storage import file_sha256
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
+from schemas.foreign import shown
 
 ADAPTER_CONFIG = "adapter_config.json"
 

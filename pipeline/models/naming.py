@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.models.look.jsonfiles import shown
 from pipeline.store.place import ConfigPlace
 from schemas.errors import ConfigError
+from schemas.foreign import shown
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 

@@ -20,8 +20,8 @@ from schemas.config.prompts import PromptsSection
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
+from schemas.foreign import excerpt
 from schemas.tables import PROMPTS
-from schemas.wording import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,7 +182,7 @@ def _encode_chat(
             messages, add_generation_prompt=True, tokenize=True, **variables
         )
     except (TemplateError, *REFUSALS) as error:
-        words = readable(str(error))
+        words = excerpt(str(error))
         return BadRecord("bad_messages", f"the chat template refuses the messages: {words}")
     ids = result["input_ids"] if hasattr(result, "keys") else result
     return [int(i) for i in ids]

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.prompts.files import PromptFile
 from pipeline.prompts.records import BadRecord
 from schemas.errors import ConfigError
-from schemas.wording import readable, shown
+from schemas.foreign import excerpt, shown
 
 Sized = tuple[int, object, int]
 """A record's number, its value or `BadRecord`, and about how many bytes it took."""
@@ -57,7 +57,7 @@ def jsonl_records(file: PromptFile) -> Iterator[Sized]:
                 yield number, _json_value(text.rstrip()), held
                 held = 0
     except (EOFError, OSError, zlib.error) as error:
-        words = readable(str(error))
+        words = excerpt(str(error))
         raise ConfigError(f"{file.location} cannot be read: {words}; make it again") from error
 
 
@@ -92,7 +92,7 @@ def _json_value(line: bytes) -> object:
     except UnicodeDecodeError as error:
         return BadRecord("not_utf8", f"not UTF-8: {error.reason} at byte {error.start + 1}")
     except json.JSONDecodeError as error:
-        words = f"{readable(error.msg)} at column {error.colno}"
+        words = f"{excerpt(error.msg)} at column {error.colno}"
     except RecursionError:
         words = "it is nested too deeply"
     except ValueError:  # all that is left: digits beyond what Python turns into a number

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from schemas.wording import shown
+from schemas.foreign import shown
 
 KINDS = ("prompt", "prompt_ids", "messages")
 """Columns that hold a prompt; a record has exactly one of them."""

@@ -20,7 +20,7 @@ from pipeline.prompts.records import KINDS
 from pipeline.shards.extent import Extent, checked_extent
 from pipeline.shards.pages import RowGroup, row_groups
 from schemas.errors import ConfigError
-from schemas.wording import readable, shown
+from schemas.foreign import excerpt, shown
 
 BATCH_ROWS, BATCH_BYTES = 4096, 1 << 26
 """Rows turned into Python values at once, and about how many bytes they take."""
@@ -54,7 +54,7 @@ def parquet_records(file: PromptFile) -> Iterator[Sized]:
     except MemoryError:
         raise
     except Unreadable as error:
-        words = readable(str(error))
+        words = excerpt(str(error))
         raise ConfigError(f"{file.location} is not a readable Parquet file: {words}") from error
 
 

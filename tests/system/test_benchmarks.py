@@ -45,6 +45,7 @@ FIGURES = {
         )
     },
     "engines": {"score_ratio", "rollout_ratio", "convert_share"},
+    "fuzz": {"executions", "executions_per_s"},
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
     "learner": {"step_ratio"},
     "losses": {"cpu_vs_naive", "cpu_vs_floor", "memory_vs_naive"},
@@ -58,7 +59,7 @@ RECORD = {"benchmark", "cases", "seconds", "cpu_seconds", "quick", "seed", "comm
 def check_record(record: dict[str, Any], name: str) -> None:
     """Make sure that a record has what its benchmark promises, in positive numbers."""
     assert record["benchmark"] == name
-    nested = {"codecs", "shards"} if name == "cache" else set()
+    nested = {"cache": {"codecs", "shards"}, "fuzz": {"targets", "failures"}}.get(name, set())
     assert set(record) == RECORD | {"versions"} | FIGURES[name] | nested
     assert all(record[figure] > 0 for figure in FIGURES[name])
     assert record["command"].startswith(f"python -m benchmarks {name}")

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.models.look.jsonfiles import shown
 from pipeline.models.look.tensors import Tensor
+from schemas.foreign import shown
 
 LARGEST_RANK = 1 << 16
 

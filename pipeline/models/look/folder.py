@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.models.look import tensors as weights_of
 from pipeline.models.look.adapterfiles import adapter_faults, adapter_tensor_faults
-from pipeline.models.look.jsonfiles import Unusable, read_object, shown
+from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.layers import layer_faults
 from pipeline.models.look.settings import (
     CONFIG,
@@ -24,6 +24,7 @@ from pipeline.models.look.settings import (
 )
 from pipeline.models.look.tensors import FLOATS, INDEX, Tensor
 from pipeline.models.look.vocabulary import template_faults, tokenizer_faults
+from schemas.foreign import shown
 
 MAX_FILES = 2_000
 """Files of a folder that are listed."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from schemas.foreign import shown
+
 SETTINGS_BYTES = 1 << 24
 """Largest file of settings."""
 
@@ -18,9 +20,6 @@ VOCABULARY_BYTES = 1 << 29
 
 MAX_DEPTH = 64
 """Deepest nesting; models have about ten."""
-
-SHOWN = 60
-"""Characters of a value that a message shows."""
 
 
 class Unusable(Exception):
@@ -80,13 +79,6 @@ def parse_object(data: bytes) -> dict[str, Any]:
         raise Unusable(f"holds {shown(value)}, expected a JSON object")
     _check_depth(value)
     return value
-
-
-def shown(value: object) -> str:
-    """Return a value as one short line of printable characters."""
-    text = value if isinstance(value, str) else str(value)[: 4 * SHOWN]
-    quoted = ascii(text[: 4 * SHOWN]) if isinstance(value, str) else text
-    return quoted if len(quoted) <= SHOWN else f"{quoted[:SHOWN]}…"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.models.look.jsonfiles import shown
 from pipeline.models.look.settings import CONFIG, quantization_of, size_of
 from pipeline.models.look.tensors import Tensor
+from schemas.foreign import shown
 
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 """Names of the matrix that ids are looked up in."""

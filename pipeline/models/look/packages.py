@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-from pipeline.models.look.jsonfiles import shown
 from pipeline.models.look.settings import quantization_of
+from schemas.foreign import shown
 
 QUANTIZED = {
     "aqlm": ("aqlm",),

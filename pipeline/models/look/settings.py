@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.models.look.jsonfiles import shown
+from schemas.foreign import shown
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 

@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.look.jsonfiles import Unusable, parse_object, read_object, shown
+from pipeline.models.look.jsonfiles import Unusable, parse_object, read_object
+from schemas.foreign import shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

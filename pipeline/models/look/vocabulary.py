@@ -16,8 +16,8 @@ from pipeline.models.look.jsonfiles import (
     parse_object,
     read_bytes,
     read_object,
-    shown,
 )
+from schemas.foreign import shown
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 

@@ -1,0 +1,86 @@
+"""Valid score tables of every shape, from a seed: what codecs and shards are fuzzed with."""
+
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.scores.columns import table_of
+from pipeline.scores.scores import Scores
+from pipeline.shards.packed.renumbering import Renumbering
+from pipeline.shards.scores import write_scores
+from schemas.records.scores import ScorerIdentity
+from schemas.scoresignal import Signal
+
+SCORER = ScorerIdentity(
+    model={"name": "fuzz"},
+    engine="hf",
+    engine_version="0",
+    dtype="float32",
+    quantization=None,
+    tokenizer="t",
+    template=None,
+    vocab_size=300,
+    codec="packed-v1",
+    signal={"k": 3},
+)
+
+
+def any_table(random: Random) -> tuple[pa.Table, Signal, int, Renumbering | None]:
+    """Return a score table, its signal, its vocabulary, and a renumbering or none."""
+    vocab = random.choice((1, 5, 300, 65537))
+    k = random.randint(1, min(vocab, 9))
+    signal = Signal(
+        k=k,
+        top_p=random.choice((None, 0.9)),
+        tail_buckets=random.choice((1, 3)),
+        candidates=random.choice((0, 2)),
+        draws=random.choice((0, 4)),
+        entropy=random.random() < 0.5,
+    )
+    lengths = np.array([random.randint(1, 9) for _ in range(random.randrange(1, 5))])
+    scores = _scores(np.random.default_rng(random.getrandbits(32)), lengths.sum(), signal, vocab)
+    digests = [f"{row:032x}" for row in range(len(lengths))]
+    by = None
+    if random.random() < 0.5:
+        by = Renumbering.learn(scores.topk_ids[scores.topk_ids >= 0], vocab_size=vocab)
+    return table_of(digests, scores, lengths, signal), signal, vocab, by
+
+
+def score_shard(random: Random) -> bytes:
+    """Return the bytes of a shard of `SCORER`, in either codec."""
+    signal, lengths = Signal.of(SCORER.signal), np.array([3, 1, random.randint(1, 30)])
+    generator = np.random.default_rng(random.getrandbits(32))
+    scores = _scores(generator, lengths.sum(), signal, SCORER.vocab_size)
+    codec = random.choice(("typed-v1", "packed-v1"))
+    table = table_of(["a", "b", "c"], scores, lengths, signal)
+    return write_scores(table, SCORER.model_copy(update={"codec": codec}))
+
+
+def _logprobs(random: np.random.Generator, *shape: int) -> Any:
+    drawn = -random.exponential(4, shape).astype(np.float32)
+    edges = np.array([0.0, -2.0, -1e5, -np.inf], np.float32)
+    return np.where(random.random(shape) < 0.1, random.choice(edges, shape), drawn)
+
+
+def _scores(random: np.random.Generator, tokens: int, signal: Signal, vocab: int) -> Scores:
+    ids = random.integers(0, vocab, (tokens, signal.k)).astype(np.int32)
+    top = -np.sort(-_logprobs(random, *ids.shape), axis=1)
+    if signal.ragged:
+        count = random.integers(signal.min_k, signal.k + 1, tokens)
+        cut = np.arange(signal.k) >= count[:, None]
+        ids, top = np.where(cut, -1, ids).astype(np.int32), np.where(cut, -np.inf, top)
+    buckets, some, draws = signal.tail_buckets, signal.candidates, signal.draws
+    drawn = random.integers(0, min(vocab, 9), (tokens, draws)).astype(np.int32)
+    return Scores(
+        topk_ids=ids,
+        topk_logprobs=top.astype(np.float32),
+        tail_logprobs=_logprobs(random, *((tokens,) if buckets == 1 else (tokens, buckets))),
+        token_logprob=_logprobs(random, tokens),
+        token_rank=random.integers(1, vocab + 1, tokens).astype(np.int32),
+        entropy=random.uniform(0, 16, tokens).astype(np.float32) if signal.entropy else None,
+        candidate_ids=random.integers(0, vocab, (tokens, some)).astype(np.int32) if some else None,
+        candidate_logprobs=_logprobs(random, tokens, some) if some else None,
+        draw_ids=np.sort(drawn) if draws else None,
+    )
