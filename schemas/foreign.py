@@ -93,7 +93,7 @@ class _Short(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         """Return a number, or how long it is where nobody would read it."""
-        return repr(x) if x.bit_length() <= 64 else f"a whole number of {x.bit_length()} bits"
+        return repr(x) if x.bit_length() <= 4096 else f"a whole number of {x.bit_length()} bits"
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         """Return the beginning of an object in its own order."""
