@@ -61,6 +61,7 @@ Some keys depend on each other; these checks raise, they never change a value:
 
 UNITS = {
     r"(_|^)tokens$": "tokens",
+    r"_bytes_per_s$": "bytes per second",
     r"_s$": "seconds",
     r"_gb$": "GiB",
     r"^max_num_seqs$": "sequences",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.runs.run import Run
+from pipeline.store import interrupts
 from pipeline.store.scratch import scratch
 from schemas.errors import (
     INTERRUPTED_EXIT_CODE,
@@ -167,6 +168,7 @@ def _run_processes(
             ) from error
     if interrupted is not None:
         signal.raise_signal(interrupted)  # now that the processes are gone, it is ours
+        interrupts.check()
     return {}
 
 

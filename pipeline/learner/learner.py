@@ -28,6 +28,7 @@ from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
 from pipeline.objectives.losses import DIAGNOSTICS
 from pipeline.objectives.targets import Targets, build_targets
+from pipeline.store import interrupts
 from schemas.errors import DataError
 
 TAG = "state"
@@ -76,6 +77,7 @@ class Learner:
         sums = dict.fromkeys(("loss", "weight", *DIAGNOSTICS), 0.0)
         norm = None
         for micro in plan.micro:
+            interrupts.beat()
             batch, targets = together(partial(self._inputs, data, micro[self._ranks.rank]))
             loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
             self._engine.backward(loss)

@@ -2,7 +2,8 @@
 
 A lease is an object that is created to take the unit, updated on condition to renew or steal it,
 and deleted at the end; its age is told by the store's own clock. Promises: a unit whose holder is
-gone becomes free, at once where the holder was a process of this machine. Must not: be needed for
+gone becomes free, at once where the holder was a process of this machine, and in time where it
+lives but gets nowhere. Must not: be needed for
 safety, which is the commit's alone.
 """
 
@@ -15,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pipeline.store import interrupts
 from pipeline.store.storage import Storage
-from schemas.errors import DataError, StorageError
+from schemas.errors import CapacityError, DataError, StorageError
 from schemas.keys import lease_key, leases_folder
 from schemas.records.shards import LeaseRecord
 
@@ -27,7 +29,7 @@ class Leases:
     def __init__(self, storage: Storage, folder: str) -> None:
         """Name the stage's folder; nothing is taken yet."""
         self._storage, self._stage = storage, folder
-        self._ttl_s = storage.lease_s
+        self._ttl_s, self._stall_s = storage.lease_s, storage.stall_s
         self._mine = LeaseRecord(owner=uuid.uuid4().hex, machine=machine(), process=os.getpid())
         self._held: set[str] = set()
         self._stop = threading.Event()
@@ -45,6 +47,7 @@ class Leases:
         trace: TracebackType | None,
     ) -> None:
         """Give back what is held, for others need not wait."""
+        interrupts.settle()
         self._stop.set()
         self._thread.join()
         for unit in list(self._held):
@@ -90,14 +93,20 @@ class Leases:
 
     def _renew(self) -> None:
         while not self._stop.wait(self._ttl_s / 3):
+            if interrupts.silence_s() > self._stall_s:
+                continue  # this process hangs, and nobody should wait for it
             for unit in list(self._held):
-                with suppress(StorageError):  # the work itself meets the same fault and reports it
-                    key = self._key(unit)
-                    version = self._storage.version(key)
-                    if version is None or self._storage.get(key) != self._mine.to_bytes():
-                        self._held.discard(unit)  # stolen while this process was asleep
-                    else:
-                        self._storage.replace(key, self._mine.to_bytes(), version)
+                # the work itself meets the same fault and reports it
+                with suppress(StorageError, CapacityError, interrupts.Interrupted):
+                    self._renew_one(unit)
+
+    def _renew_one(self, unit: str) -> None:
+        key = self._key(unit)
+        version = self._storage.version(key)
+        if version is None or self._storage.get(key) != self._mine.to_bytes():
+            self._held.discard(unit)  # stolen while this process was asleep
+        else:
+            self._storage.replace(key, self._mine.to_bytes(), version)
 
     def _key(self, unit: str) -> str:
         return lease_key(self._stage, unit)

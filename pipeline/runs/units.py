@@ -5,13 +5,13 @@ splitting it by number or taking units by lease, in an order that is shuffled pe
 """
 
 import random
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.runs.leases import Leases
 from pipeline.runs.progress import Progress
+from pipeline.store import interrupts
 from pipeline.store.commit import committed_units
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key
@@ -64,6 +64,7 @@ def run_units(
     try:
         if worker.count > 1:
             for position, index in enumerate(todo):
+                interrupts.beat()
                 tokens = 0
                 if position == 0 or not storage.exists(commit_key(folder, units[index])):
                     tokens = compute(index)
@@ -90,9 +91,11 @@ def _run_leased(
         while todo:
             left = []
             for index in todo:
+                interrupts.check()
                 if not leases.take(units[index]):
                     left.append(index)
                     continue
+                interrupts.beat()
                 tokens = 0
                 if not storage.exists(commit_key(folder, units[index])):
                     tokens = compute(index)
@@ -105,6 +108,6 @@ def _run_leased(
                 if not waited_for.issuperset(todo):
                     waited_for.update(todo)
                     progress.note(f"waiting for {len(todo)} units that other workers hold")
-                time.sleep(min(POLL_S, storage.lease_s / 4))
+                interrupts.pause(min(POLL_S, storage.lease_s / 4))
         if committed_units(storage, folder).issuperset(units):
             leases.sweep()

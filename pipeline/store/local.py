@@ -2,8 +2,6 @@
 
 import fcntl
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -11,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from pipeline.store import files
+from pipeline.store.attempts import ENTRY_BYTES, current
 from pipeline.store.backend import Leftover, Version, whole
 from pipeline.store.files import TEMPORARY
 
@@ -34,14 +33,16 @@ class LocalBackend:
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
-        return Path(name).read_bytes()
+        return files.read(Path(name))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Return pieces of files."""
         pieces = []
         for name, group in groupby(ranges, key=itemgetter(0)):
-            with open(name, "rb", buffering=0) as file:
-                pieces += [os.pread(file.fileno(), stop - start, start) for _, start, stop in group]
+            with files.opened(name) as file:
+                for _, start, stop in group:
+                    pieces.append(os.pread(file, stop - start, start))
+                    current().arrived(stop - start)
         return whole(ranges, pieces)
 
     def write(self, name: str, data: bytes, *, create: bool) -> None:
@@ -64,8 +65,7 @@ class LocalBackend:
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder, unfinished ones left out."""
         try:
-            with os.scandir(folder) as entries:
-                names = {entry.name for entry in entries if entry.is_file()}
+            names = {entry.name for entry in _entries(folder) if entry.is_file()}
         except FileNotFoundError:
             return set()
         return {name for name in names if not name.startswith(files.TEMPORARY)}
@@ -73,8 +73,7 @@ class LocalBackend:
     def folders(self, folder: str) -> set[str]:
         """Return the names of the folders in a folder."""
         try:
-            with os.scandir(folder) as entries:
-                return {entry.name for entry in entries if entry.is_dir()}
+            return {entry.name for entry in _entries(folder) if entry.is_dir()}
         except FileNotFoundError:
             return set()
 
@@ -84,20 +83,11 @@ class LocalBackend:
 
     def upload(self, name: str, path: Path) -> None:
         """Copy a file in, atomically."""
-        target = Path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f"{files.TEMPORARY}{uuid.uuid4().hex}"
-        try:
-            shutil.copyfile(path, temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.copy_in(Path(name), path)
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file out."""
-        shutil.copyfile(name, path)
+        files.copy_out(Path(name), path)
 
     def delete(self, name: str) -> None:
         """Remove a file."""
@@ -113,6 +103,14 @@ class LocalBackend:
     def discard(self, leftover: Leftover) -> None:
         """Remove a temporary file."""
         Path(leftover.name).unlink(missing_ok=True)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    attempt = current()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            attempt.arrived(ENTRY_BYTES)
+            yield entry
 
 
 @contextmanager

@@ -5,15 +5,16 @@ Promises: a filesystem is made afresh in each process, and none of a parent's is
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from pipeline.store.attempts import ENTRY_BYTES, Attempt, current
 from pipeline.store.backend import Leftover, Version, whole
+from pipeline.store.faults import s3_code
 from schemas.config.storage import StorageSection
 
 
@@ -25,6 +26,7 @@ def unfinished_uploads(filesystem: Any, prefix: str) -> Iterator[Leftover]:
         reply = filesystem.call_s3(
             "list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/", **page
         )
+        current().arrived(ENTRY_BYTES * (1 + len(reply.get("Uploads", []))))
         now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
         for found in reply.get("Uploads", []):
             age_s = (now - found["Initiated"]).total_seconds()
@@ -37,10 +39,77 @@ def unfinished_uploads(filesystem: Any, prefix: str) -> Iterator[Leftover]:
         }
 
 
-def abort_upload(filesystem: Any, leftover: Leftover) -> None:
-    """End a multipart upload, so that its parts are freed."""
-    bucket, key, _ = filesystem.split_path(leftover.name)
-    filesystem.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=leftover.upload)
+PIECE_BYTES = 1 << 18
+"""Bytes that are read at a time, so that it is seen whether any come."""
+
+PART_BYTES = 16 << 20
+"""Bytes of a large object that one request brings into a file."""
+
+PARTS_AT_ONCE = 8
+
+
+async def read_object(filesystem: Any, name: str, attempt: Attempt) -> bytes:
+    """Return an object's bytes by one request."""
+    bucket, key, _ = filesystem.split_path(name)
+    reply = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+    pieces: list[bytes] = []
+    await _take(reply["Body"], attempt, pieces.append)
+    return b"".join(pieces)
+
+
+async def download_object(filesystem: Any, name: str, path: Path, attempt: Attempt) -> None:
+    """Write a file from an object; a large one by several requests at once."""
+    import asyncio
+
+    bucket, key, _ = filesystem.split_path(name)
+    head = await filesystem._call_s3("head_object", Bucket=bucket, Key=key)
+    some = asyncio.Semaphore(PARTS_AT_ONCE)
+
+    async def fetch(start: int) -> None:
+        async with some:
+            span = f"bytes={start}-{start + PART_BYTES - 1}"
+            only = {"Range": span} if head["ContentLength"] > PART_BYTES else {}
+            reply = await filesystem._call_s3(
+                "get_object", Bucket=bucket, Key=key, IfMatch=head["ETag"], **only
+            )
+            with path.open("r+b") as file:
+                file.seek(start)
+                await _take(reply["Body"], attempt, file.write)
+
+    path.write_bytes(b"")
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in range(0, max(1, head["ContentLength"]), PART_BYTES):
+                group.create_task(fetch(start))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _take(body: Any, attempt: Attempt, use: Callable[[bytes], object]) -> None:
+    """Read a reply to its end, where its length and checksum are verified."""
+    try:
+        while piece := await body.read(PIECE_BYTES):
+            attempt.arrived(len(piece))
+            use(piece)
+    finally:
+        body.close()
+
+
+async def list_folder(filesystem: Any, folder: str, attempt: Attempt) -> list[dict[str, str]]:
+    """Return what is directly in a folder, as fsspec does, page by page."""
+    bucket, key, _ = filesystem.split_path(folder)
+    where = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+    found: list[dict[str, str]] = []
+    page: dict[str, Any] = {"IsTruncated": True}
+    while page.get("IsTruncated"):
+        if "NextContinuationToken" in page:
+            where["ContinuationToken"] = page["NextContinuationToken"]
+        page = await filesystem._call_s3("list_objects_v2", **where)
+        files, folders = page.get("Contents", []), page.get("CommonPrefixes", [])
+        found += [{"name": f"{bucket}/{file['Key']}", "type": "file"} for file in files]
+        found += [{"name": f"{bucket}/{one['Prefix']}", "type": "directory"} for one in folders]
+        attempt.arrived(ENTRY_BYTES * (1 + len(files) + len(folders)))
+    return found
 
 
 MEMORY_LOCK = threading.Lock()
@@ -80,19 +149,38 @@ class ObjectBackend:
         """Leave connections behind when sent to another process."""
         return {**self.__dict__, "_by_pid": {}}
 
+    def _run(self, work: Callable[..., Coroutine[Any, Any, Any]], *given: Any, **more: Any) -> Any:
+        """Return what a coroutine returns; it is ended with the attempt that waits for it."""
+        import asyncio
+
+        future = asyncio.run_coroutine_threadsafe(work(*given, **more), self._fs.loop)
+        current().on_cancel(future.cancel)
+        return future.result()
+
     def read(self, name: str) -> bytes:
         """Return an object's bytes."""
-        return bytes(self._fs.cat_file(name))
+        if self._protocol == "memory":
+            return bytes(self._fs.cat_file(name))
+        return bytes(self._run(read_object, self._fs, name, current()))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Return pieces of objects, asked for at once."""
         names, starts, stops = ([r[i] for r in ranges] for i in range(3))
-        return whole(ranges, self._fs.cat_ranges(names, starts, stops, on_error="raise"))
+        if self._protocol == "memory":
+            return whole(ranges, self._fs.cat_ranges(names, starts, stops, on_error="raise"))
+        current().expect(sum(stop - start for _, start, stop in ranges))
+        work = self._fs._cat_ranges
+        return whole(ranges, self._run(work, names, starts, stops, on_error="raise"))
 
     def write(self, name: str, data: bytes, *, create: bool) -> None:
         """Put an object in one request; with If-None-Match for `create`."""
-        with MEMORY_LOCK if self._protocol == "memory" else nullcontext():
-            self._fs.pipe_file(name, data, mode="create" if create else "overwrite")
+        mode = "create" if create else "overwrite"
+        if self._protocol == "memory":
+            with MEMORY_LOCK:
+                self._fs.pipe_file(name, data, mode=mode)
+        else:
+            current().expect(len(data))
+            self._run(self._fs._pipe_file, name, data, mode=mode)
 
     def version(self, name: str) -> Version:
         """Return an object's version."""
@@ -100,8 +188,7 @@ class ObjectBackend:
             info = self._fs.info(name)
             age_s = (datetime.now(UTC) - info["created"]).total_seconds()
             return Version(str(info["created"]), age_s, info["size"])
-        bucket, key, _ = self._fs.split_path(name)
-        reply = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+        reply = self._head(name)
         now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
         age_s = (now - reply["LastModified"]).total_seconds()
         return Version(reply["ETag"], age_s, reply["ContentLength"])
@@ -114,7 +201,8 @@ class ObjectBackend:
                     raise FileExistsError(name)
                 self._fs.pipe_file(name, data)
         else:
-            self._fs.pipe_file(name, data, IfMatch=version.tag)
+            current().expect(len(data))
+            self._run(self._fs._pipe_file, name, data, IfMatch=version.tag)
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the objects in a folder, always asked afresh."""
@@ -126,19 +214,32 @@ class ObjectBackend:
 
     def exists(self, name: str) -> bool:
         """Return whether an object is there."""
+        if self._protocol == "memory":
+            return bool(self._fs.exists(name))
         try:
-            self._fs.info(name)
+            self._head(name)
         except FileNotFoundError:
             return False
         return True
 
+    def _head(self, name: str) -> Any:
+        bucket, key, _ = self._fs.split_path(name)
+        return self._run(self._fs._call_s3, "head_object", Bucket=bucket, Key=key)
+
     def upload(self, name: str, path: Path) -> None:
         """Upload a file; a large one in parts that become visible together."""
-        self._fs.put_file(str(path), name)
+        if self._protocol == "memory":
+            self._fs.put_file(str(path), name)
+        else:
+            current().expect(path.stat().st_size)
+            self._run(self._fs._put_file, str(path), name)
 
     def download(self, name: str, path: Path) -> None:
         """Download an object."""
-        self._fs.get_file(name, str(path))
+        if self._protocol == "memory":
+            self._fs.get_file(name, str(path))
+        else:
+            self._run(download_object, self._fs, name, path, current())
 
     def delete(self, name: str) -> None:
         """Remove an object."""
@@ -151,13 +252,19 @@ class ObjectBackend:
 
     def discard(self, leftover: Leftover) -> None:
         """Abort a multipart upload."""
-        abort_upload(self._fs, leftover)
+        bucket, key, _ = self._fs.split_path(leftover.name)
+        which = {"Bucket": bucket, "Key": key, "UploadId": leftover.upload}
+        self._run(self._fs._call_s3, "abort_multipart_upload", **which)
 
     def _listed(self, folder: str, kind: str) -> set[str]:
         try:
-            # not `find`, which takes a refused or failed listing for an empty one
-            found = self._fs.ls(folder, detail=True)
-        except FileNotFoundError:
+            if self._protocol == "memory":
+                found = self._fs.ls(folder, detail=True)
+            else:  # s3fs's own `find` takes a refused or failed listing for an empty one
+                found = self._run(list_folder, self._fs, folder, current())
+        except FileNotFoundError as error:
+            if s3_code(error) == "NoSuchBucket":
+                raise
             return set()
         names = {
             e["name"].rstrip("/") if kind == "directory" else e["name"]

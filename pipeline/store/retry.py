@@ -1,103 +1,90 @@
 """Repetition of storage requests: what to try again, how long to wait, what to say at the end."""
 
-import errno
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
-from schemas.errors import StorageError
+from pipeline.store import interrupts
+from pipeline.store.attempts import Pace, bounded
+from pipeline.store.faults import fault_of, first_line, s3_code
+from pipeline.store.interrupts import pause
+from schemas.errors import OpdError, StorageError
+from schemas.faults import ACCESS, MEND, NETWORK, Fault
 
 T = TypeVar("T")
 
-FINAL_ERRNOS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is larger than the file system or a limit allows",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a part of the path is a file, not a folder",
-    errno.ENAMETOOLONG: "the path is too long",
-    errno.EOPNOTSUPP: "the file system has no hard links, which a safe create needs",
-    errno.EPERM: "the operation is not permitted (or the file system has no hard links)",
-}
-"""Faults of the operating system that waiting does not mend, in words."""
-
-BUGS = (AttributeError, AssertionError, MemoryError, NameError, TypeError)
+BUGS = (AttributeError, AssertionError, NameError, TypeError)
 """Exceptions that come from our own process, not from the store."""
 
-FINAL_CODES = ("InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed")
-"""S3 error codes that waiting does not mend."""
+LAST_ATTEMPT_S = 10.0
+"""Seconds without a byte that an attempt is allowed although patience is nearly over."""
+
+ENDING_S = 3.0
+"""Longest patience while what is held is given back after a signal."""
 
 
-def with_retries(action: Callable[[], T], *, what: str, patience_s: float) -> T:
+def with_retries(
+    action: Callable[[], T], *, what: str, patience_s: float, pace: Pace | None = None
+) -> T:
     """Return what the action returns, repeating it after passing faults with growing random pauses.
 
     Args:
         action: one request, safe to repeat.
         what: the request in words, for the message.
-        patience_s: seconds after which to give up.
+        patience_s: seconds after which to give up; an attempt that gets nowhere ends then, too.
+        pace: how slow an attempt may be.
 
     Raises:
         FileNotFoundError, FileExistsError: at once; these are answers, not faults.
-        StorageError: no permission, a final fault, or still failing after `patience_s`.
+        OpdError: of the class that the fault belongs to: a final one, or still failing after
+            `patience_s`.
     """
-    deadline, pause = time.monotonic() + patience_s, 0.1
+    if interrupts.is_ending():
+        patience_s = min(patience_s, ENDING_S)
+    deadline, wait_s, pace = time.monotonic() + patience_s, 0.1, pace or Pace()
     while True:
+        left_s = max(deadline - time.monotonic(), LAST_ATTEMPT_S)
         try:
-            return action()
-        except BUGS:
+            return bounded(action, replace(pace, silence_s=min(pace.silence_s, left_s)))
+        except (*BUGS, OpdError):
             raise
         except Exception as error:
-            if _is_precondition(error):
-                raise FileExistsError(what) from error
-            if isinstance(error, FileNotFoundError | FileExistsError):
-                raise
-            _raise_if_final(error, what)
-            if time.monotonic() + pause > deadline:
-                raise StorageError(
-                    f"{what} failed for {patience_s:.0f} s, last with {_words(error)}. Check that "
-                    "the store is up and reachable (for s3://, AWS_ENDPOINT_URL) and run the same "
-                    "command again: nothing is half-written"
+            fault = _fault(error, what)
+            if time.monotonic() + wait_s > deadline:
+                raise fault.kind(
+                    f"{what} failed for {patience_s:.0f} s, last with {_words(fault, error)}. "
+                    f"{fault.advice}"
                 ) from error
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(pause * 2, 5.0)
+        pause(wait_s * random.uniform(0.5, 1.0))
+        wait_s = min(wait_s * 2, 5.0)
 
 
-def s3_code(error: BaseException) -> str:
-    """Return the S3 error code behind an exception, or an empty string."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        seen = seen.__cause__
-    return ""
+def _fault(error: Exception, what: str) -> Fault:
+    """Return the passing fault that an exception is.
 
-
-def _is_precondition(error: Exception) -> bool:
-    return s3_code(error) in ("PreconditionFailed", "412")
-
-
-def _raise_if_final(error: Exception, what: str) -> None:
-    """Raise a StorageError for a fault that waiting does not mend."""
-    reason = FINAL_ERRNOS.get(getattr(error, "errno", None) or 0)
-    refused = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
-    if refused and not reason:
-        raise StorageError(
-            f"{what} was refused: {_words(error)}. Check that you may read and write there (for "
-            "s3://, the credentials AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile), "
-            "then run the same command again: nothing is half-written"
-        ) from error
-    if s3_code(error) in FINAL_CODES or isinstance(error, ValueError):
-        reason = "the store will not accept it"
-    if reason and not s3_code(error).startswith("5"):
-        raise StorageError(
-            f"{what} failed: {reason} ({_words(error)}). Fix this and re-run the same "
-            "command: nothing is half-written"
-        ) from error
-
-
-def _words(error: BaseException) -> str:
+    Raises:
+        FileNotFoundError, FileExistsError: it is an answer.
+        OpdError: it is a fault that waiting does not mend.
+    """
     code = s3_code(error)
-    text = str(error).strip() or type(error).__name__
-    return f"{code}: {text}" if code and code not in text else text
+    if code in ("PreconditionFailed", "412"):
+        raise FileExistsError(what) from error
+    if isinstance(error, FileNotFoundError | FileExistsError) and code != "NoSuchBucket":
+        raise error
+    fault = fault_of(error)
+    if fault is None:
+        refusal = Fault("the store will not accept it", MEND)
+        fault = refusal if isinstance(error, ValueError) else NETWORK
+    if fault.passes:
+        return fault
+    if fault.refused:
+        words = _words(fault, error)
+        advice = fault.advice if fault.advice == ACCESS else f"{fault.advice}. {ACCESS}"
+        raise StorageError(f"{what} was refused: {words}. {advice}") from error
+    raise fault.kind(f"{what} failed: {_words(fault, error)}. {fault.advice}") from error
+
+
+def _words(fault: Fault, error: BaseException) -> str:
+    return f"{fault.reason} ({first_line(error)})" if fault.reason else first_line(error)

@@ -5,10 +5,8 @@ locked is dead, in other containers of the machine too. Promises: each first use
 removes what is dead; a full disk ends in a `StorageError` that names it, whichever library met it.
 """
 
-import errno
 import fcntl
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -17,25 +15,11 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from pipeline.store.faults import fault_of
 from schemas.errors import OpdError, StorageError
 
 PREFIX = "opd."
 """How the names of temporary folders begin; `opd-` was that of folders without a lock."""
-
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file is larger than the file system or a limit allows",
-    errno.EROFS: "the file system is read-only",
-    errno.EIO: "the disk cannot be read or written",
-}
-"""Faults of a local disk, in words."""
-
-RUST_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How Rust's libraries, safetensors and tokenizers among them, write an errno into their text."""
-
-TORCH_WRITER = ("PytorchStreamWriter failed", "unexpected pos")
-"""What `torch.save` says where it could not write; it keeps no errno."""
 
 PROBE_BYTES = 1 << 16
 
@@ -69,20 +53,11 @@ def scratch(purpose: str) -> Iterator[Path]:
 def disk_fault(error: BaseException) -> str | None:
     """Return the fault of a local disk that an exception tells of, or None where it tells of none.
 
-    The errno of the exception or of one behind it counts; libraries that keep none put it, or a
+    The number of the exception or of one behind it counts; libraries that keep none put it, or a
     phrase of their own, into their text.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        number = seen.errno if isinstance(seen, OSError) else None
-        found = RUST_ERROR.search(str(seen))
-        reason = FULL.get(number or (int(found[1]) if found else 0))
-        if reason is None and any(words in str(seen) for words in TORCH_WRITER):
-            reason = FULL[errno.ENOSPC]
-        if reason is not None:
-            return reason
-        seen = seen.__cause__ or seen.__context__
-    return None
+    fault = fault_of(error)
+    return fault.reason if fault is not None and fault.disk else None
 
 
 def full_disk(reason: str, error: BaseException) -> StorageError:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.store.attempts import Pace
 from pipeline.store.backend import Backend, Leftover, Version
 from pipeline.store.local import LocalBackend
 from pipeline.store.objects import ObjectBackend, s3_options
@@ -63,8 +64,11 @@ class Storage:
         self.root = root.rstrip("/") or root
         self._backend, self._prefix = open_backend(root, settings)
         self._retry_s, self._met = settings.retry_s, False
-        self.lease_s = settings.lease_s
-        """Seconds after which an object that says who works is out of date."""
+        silence_s = settings.connect_timeout_s + settings.read_timeout_s
+        self._pace = Pace(silence_s, settings.min_bytes_per_s)
+        self.lease_s, self.stall_s = settings.lease_s, settings.stall_s
+        """Seconds after which an object that says who works is out of date, and of silence after
+        which a worker lets its own become so."""
         self.single_writer = settings.single_writer
         """Whether nobody else writes meanwhile, so that a look tells what may be created."""
 
@@ -233,7 +237,7 @@ class Storage:
     def _do(self, what: str, action: Callable[[], T]) -> T:
         patience = self._retry_s if self._met else min(self._retry_s, FIRST_CONTACT_S)
         try:
-            result = with_retries(action, what=what, patience_s=patience)
+            result = with_retries(action, what=what, patience_s=patience, pace=self._pace)
         except (FileNotFoundError, FileExistsError):
             self._met = True
             raise

@@ -49,6 +49,17 @@ def test_a_unit_is_waited_for_while_its_holder_renews(tmp_path: Path) -> None:
     assert UNITS[7] not in work.computed
 
 
+def test_a_unit_whose_holder_lives_but_gets_nowhere_is_taken_over(tmp_path: Path) -> None:
+    quick = StorageSection(lease_s=0.4, stall_s=1.0)
+    with Leases(Storage(str(tmp_path), quick), FOLDER) as leases:
+        assert leases.take(UNITS[3])
+        work = Work(Storage(str(tmp_path), quick))
+        with ThreadPoolExecutor(1) as pool:
+            # its units are done in no time, and this thread shows no sign of life meanwhile
+            assert pool.submit(work.run).result() == set(UNITS)
+    assert work.computed[-1] == UNITS[3]
+
+
 def hold(storage: Storage, unit: str, *, process: int) -> None:
     record = LeaseRecord(owner="other", machine=machine(), process=process)
     assert storage.create(f"{FOLDER}/leases/{unit}.json", record.to_bytes())

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipeline.store.retry import FINAL_ERRNOS, s3_code, with_retries
+from pipeline.store.faults import s3_code
+from pipeline.store.retry import with_retries
 from schemas.errors import StorageError
+from schemas.faults import NUMBERS
 
 
 class Clock:
@@ -41,6 +43,7 @@ class CodedError(Exception):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr("pipeline.store.retry.time", made)
+    monkeypatch.setattr("pipeline.store.retry.pause", made.sleep)
     return made
 
 
@@ -96,12 +99,14 @@ def test_a_passing_s3_error_is_repeated(clock: Clock, code: str) -> None:
     assert len(clock.pauses) == 1
 
 
-@pytest.mark.parametrize("number", FINAL_ERRNOS)
+@pytest.mark.parametrize(
+    "number", [n for n, fault in NUMBERS.items() if not fault.passes and not fault.refused]
+)
 def test_a_fault_that_waiting_does_not_mend_is_final(clock: Clock, number: int) -> None:
     error = OSError(number, os.strerror(number))
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(NUMBERS[number].kind) as caught:
         with_retries(failing(error), what="writing x", patience_s=60.0)
-    assert FINAL_ERRNOS[number] in str(caught.value)
+    assert NUMBERS[number].reason in str(caught.value)
     assert "writing x" in str(caught.value)
     assert caught.value.__cause__ is error
     assert clock.pauses == []

@@ -194,5 +194,5 @@ def test_a_file_where_a_folder_should_be_is_a_storage_error(
 def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the pauses between repetitions, which are not slept."""
     pauses: list[float] = []
-    monkeypatch.setattr("pipeline.store.retry.time.sleep", pauses.append)
+    monkeypatch.setattr("pipeline.store.retry.pause", pauses.append)
     return pauses

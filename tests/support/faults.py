@@ -5,9 +5,11 @@ request is counted under what happened to it. Must not: change bytes that it let
 """
 
 import http.client
+import io
 import random
 import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +22,8 @@ RESET_BEFORE = "reset_before"
 RESET_AFTER = "reset_after"
 TRUNCATE = "truncate"
 CONFLICT = "conflict"
+DRIP = "drip"
+"""The body of a reply, or what there is without one, comes byte by byte, `DRIP_S` apart."""
 NONE = "none"
 
 STORM = {
@@ -31,6 +35,8 @@ STORM = {
     CONFLICT: 0.1,
 }
 """A mix of every fault that clients must survive."""
+
+DRIP_S = 0.02
 
 ERRORS = {
     SLOW_DOWN: (503, "SlowDown"),
@@ -102,6 +108,21 @@ class _Server(ThreadingHTTPServer):
         """Say nothing: clients that are killed, or that time out, reset their connections."""
 
 
+class _Dripping(io.BufferedIOBase):
+    """Writes byte by byte."""
+
+    def __init__(self, file: Any) -> None:
+        """Write to a file."""
+        self.file = file
+
+    def write(self, data: Any) -> int:
+        """Write all of it in its own time."""
+        for value in bytes(data):
+            self.file.write(bytes([value]))
+            time.sleep(DRIP_S)
+        return len(data)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: FaultProxy
@@ -121,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         reply, data = self._forward(body)
         if fault == RESET_AFTER:
             return self._cut()
-        self._send_reply(reply, data, truncate=fault == TRUNCATE)
+        self._send_reply(reply, data, fault)
 
     def _read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -148,7 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _send_reply(self, reply: http.client.HTTPResponse, data: bytes, *, truncate: bool) -> None:
+    def _send_reply(self, reply: http.client.HTTPResponse, data: bytes, fault: str) -> None:
+        file, truncate = self.wfile, fault == TRUNCATE
+        if fault == DRIP and not data:
+            self.wfile = _Dripping(file)
         self.send_response_only(reply.status)
         length = str(len(data))
         for name, value in reply.getheaders():
@@ -158,7 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
         self.end_headers()
+        if fault == DRIP and data:
+            self.wfile = _Dripping(file)
         self.wfile.write(data[: len(data) // 2] if truncate else data)
+        self.wfile = file
         if truncate:
             self._cut()
 

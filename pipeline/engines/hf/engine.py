@@ -24,6 +24,7 @@ from pipeline.models.padding import length_batches, padded, response_positions
 from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
 from pipeline.scores.signals import score_signals
+from pipeline.store import interrupts
 from schemas.columns import Ids
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
@@ -133,6 +134,7 @@ class HfEngine:
         candidates_TN = _candidates(batch, signal, states_TH.device)
         uniforms_TD = _uniforms(batch, signal, states_TH.device)
         for start in range(0, len(tokens_T), self._chunk_tokens):
+            interrupts.beat()
             chunk = slice(start, start + self._chunk_tokens)
             signals = score_signals(
                 self._head.logits(states_TH[chunk]),
@@ -158,6 +160,7 @@ class HfEngine:
         record = _Record(random.shape, sampling.candidates, device)
         texts, cache, current = self._texts(prompts, sampling), DynamicCache(), ids_BT
         for step in range(sampling.max_new_tokens):
+            interrupts.beat()
             logits_BV = self._next_logits(current, mask_BT, cache)
             ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[alive, step], sampling)
             record.put(step, alive, ids_B, logprobs_BV)

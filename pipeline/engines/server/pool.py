@@ -18,6 +18,7 @@ from pipeline.engines.server.client import (
     Server,
     ServerHttp,
 )
+from pipeline.store import interrupts
 from schemas.config.engines import ServerSection
 from schemas.errors import DataError, StorageError
 from schemas.foreign import excerpt
@@ -111,6 +112,7 @@ class ServerPool:
             if any(error is None for error in found):
                 return
             self._give_up(begin, str(found[0]))
+            interrupts.check()
             await asyncio.sleep(min(server.pause_s for server in self.servers))
 
     async def _all(self, requests: Sequence[Request[T]]) -> list[T]:
@@ -120,11 +122,12 @@ class ServerPool:
         async def work() -> None:
             for index, request in todo:
                 found[index] = await self._one(request)
+                interrupts.beat()
 
         count = min(len(requests), self._section.concurrency * len(self.servers))
         tasks = [asyncio.create_task(work()) for _ in range(count)]
         try:
-            await asyncio.gather(*tasks)
+            await _watched(asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
@@ -182,3 +185,11 @@ class ServerPool:
                 f"{last}. Check that they are up and run the same command again: what is committed "
                 "stays"
             )
+
+
+async def _watched(work: asyncio.Future[Any]) -> None:
+    """Wait for work, and end the wait where a signal came."""
+    while not work.done():
+        await asyncio.wait([work], timeout=interrupts.POLL_S)
+        interrupts.check()
+    await work

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.engines.environment import MODELS, passed_on
 from pipeline.engines.processes import SAFE_PATH, end_with_parent
+from pipeline.store import interrupts
 from schemas.errors import CapacityError, ConfigError
 from schemas.foreign import excerpt
 
@@ -128,6 +129,7 @@ class ServerProcess:
             if now - told > NOTE_S:
                 told = now
                 note(f"the vLLM server has been starting for {now - begin:.0f} s")
+            interrupts.beat()
             time.sleep(POLL_S)
 
     def _tail(self) -> str:

@@ -27,6 +27,7 @@ from pipeline.engines.vllm.processstate import ProcessState, collected_once, qui
 from pipeline.engines.vllm.worker import Packed
 from pipeline.models.border import reason_of
 from pipeline.models.source import ModelSource
+from pipeline.store import interrupts
 from pipeline.store.scratch import disk_fault, full_disk
 from schemas.columns import Ids
 from schemas.errors import CapacityError, ConfigError, OpdError
@@ -155,6 +156,7 @@ class VllmHost:
                     prompt = {"prompt_token_ids": ids.tolist()}
                     engine.add_request(names[-1], prompt, each, lora_request=adapter)
                 while engine.has_unfinished_requests():
+                    interrupts.beat()
                     for output in engine.step():
                         finished(int(output.request_id) - base, output)
             except BaseException:
@@ -234,6 +236,7 @@ class VllmHost:
         with _living():
             while not wait([answer], LOOK_S).done:
                 core.ensure_alive()
+                interrupts.check()
             return answer.result()
 
     def close(self) -> None:
