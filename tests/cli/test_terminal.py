@@ -32,7 +32,8 @@ def ways_out(path: Path) -> list[str]:
         name = getattr(node.func, "id", None) or getattr(node.func, "attr", "")
         owner = ast.unparse(node.func).rpartition(".")[0]
         drawn = name == "print" and owner == "self._console"  # a `cell`, above a bar
-        if name in WAYS_OUT and not drawn or name == "Console":
+        fixed = owner == "os"  # words of our own inside a handler, or what came by the door
+        if name in WAYS_OUT and not drawn and not fixed or name == "Console":
             found.append(f"{path.name}:{node.lineno}: {ast.unparse(node.func)}")
     return found
 

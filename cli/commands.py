@@ -1,0 +1,52 @@
+"""The commands of `opd`, under the headings of its help.
+
+Must not import torch, vllm or deepspeed: commands import what they need when they run.
+"""
+
+from collections.abc import Callable
+
+import typer
+
+from cli import config as inspect_config
+from cli import doctor, quickstart, runs, stages
+from cli.cache import commands as cache
+from cli.helppage import CommandPage, GroupPage
+
+app = typer.Typer(
+    cls=GroupPage,
+    help="On-policy distillation with an offline teacher cache.",
+    epilog="New here? Run `opd quickstart`. `opd COMMAND --help` explains a command.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Start here": {
+        "quickstart": quickstart.quickstart,
+        "doctor": doctor.doctor,
+        "config": inspect_config.app,
+    },
+    "Stages": {
+        "run": stages.run_all,
+        "rollout": stages.rollout,
+        "score": stages.score,
+        "train": stages.train,
+        "eval": stages.evaluate,
+    },
+    "Look": {"status": runs.status, "plan": runs.plan},
+    "Schedulers": {"gate": runs.gate},
+    "Cache": {"cache": cache.app},
+}
+"""Heading in `opd --help` → command → what it runs."""
+
+
+def _add_commands() -> None:
+    for heading, commands in COMMANDS.items():
+        for name, command in commands.items():
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, name=name, rich_help_panel=heading)
+            else:
+                app.command(name, cls=CommandPage, rich_help_panel=heading)(command)
+
+
+_add_commands()
