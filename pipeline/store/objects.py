@@ -5,112 +5,24 @@ Promises: a filesystem is made afresh in each process, and none of a parent's is
 
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pipeline.store.attempts import ENTRY_BYTES, Attempt, current
+from pipeline.store.attempts import current
 from pipeline.store.backend import Leftover, Version, whole
 from pipeline.store.faults import s3_code
+from pipeline.store.s3.requests import (
+    Tags,
+    download_object,
+    list_folder,
+    read_object,
+    unfinished_uploads,
+)
 from schemas.config.storage import StorageSection
-
-
-def unfinished_uploads(filesystem: Any, prefix: str) -> Iterator[Leftover]:
-    """Yield the multipart uploads below a prefix of an S3 filesystem."""
-    bucket, key, _ = filesystem.split_path(prefix)
-    page: dict[str, Any] = {}
-    while True:
-        reply = filesystem.call_s3(
-            "list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/", **page
-        )
-        current().arrived(ENTRY_BYTES * (1 + len(reply.get("Uploads", []))))
-        now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
-        for found in reply.get("Uploads", []):
-            age_s = (now - found["Initiated"]).total_seconds()
-            yield Leftover(f"{bucket}/{found['Key']}", found["UploadId"], age_s)
-        if not reply.get("IsTruncated"):
-            return
-        page = {
-            "KeyMarker": reply["NextKeyMarker"],
-            "UploadIdMarker": reply["NextUploadIdMarker"],
-        }
-
-
-PIECE_BYTES = 1 << 18
-"""Bytes that are read at a time, so that it is seen whether any come."""
-
-PART_BYTES = 16 << 20
-"""Bytes of a large object that one request brings into a file."""
-
-PARTS_AT_ONCE = 8
-
-
-async def read_object(filesystem: Any, name: str, attempt: Attempt) -> bytes:
-    """Return an object's bytes by one request."""
-    bucket, key, _ = filesystem.split_path(name)
-    reply = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
-    pieces: list[bytes] = []
-    await _take(reply["Body"], attempt, pieces.append)
-    return b"".join(pieces)
-
-
-async def download_object(filesystem: Any, name: str, path: Path, attempt: Attempt) -> None:
-    """Write a file from an object; a large one by several requests at once."""
-    import asyncio
-
-    bucket, key, _ = filesystem.split_path(name)
-    head = await filesystem._call_s3("head_object", Bucket=bucket, Key=key)
-    some = asyncio.Semaphore(PARTS_AT_ONCE)
-
-    async def fetch(start: int) -> None:
-        async with some:
-            span = f"bytes={start}-{start + PART_BYTES - 1}"
-            only = {"Range": span} if head["ContentLength"] > PART_BYTES else {}
-            reply = await filesystem._call_s3(
-                "get_object", Bucket=bucket, Key=key, IfMatch=head["ETag"], **only
-            )
-            with path.open("r+b") as file:
-                file.seek(start)
-                await _take(reply["Body"], attempt, file.write)
-
-    path.write_bytes(b"")
-    try:
-        async with asyncio.TaskGroup() as group:
-            for start in range(0, max(1, head["ContentLength"]), PART_BYTES):
-                group.create_task(fetch(start))
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def _take(body: Any, attempt: Attempt, use: Callable[[bytes], object]) -> None:
-    """Read a reply to its end, where its length and checksum are verified."""
-    try:
-        while piece := await body.read(PIECE_BYTES):
-            attempt.arrived(len(piece))
-            use(piece)
-    finally:
-        body.close()
-
-
-async def list_folder(filesystem: Any, folder: str, attempt: Attempt) -> list[dict[str, str]]:
-    """Return what is directly in a folder, as fsspec does, page by page."""
-    bucket, key, _ = filesystem.split_path(folder)
-    where = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
-    found: list[dict[str, str]] = []
-    page: dict[str, Any] = {"IsTruncated": True}
-    while page.get("IsTruncated"):
-        if "NextContinuationToken" in page:
-            where["ContinuationToken"] = page["NextContinuationToken"]
-        page = await filesystem._call_s3("list_objects_v2", **where)
-        files, folders = page.get("Contents", []), page.get("CommonPrefixes", [])
-        found += [{"name": f"{bucket}/{file['Key']}", "type": "file"} for file in files]
-        found += [{"name": f"{bucket}/{one['Prefix']}", "type": "directory"} for one in folders]
-        attempt.arrived(ENTRY_BYTES * (1 + len(files) + len(folders)))
-    return found
-
 
 MEMORY_LOCK = threading.Lock()
 """Held while `memory://` writes: its create looks first and writes afterwards."""
@@ -132,6 +44,7 @@ class ObjectBackend:
         """Name the filesystem and its options; nothing is contacted yet."""
         self._protocol, self._options = protocol, options
         self._by_pid: dict[int, Any] = {}
+        self._tags = Tags()
 
     @property
     def _fs(self) -> Any:
@@ -161,7 +74,7 @@ class ObjectBackend:
         """Return an object's bytes."""
         if self._protocol == "memory":
             return bytes(self._fs.cat_file(name))
-        return bytes(self._run(read_object, self._fs, name, current()))
+        return bytes(self._run(read_object, self._fs, name, current(), self._tags))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Return pieces of objects, asked for at once."""

@@ -43,11 +43,9 @@ def find_record(storage: Storage, key: str, kind: type[R]) -> R | None:
     Raises:
         DataError: it is damaged, or is of something else than its key says.
     """
-    data = storage.get(key)
-    if data is None:
-        return None
-    record = kind.from_bytes(data, where=storage.url(key))
-    check_place(storage, key, record)
+    record = storage.read_checked(key, lambda data: kind.from_bytes(data, where=storage.url(key)))
+    if record is not None:
+        check_place(storage, key, record)
     return record
 
 

@@ -46,6 +46,9 @@ FIRST_CONTACT_S = 15.0
 
 COPY_BYTES = 8 << 20
 
+READS = 3
+"""Times that an object is read at most before its bytes count as damaged."""
+
 
 class Storage:
     """A root and its verbs; keys are relative to the root, with `/` between parts."""
@@ -89,6 +92,25 @@ class Storage:
             )
         except FileNotFoundError:
             return None
+
+    def read_checked(self, key: str, check: Callable[[bytes], T]) -> T | None:
+        """Return what a check makes of an object's bytes, or None where there is none.
+
+        Bytes that fail are read again: what was damaged on its way comes right, what is stored
+        damaged comes the same.
+
+        Raises:
+            DataError: from the check.
+        """
+        failed: list[bytes] = []
+        while (data := self.get(key)) is not None:
+            try:
+                return check(data)
+            except DataError:
+                if data in failed or len(failed) == READS - 1:
+                    raise
+                failed.append(data)
+        return None
 
     def exists(self, key: str) -> bool:
         """Return whether an object is there."""
@@ -186,11 +208,16 @@ class Storage:
             DataError: the object is missing or is not what the shard says.
         """
         action = partial(self._backend.download, self._name(shard.key), path)
-        try:
-            self._do(f"reading {self.url(shard.key)}", action)
-        except FileNotFoundError as error:
-            raise self._missing(shard.key) from error
-        self._verify(shard, path.stat().st_size, file_sha256(path))
+        for left in reversed(range(READS)):
+            try:
+                self._do(f"reading {self.url(shard.key)}", action)
+            except FileNotFoundError as error:
+                raise self._missing(shard.key) from error
+            try:
+                return self._verify(shard, path.stat().st_size, file_sha256(path))
+            except DataError:
+                if not left:
+                    raise
 
     def read_shard(self, shard: Shard) -> bytes:
         """Return the bytes of a shard, verified.
@@ -200,11 +227,15 @@ class Storage:
         """
         if self.local_root is not None:
             self._check_size(shard)
-        data = self.get(shard.key)
-        if data is None:
+
+        def verified(data: bytes) -> bytes:
+            self._verify(shard, len(data), hashlib.sha256(data).hexdigest())
+            return data
+
+        found = self.read_checked(shard.key, verified)
+        if found is None:
             raise self._missing(shard.key)
-        self._verify(shard, len(data), hashlib.sha256(data).hexdigest())
-        return data
+        return found
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.store.commit import content_shard
+from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
-from schemas.errors import StorageError
+from schemas.errors import DataError, StorageError
+from schemas.records.shards import LeaseRecord
 from tests.conftest import QUICK, ProxyFactory, UseS3
 from tests.support.faults import (
     CONFLICT,
+    EMPTY,
+    FLIP,
+    HALVE,
     INTERNAL_ERROR,
     NONE,
     RESET_AFTER,
@@ -70,6 +75,39 @@ def test_a_passing_fault_of_a_read_is_repeated(
     proxy.force(fault, method="GET", times=2)
     storage.download(shard, tmp_path / "copy")
     assert proxy.counts[fault] == 6
+
+
+@pytest.mark.parametrize("fault", [FLIP, HALVE, EMPTY])
+def test_bytes_that_were_damaged_on_their_way_are_read_again(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory, fault: str, tmp_path: Path
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    storage = Storage(use_s3(moto_server.at(proxy.endpoint)), QUICK)
+    data, record = os.urandom(1 << 16), LeaseRecord(owner="me", machine="here", process=1)
+    shard = content_shard("folder", data, rows=1, tokens=1)
+    storage.put(shard.key, data)
+    create_record(storage, "record", record)
+    for times in (1, 2):
+        proxy.force(fault, method="GET", times=times)
+        assert storage.read_shard(shard) == data
+        proxy.force(fault, method="GET", times=times)
+        assert find_record(storage, "record", LeaseRecord) == record
+        proxy.force(fault, method="GET", times=times)
+        storage.download(shard, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+    assert proxy.counts[fault] == 9
+
+
+def test_bytes_that_are_stored_damaged_are_an_error_after_a_second_look(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    storage = Storage(use_s3(moto_server.at(proxy.endpoint)), QUICK)
+    storage.put("record", b'{"owner": "me"')
+    before = proxy.counts.total()
+    with pytest.raises(DataError, match="not a LeaseRecord"):
+        find_record(storage, "record", LeaseRecord)
+    assert proxy.counts.total() == before + 2
 
 
 @pytest.mark.s3

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,12 @@ RESET_BEFORE = "reset_before"
 RESET_AFTER = "reset_after"
 TRUNCATE = "truncate"
 CONFLICT = "conflict"
+FLIP = "flip"
+"""A bit of the body is another one; like the next two, it comes without any checksum header."""
+HALVE = "halve"
+"""Half of the body comes, and counts as all of it."""
+EMPTY = "empty"
+"""No body comes."""
 DRIP = "drip"
 """The body of a reply, or what there is without one, comes byte by byte, `DRIP_S` apart."""
 NONE = "none"
@@ -42,6 +48,11 @@ ERRORS = {
     SLOW_DOWN: (503, "SlowDown"),
     INTERNAL_ERROR: (500, "InternalError"),
     CONFLICT: (409, "ConditionalRequestConflict"),
+}
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    FLIP: lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+    HALVE: lambda data: data[: len(data) // 2],
+    EMPTY: lambda data: b"",
 }
 PRECONDITIONS = ("if-none-match", "if-match")
 HOP_BY_HOP = ("transfer-encoding", "connection", "content-length")
@@ -174,10 +185,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == DRIP and not data:
             self.wfile = _Dripping(file)
         self.send_response_only(reply.status)
+        data = DAMAGES.get(fault, bytes)(data)
         length = str(len(data))
         for name, value in reply.getheaders():
             if name.lower() == "content-length" and self.command == "HEAD":
                 length = value
+            if fault in DAMAGES and name.lower().startswith("x-amz-checksum"):
+                continue
             if name.lower() not in HOP_BY_HOP:
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
