@@ -32,7 +32,6 @@ def test_create_makes_a_whole_file_and_its_folders(tmp_path: Path) -> None:
     files.create(path, b"data")
     assert path.read_bytes() == b"data"
     assert os.listdir(path.parent) == ["file"]
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_create_refuses_an_existing_file_and_leaves_it(tmp_path: Path) -> None:
@@ -126,3 +125,22 @@ def kill_during(step: str, verb: str, path: Path) -> None:
         assert child.stdout.readline() == b"there\n"
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_files_and_folders_get_the_permissions_that_the_umask_leaves(
+    tmp_path: Path, umask: int, file: int, folder: int
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"data")
+    before = os.umask(umask)
+    try:
+        files.create(tmp_path / "a" / "created", b"data")
+        files.replace(tmp_path / "a" / "replaced", b"data")
+        files.copy_in(tmp_path / "a" / "copied", source)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == folder
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {file}
