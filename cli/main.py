@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from schemas.errors import INTERRUPTED_EXIT_CODE, OpdError
+from schemas.errors import INTERRUPTED_EXIT_CODE, ConfigError, OpdError
 
 END_WITH_PARENT = "OPD_END_WITH_PARENT"
 """Variable with which a scheduler asks for an end by SIGTERM when it dies itself."""
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_streams()
     with streams_kept(), commands_end_in_order():
         try:
+            _require_working_folder()
             try:
                 app(args=arguments, prog_name="opd")
             finally:
@@ -53,6 +54,17 @@ def main(arguments: list[str] | None = None) -> None:
 
             warn(*traceback.format_exc().splitlines())
             _fail(f"this is a bug in opd: {type(error).__name__}: {error}", 1)
+
+
+def _require_working_folder() -> None:
+    """Make sure that relative paths mean something; libraries ask for it when they are imported."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the working folder cannot be used ({error.strerror}): it was deleted, or is closed "
+            "to you. Change to another one, and run the same command again"
+        ) from error
 
 
 def _end_at_once_by_signals() -> None:

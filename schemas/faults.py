@@ -117,6 +117,9 @@ NUMBERS: Mapping[int, Fault] = {
 }
 """Numbers of the operating system."""
 
+OTHER = Fault("")
+"""Any other number: a place of this machine that cannot be used."""
+
 CODES: Mapping[str, Fault] = {
     **dict.fromkeys(("PermanentRedirect", "301", "307", "Redirect", "TemporaryRedirect"), REGION),
     "AuthorizationHeaderMalformed": REGION,

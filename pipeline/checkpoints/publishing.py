@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.checkpoints.claim import deciding_file, manifest_within, with_manifest
 from pipeline.models.adapters import adapter_settings, settings_digest
 from pipeline.runs.run import Run
+from pipeline.store.files import file_sha256
 from pipeline.store.records import create_record
-from pipeline.store.storage import file_sha256
 from schemas.fingerprint import fingerprint
 from schemas.keys import manifest_key
 from schemas.records.shards import Shard

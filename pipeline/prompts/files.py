@@ -14,8 +14,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from pipeline.store.files import file_sha256
 from pipeline.store.place import ConfigPlace
-from pipeline.store.storage import Storage, file_sha256
+from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError, StorageError
 from schemas.fingerprint import sha256

@@ -19,6 +19,7 @@ from schemas.faults import (
     DAMAGE,
     NETWORK,
     NUMBERS,
+    OTHER,
     PHRASES,
     REGION,
     WORDED,
@@ -45,6 +46,8 @@ def known_error(error: BaseException) -> OpdError | None:
     fault = fault_of(error)
     if fault is None:
         fault = next((DAMAGE[n] for e in _behind(error) for n in _names(e) if n in DAMAGE), None)
+    if fault is None and any(isinstance(e, OSError) and e.errno for e in _behind(error)):
+        fault = OTHER
     if fault is None:
         return None
     words = first_line(error)

@@ -5,6 +5,7 @@ written beside its target, flushed to disk, then linked (create) or renamed (rep
 """
 
 import errno
+import hashlib
 import os
 import stat
 import uuid
@@ -13,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.store.attempts import current
+
+COPY_BYTES = 8 << 20
 
 TEMPORARY = ".tmp-"
 """How the name of an unfinished file begins."""
@@ -145,3 +148,12 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pipeline.store.attempts import Pace
 from pipeline.store.backend import Backend, Leftover, Version
+from pipeline.store.files import file_sha256
 from pipeline.store.local import LocalBackend
 from pipeline.store.objects import ObjectBackend, s3_options
 from pipeline.store.paths import local_path, located
@@ -43,8 +44,6 @@ T = TypeVar("T")
 
 FIRST_CONTACT_S = 15.0
 """Longest patience before the store has answered for the first time."""
-
-COPY_BYTES = 8 << 20
 
 READS = 3
 """Times that an object is read at most before its bytes count as damaged."""
@@ -307,12 +306,3 @@ class Storage:
                 "scores are made anew by `opd score --only-invalid`, anything else by deleting it "
                 "with its commit and manifest and running the stage again"
             )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(COPY_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

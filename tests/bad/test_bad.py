@@ -2,12 +2,13 @@
 
 import shlex
 import shutil
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from tests.support.badcases import CONTROL, BadCase, all_cases, prepare
+from tests.support.badcases import CONTROL, GONE, BadCase, all_cases, prepare
 from tests.support.runs import Cli
 from tests.support.tiny import write_run
 
@@ -37,6 +38,7 @@ def test_a_bad_input_ends_in_words(
     shutil.copytree(original, folder)
     prepare(case, folder)
     monkeypatch.chdir(folder)
+    set_environment(case, folder, monkeypatch)
     before = stored(folder)
     program, *arguments = shlex.split(case.command)
     assert program == "opd"
@@ -56,6 +58,16 @@ def test_a_bad_input_ends_in_words(
 def test_each_case_has_a_name_of_its_own() -> None:
     names = [case.id for case in CASES]
     assert len(set(names)) == len(names)
+
+
+def set_environment(case: BadCase, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this process the variables of a case."""
+    for name, value in case.env.items():
+        if value == GONE:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value.replace("{folder}", str(folder)))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # or TMPDIR would not be looked at again
 
 
 def stored(folder: Path) -> set[str]:

@@ -170,6 +170,12 @@ def test_each_number_of_the_table_ends_in_its_class(number: int) -> None:
     assert isinstance(error, NUMBERS[number].kind)
 
 
+def test_any_other_number_is_a_place_that_cannot_be_used() -> None:
+    error = known_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone"))
+    assert isinstance(error, StorageError)
+    assert "/gone" in str(error)
+
+
 def test_a_bug_is_none_of_the_table() -> None:
     for error in (ValueError("x"), KeyError("x"), TypeError("x"), RuntimeError("x"), EOFError()):
         assert known_error(error) is None, error

@@ -34,6 +34,7 @@ class BadCase:
     json: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     delete: tuple[str, ...] = ()
     recipe: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
     command: str = "opd config validate -c run.toml"
     says: tuple[str, ...] = ()
     unsaid: tuple[str, ...] = ()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.repository import REPOSITORY
 from tests.support.runs import finish, start
 from tests.support.tiny import write_run
 
@@ -85,27 +84,3 @@ def test_a_run_that_gets_a_signal_at_any_moment_ends_as_it_should(
         assert outcome.stderr.endswith(TOLD)
         assert "Traceback" not in outcome.stderr
     assert list(tmp_path.glob("store/**/leases/*")) == []
-
-
-def test_a_reader_that_has_seen_enough_ends_nothing(tmp_path: Path) -> None:
-    config = write_run(tmp_path)
-    status = f"{sys.executable} -m cli.main status -c {config}"
-    command = f"{status} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY, timeout=50
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(("to", "code"), [("/dev/full", 6), ("&-", 0)])
-def test_what_cannot_be_printed_is_told_if_it_should_have_been(
-    to: str, code: int, tmp_path: Path
-) -> None:
-    config = write_run(tmp_path)
-    command = f"{sys.executable} -m cli.main status -c {config} >{to}"
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY, timeout=50
-    )
-    assert done.returncode == code, done.stderr
-    assert ("the disk is full" in done.stderr) == (code == 6)
-    assert "Traceback" not in done.stderr
