@@ -22,6 +22,7 @@ DOC = """
 damaged or foreign, by name. **stats** logs what the scores are like. **gc** says what nothing
 names any more; **delete** removes it when `delete` is on and there is more than `threshold_gb` of
 it, never what is younger than `older_than_h`. It may run while stages do.
+Exit code 6, which is tried again, may say that another clean-up of the root is at work.
 """
 
 PARAMS = {

@@ -7,7 +7,7 @@ Must not: be spelled anywhere else, or change, for what is stored under another 
 from typing import Literal
 
 RUNS, PROMPTS, ROLLOUTS, CACHE = "runs", "prompts", "rollouts", "cache"
-PINS, PROBES = "pins", "probe"
+PINS, PROBES, SWEEPS = "pins", "probe", "gc"
 
 # --- in each folder whose work is cut into units: stages, evaluations, caches ---
 
@@ -164,6 +164,11 @@ def scorer_key(scorer: str) -> str:
     return f"{scorer_folder(scorer)}/scorer.json"
 
 
+def scorer_of_key(key: str) -> str | None:
+    """Return the scorer in whose folder a key is, None for keys elsewhere."""
+    return key.split("/")[1] if key.startswith(f"{CACHE}/") else None
+
+
 def renumbering_key(scorer: str) -> str:
     """Return the key of the record of which renumbering of ids new shards use."""
     return f"{scorer_folder(scorer)}/renumbering.json"
@@ -198,7 +203,7 @@ def index_state_key(index: str, number: int) -> str:
     return f"{index_part(index, 'states')}/{number:012d}.json"
 
 
-# --- scorers/, pins/, probe/ ---
+# --- scorers/, pins/, gc/, probe/ ---
 
 
 def name_key(name: str) -> str:
@@ -209,6 +214,11 @@ def name_key(name: str) -> str:
 def pin_key(scorer: str) -> str:
     """Return the key of what protects a scorer from `opd cache gc`."""
     return f"{PINS}/{scorer}.json"
+
+
+def sweep_key() -> str:
+    """Return the key of what `opd cache gc` may delete, while it deletes."""
+    return f"{SWEEPS}/sweep.json"
 
 
 def probe_key(random: str) -> str:

@@ -284,6 +284,7 @@ def collection_json(found: "Collection", objects: "Sequence[Garbage]") -> dict[s
                 "scorer": one.scorer,
                 "bytes": sum(part.num_bytes for part in one.objects),
                 "young": one.is_young,
+                "held": one.is_held,
             }
             for one in found.unused
         ],

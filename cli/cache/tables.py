@@ -110,6 +110,7 @@ def print_collection(
     for one in found.unused:
         size = in_bytes(sum(part.num_bytes for part in one.objects))
         why = "too young" if one.is_young else "--unused-scorers deletes it"
+        why = "a command works on it now" if one.is_held else why
         say(f"no run names scorer {one.scorer} ({size}): {why}")
     for scorer in found.pinned:
         say(f"pinned: {scorer}")

@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.cache.index.compaction import compact
+from pipeline.cache.index.compaction import compact, is_lost
 from pipeline.cache.index.index import Hits, Index
 from pipeline.cache.shardreads import HELD_BYTES, ShardReads
 from pipeline.shards.scores import pinned_renumbering, read_scores, write_scores
 from pipeline.store.commit import content_shard
 from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
+from pipeline.store.sweeps import settle
 from schemas.columns import list_lengths
 from schemas.errors import DataError, IdentityError
 from schemas.keys import commit_key, data_folder, scorer_folder
@@ -100,7 +101,9 @@ class ScoreCache:
         self._index.refresh()
         self._looked_up = None
         unit = self._index.units.get(digest)
-        return None if unit is None else create_record(self._storage, key, unit.commit)
+        if unit is None or is_lost(self._storage, unit.commit.shard):
+            return None
+        return create_record(self._storage, key, unit.commit)
 
     def unnamed(self, digests: Sequence[str]) -> list[str]:
         """Return the sequences that the index does not name, in order; no shard is read.
@@ -195,8 +198,18 @@ def adopt_unit(
         data: bytes of its shard.
         digests: sequence digest of each row.
     """
-    storage.put(commit.shard.key, data)
-    commit = index.add(commit, digests)
+
+    def put(key: str) -> None:
+        storage.put(key, data)
+
+    mine = commit.shard.key
+    put(mine)
+    commit, added = index.add(commit, digests), commit
+    if commit.shard.key != mine and is_lost(storage, commit.shard):
+        index.drop(commit.unit)
+        commit = index.add(added, digests)
+    if commit.shard.key == mine:
+        settle(storage, [mine], put)
     commit = create_record(storage, commit_key(scorer_folder(index.scorer), commit.unit), commit)
     compact(storage, index)
     return commit

@@ -17,6 +17,7 @@ from pipeline.runs.run import Run
 from pipeline.store.files import file_sha256
 from pipeline.store.records import create_record, find_record
 from pipeline.store.scratch import scratch
+from pipeline.store.sweeps import settle
 from schemas.config.train import TrainSection
 from schemas.errors import DataError
 from schemas.keys import run_folder, state_key, states_folder
@@ -40,10 +41,13 @@ def save_state(run: Run, key: str, learner: Learner, *, record: StateManifest) -
     """
     with scratch("state") as folder:
         learner.save(folder)
-        files = gather_objects(together(lambda: _upload(run, folder)))
-    merged = {path: shard for part in files for path, shard in part.items()}
-    record = record.model_copy(update={"files": merged})
-    return from_main(lambda: _commit(run, key, record))
+        mine = together(lambda: _upload(run, folder))
+        merged = {path: shard for part in gather_objects(mine) for path, shard in part.items()}
+        record = record.model_copy(update={"files": merged})
+        stands = from_main(lambda: _commit(run, key, record))
+        keys = [shard.key for shard in mine.values()]
+        together(lambda: settle(run.storage, keys, lambda _: _upload(run, folder)))
+    return stands
 
 
 def load_state(run: Run, state: StateManifest, learner: Learner, ranks: Ranks) -> None:

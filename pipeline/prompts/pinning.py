@@ -6,6 +6,7 @@ tokenizer or option is refused, a file that is gone is not missed.
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from pipeline.shards import parquet
 from pipeline.store.commit import content_shard
 from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
+from pipeline.store.sweeps import settle
 from schemas.columns import list_lengths
 from schemas.config.prompts import PromptsSection
 from schemas.config.run import RunConfig
@@ -74,8 +76,12 @@ def prepare_prompts(
     if pinned is None:
         if file is None:
             raise missing_prompt_file(location, key=option, settings=config.storage)
-        made = _store_prompts(storage, config, file, tokenizer=tokenizer, source=source)
+        make = partial(_store_prompts, storage, config, file, tokenizer=tokenizer, source=source)
+        made = make()
+        shards = [shard.key for shard in made.shards]
+        settle(storage, shards, lambda _: make())  # should this process die after the record
         pinned = create_record(storage, key, made)
+        settle(storage, shards, lambda _: make())
     if file is not None:
         _check_source(pinned, file, option)
     _check_identity(storage, pinned, _identity(config.prompts, tokenizer), option)

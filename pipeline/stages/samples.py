@@ -14,7 +14,7 @@ from pipeline.runs.plan import Unit, sample_seeds
 from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.parquet import write_table
-from pipeline.store.commit import content_shard, publish, read_commit
+from pipeline.store.commit import content_shard, forget_lost, publish, read_commit
 from pipeline.store.storage import Storage
 from schemas.columns import Ids, list_array, list_lengths, list_rows
 from schemas.errors import ConfigError
@@ -100,28 +100,30 @@ def run_sampling(
     Returns:
         The units and their shards, or None while some are missing; and the units computed here.
     """
-    computed = 0
+    computed = list[str]()
+    storage, folder, names = stage.storage, stage.folder, [unit.name for unit in stage.units]
 
     def compute(index: int) -> int:
-        nonlocal computed
         tokens = stage.sample(stage.units[index], engine)
-        computed += 1
+        computed.append(names[index])
         return tokens
 
-    storage, folder, names = stage.storage, stage.folder, [unit.name for unit in stage.units]
-    done = run_units(
-        storage,
-        folder,
-        names,
-        label=stage.job.label,
-        worker=worker,
-        compute=compute,
-        progress=progress,
-    )
-    if not done.issuperset(names):
-        return None, computed
-    commits = [read_commit(storage, folder, n, fingerprint=stage.fingerprint) for n in names]
-    return tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits), computed
+    while True:
+        done = run_units(
+            storage,
+            folder,
+            names,
+            label=stage.job.label,
+            worker=worker,
+            compute=compute,
+            progress=progress,
+        )
+        if not done.issuperset(names):
+            return None, len(computed)
+        commits = [read_commit(storage, folder, n, fingerprint=stage.fingerprint) for n in names]
+        if not forget_lost(storage, folder, [c for c in commits if c.unit not in computed]):
+            break
+    return tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits), len(computed)
 
 
 def check_fits(engine: Engine, job: SampleJob, rows: Any) -> None:

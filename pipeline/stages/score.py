@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.cache.holds import Hold, held
 from pipeline.cache.reuse import find_stored
 from pipeline.cache.sameweights import find_siblings
 from pipeline.cache.scorecache import Origin, Published, ScoreCache
@@ -121,10 +122,19 @@ def _score(
             f"`opd rollout --round {round_index}` first, or `opd run` for everything in order"
         )
     scorer = find_scorer(run, round_index, teacher)
-    pin_scorer(run, scorer)
-    storage, identity, note = run.storage, scorer.identity, progress.note
+    with held(run.storage, [scorer.key]) as hold:
+        pin_scorer(run, scorer)
+        job = _job(run, rollout, scorer, note=progress.note)
+        manifest, call = _score_units(job, hold, worker=worker, progress=progress)
+    return _result(run, round_index, teacher, manifest, call)
+
+
+def _job(
+    run: Run, rollout: RolloutManifest, scorer: Scorer, *, note: Callable[[str], None]
+) -> _Job:
+    storage, identity = run.storage, scorer.identity
     most_rows = ROWS_PER_ROW * rollout.rows
-    job = _Job(
+    return _Job(
         run=run,
         rollout=rollout,
         scorer=scorer,
@@ -135,12 +145,18 @@ def _score(
             Signal.of(identity.signal),
             vocab_size=identity.vocab_size,
             tolerance=tolerance_of(run.config.score, identity.dtype),
-            where=f"teachers.{teacher}",
+            where=f"teachers.{scorer.name}",
         ),
-        folder=run.stage_folder(round_index, score_stage(teacher)),
+        folder=run.stage_folder(rollout.round, score_stage(scorer.name)),
         fingerprint=score_fingerprint(scorer, rollout),
     )
-    names, commits = [unit.unit for unit in rollout.units], list[ScoreCommit]()
+
+
+def _score_units(
+    job: _Job, hold: Hold, *, worker: Worker, progress: Progress
+) -> tuple[ScoreManifest | None, _Call]:
+    run, scorer = job.run, job.scorer
+    names, commits = [unit.unit for unit in job.rollout.units], list[ScoreCommit]()
     with LazyEngine(lambda: scorer.open(run, progress.note), progress.note) as engine:
 
         def compute(index: int) -> int:
@@ -151,14 +167,13 @@ def _score(
             run.storage,
             job.folder,
             names,
-            label=f"score {teacher}",
+            label=f"score {scorer.name}",
             worker=worker,
             compute=compute,
             progress=progress,
         )
-    manifest = _finish(job) if done.issuperset(names) else None
-    call = _Call(commits, engine.start_s, job.test.noise)
-    return _result(run, round_index, teacher, manifest, call)
+    manifest = _finish(job, hold) if done.issuperset(names) else None
+    return manifest, _Call(commits, engine.start_s, job.test.noise)
 
 
 def _score_unit(job: _Job, index: int, engine: LazyEngine) -> ScoreCommit:
@@ -221,7 +236,7 @@ def _payer(job: _Job) -> str:
     return f"{job.run.name}/{job.rollout.round:04d}"
 
 
-def _finish(job: _Job) -> ScoreManifest:
+def _finish(job: _Job, hold: Hold) -> ScoreManifest:
     """Write the manifest of a teacher's part of a round from the commits of all units."""
     commits = []
     for unit in job.rollout.units:
@@ -229,6 +244,7 @@ def _finish(job: _Job) -> ScoreManifest:
         commit = read_record(job.run.storage, key, ScoreCommit)
         check_fingerprint(job.run.storage, key, commit.fingerprint, job.fingerprint)
         commits.append(commit)
+    hold.check(job.folder, commits)
     sampled = sum(c.sampled_tokens for c in commits)
     manifest = ScoreManifest(
         run=job.run.name,

@@ -6,10 +6,14 @@ writer of a unit loses quietly after looking at the winner. Must not: publish on
 
 import hashlib
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.store.records import check_fingerprint, read_record
+from pipeline.store.records import READERS, check_fingerprint, read_record
 from pipeline.store.storage import Storage
+from pipeline.store.sweeps import settle
 from schemas.keys import commit_key, commits_folder, shard_key, stem
+from schemas.records.scores import ScoreCommit
 from schemas.records.shards import Commit, Shard
 
 
@@ -40,11 +44,12 @@ def publish(
     commit = Commit(unit=unit, shard=shard, fingerprint=fingerprint, attempt=uuid.uuid4().hex)
     storage.put(shard.key, data)
     key = commit_key(folder, unit)
-    if storage.create(key, commit.to_bytes()):
-        return commit
-    winner = read_record(storage, key, Commit)
-    check_fingerprint(storage, key, winner.fingerprint, fingerprint)
-    return winner
+    if not storage.create(key, commit.to_bytes()):
+        commit = read_record(storage, key, Commit)
+        check_fingerprint(storage, key, commit.fingerprint, fingerprint)
+    if commit.shard.key == shard.key:
+        settle(storage, [shard.key], lambda gone: storage.put(gone, data))
+    return commit
 
 
 def committed_units(storage: Storage, folder: str) -> set[str]:
@@ -56,6 +61,29 @@ def commit_names(storage: Storage, folder: str) -> list[str]:
     """Return the names of the commits in a folder, sorted; what else lies there is no commit."""
     found = storage.names(commits_folder(folder))
     return sorted(name for name in found if stem(name) != name)
+
+
+def forget_lost(
+    storage: Storage, folder: str, commits: Sequence[Commit | ScoreCommit]
+) -> list[str]:
+    """Delete those commits whose shard is not there; return their units.
+
+    A writer that is killed just after its commit cannot put again what a clean-up deletes just
+    then. For units that no manifest names yet: they are done anew.
+
+    Args:
+        storage: the store.
+        folder: the stage's folder.
+        commits: commits of other processes.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        there = pool.map(storage.exists, [commit.shard.key for commit in commits])
+        lost = [
+            commit.unit for commit, is_there in zip(commits, there, strict=True) if not is_there
+        ]
+    for unit in lost:
+        storage.delete(commit_key(folder, unit))
+    return lost
 
 
 def read_commit(storage: Storage, folder: str, unit: str, *, fingerprint: str) -> Commit:

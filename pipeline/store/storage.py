@@ -65,7 +65,9 @@ class Storage:
         settings = settings or StorageSection()
         self.root = root.rstrip("/") or root
         self._backend, self._prefix = open_backend(root, settings)
-        self._retry_s, self._met = settings.retry_s, False
+        self._met = False
+        self.retry_s = settings.retry_s
+        """Seconds for which a failing request is repeated."""
         silence_s = settings.connect_timeout_s + settings.read_timeout_s
         self._pace = Pace(silence_s, settings.min_bytes_per_s)
         self.lease_s, self.stall_s = settings.lease_s, settings.stall_s
@@ -265,7 +267,7 @@ class Storage:
         return self._name(key) if key else f"{self._prefix}/"
 
     def _do(self, what: str, action: Callable[[], T]) -> T:
-        patience = self._retry_s if self._met else min(self._retry_s, FIRST_CONTACT_S)
+        patience = self.retry_s if self._met else min(self.retry_s, FIRST_CONTACT_S)
         try:
             result = with_retries(action, what=what, patience_s=patience, pace=self._pace)
         except (FileNotFoundError, FileExistsError):

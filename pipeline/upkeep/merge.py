@@ -7,6 +7,7 @@ that are there already are left alone; killed and run again, it resumes.
 
 from dataclasses import dataclass
 
+from pipeline.cache.holds import held
 from pipeline.cache.index.index import Index
 from pipeline.cache.scorecache import adopt_unit
 from pipeline.runs.progress import Progress
@@ -62,19 +63,20 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
 
     tables = _renumberings(source, scorer)
     require_safe_writes(target)
-    create_record(target, key, identity)
-    for digest, data in tables.items():
-        target.put(f"{renumberings_folder(scorer)}/{digest}", data)
-        create_record(target, renumbering_key(scorer), RenumberingRecord(sha256=digest))
-    run_units(
-        target,
-        folder,
-        names,
-        label=f"merge {scorer[:8]}",
-        worker=Worker(),
-        compute=copy,
-        progress=progress,
-    )
+    with held(target, [scorer]):
+        create_record(target, key, identity)
+        for digest, data in tables.items():
+            target.put(f"{renumberings_folder(scorer)}/{digest}", data)
+            create_record(target, renumbering_key(scorer), RenumberingRecord(sha256=digest))
+        run_units(
+            target,
+            folder,
+            names,
+            label=f"merge {scorer[:8]}",
+            worker=Worker(),
+            compute=copy,
+            progress=progress,
+        )
     return Merged(
         scorer,
         len(copied),

@@ -30,6 +30,7 @@ from schemas.keys import (
     index_part,
     manifest_key,
     run_folder,
+    scorer_of_key,
     shard_key,
 )
 from schemas.records.index import IndexState
@@ -74,7 +75,7 @@ def scorer_references(storage: Storage, scorer: str) -> set[str]:
 
 def used_scorers(references: Iterable[str]) -> set[str]:
     """Return the scorers of whose caches something is among some keys."""
-    return {key.split("/")[1] for key in references if key.startswith(f"{CACHE}/")}
+    return {scorer for key in references if (scorer := scorer_of_key(key)) is not None}
 
 
 def _records_of_run(storage: Storage, run: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.cache.holds import held
 from pipeline.cache.scorecache import Origin, ScoreCache
 from pipeline.cache.scorers import find_named, stored_scorer
 from pipeline.runs.progress import Progress
@@ -101,9 +102,13 @@ def reprocess(
     if len(found) == 1 and (new.codec, after) == (old.codec, before):
         raise ConfigError(f"nothing would change: {found[0][0]} has this codec and signal already")
     require_safe_writes(storage)
-    _pin(storage, name, new)
-    work = _Work(storage, [key for key, _ in found], list(weights), before, after)
-    return _run(work, name, new, worker=worker, progress=progress)
+    keys = [key for key, _ in found]
+    with held(storage, [*dict.fromkeys(keys), new.key]):
+        for key in keys:  # it may have been deleted before it was held
+            stored_scorer(storage, key)
+        _pin(storage, name, new)
+        work = _Work(storage, keys, list(weights), before, after)
+        return _run(work, name, new, worker=worker, progress=progress)
 
 
 def _mixture(

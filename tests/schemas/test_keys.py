@@ -82,6 +82,7 @@ def spelled_by_keys() -> set[str]:
         keys.time_key(run, 0, stage="<stage>", random="<random>"),
         *(keys.shard_key(folder, "<sha256>") for folder in (keys.PROMPTS, keys.ROLLOUTS)),
         *(keys.name_key("<name>"), keys.pin_key(scorer), keys.probe_key("<random>")),
+        keys.sweep_key(),
     }
     stages = ("rollout", teacher, "eval")
     folders = [keys.stage_folder(run, 0, stage) for stage in stages]
@@ -94,6 +95,7 @@ def spelled_by_keys() -> set[str]:
     found |= {keys.commit_key(folder, "step-000010-…"), keys.manifest_key(folder)}
     folder, index = keys.scorer_folder(scorer), keys.index_folder(scorer)
     found |= {keys.commit_key(folder, "<digest>"), keys.lease_key(folder, "<digest>")}
+    found.add(keys.lease_key(folder, "hold-<random>"))
     found |= {keys.scorer_key(scorer), keys.renumbering_key(scorer)}
     found |= {f"{keys.renumberings_folder(scorer)}/<sha256>"}
     found |= {keys.shard_key(keys.data_folder(scorer), "<sha256>")}
@@ -119,7 +121,7 @@ def test_every_function_of_the_keys_is_drawn() -> None:
     finally:
         sys.setprofile(None)
     functions = {name for name, _ in inspect.getmembers(keys, inspect.isfunction)}
-    assert functions - called == {"owner", "parent", "stem", "unit_name"}
+    assert functions - called == {"owner", "parent", "scorer_of_key", "stem", "unit_name"}
 
 
 @pytest.mark.slow

@@ -118,3 +118,31 @@ def open_files() -> list[str]:
 def sleep_long() -> None:
     """Do nothing until the process is killed."""
     time.sleep(300)
+
+
+def publish_again_and_again(root: str, number: int) -> int:
+    """Publish units whose bytes are often those of units that were given up."""
+    from pipeline.store.commit import content_shard, publish
+    from schemas.keys import commit_key
+
+    storage, folder, choice = Storage(root), f"runs/r{number}/x", random.Random(number)
+    for turn in range(150):
+        data = bytes([choice.randrange(4)]) * 9
+        shard = content_shard("rollouts", data, rows=1, tokens=1)
+        publish(storage, folder, f"u{turn}", shard=shard, data=data, fingerprint="f")
+        if choice.random() < 0.8:
+            storage.delete(commit_key(folder, f"u{turn}"))
+    return 0
+
+
+def clean_until(root: str, name: str) -> int:
+    """Delete what nothing names, however young, again and again until a file appears."""
+    from cli.progress import QuietProgress
+    from pipeline.upkeep.garbage import delete_garbage, find_garbage
+
+    storage = Storage(root)
+    while not storage.exists(name):
+        found = find_garbage(storage, limit_s=0.0, progress=QuietProgress())
+        todo = found.todo(scorers=True)
+        delete_garbage(storage, found, todo, limit_s=0.0, progress=QuietProgress())
+    return 0

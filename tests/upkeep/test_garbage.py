@@ -2,20 +2,26 @@
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from pipeline.cache.holds import held
+from pipeline.store.commit import committed_units, read_commit
 from pipeline.store.storage import Storage
-from schemas.keys import scorer_folder
+from pipeline.store.sweeps import Sweep
+from schemas.keys import scorer_folder, sweep_key
 from tests.support.caches import copy_store, scorer_of, store_of
-from tests.support.runs import Cli, keys_below, snapshot
+from tests.support.children import clean_until, publish_again_and_again
+from tests.support.runs import Cli, finish, keys_below, snapshot, start_function
 from tests.support.servers import SeaweedServer
 from tests.support.tiny import write_run
 
 OLD_S = 3 * 86400.0
+NOBODY = 65534
 
 
 def plant(storage: Storage, *, age_s: float) -> set[str]:
@@ -200,3 +206,68 @@ def test_gc_on_s3_takes_lost_objects_and_aborts_multipart_uploads(
     assert uploads(prefix) == []
     assert uploads(f"{prefix}-other") == [f"{prefix}-other/x.pt"]
     assert keys_below(s3_storage, "") == before
+
+
+def test_a_dry_run_of_gc_needs_no_right_to_write(finished_run: Path, cli: Cli) -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        root, lasting = Path(parent, "store"), os.geteuid()
+        shutil.copytree(finished_run / "store", root)
+        lost = plant(Storage(str(root)), age_s=OLD_S)
+        folders = [Path(parent), root, *(path for path in root.rglob("*") if path.is_dir())]
+        for folder in folders:
+            folder.chmod(0o555)
+        try:
+            if not lasting:  # what may not be written is no matter to the superuser
+                os.seteuid(NOBODY)
+            found = cli("cache", "gc", "--root", root, "--json")
+        finally:
+            os.seteuid(lasting)
+            for folder in folders:
+                folder.chmod(0o755)
+        assert found.code == 0, found.stderr
+        assert set(found.result["keys"]) == lost
+
+
+def test_a_scorer_that_a_command_works_on_is_not_deleted(run_copy: Path, cli: Cli) -> None:
+    storage = store_of(run_copy)
+    shutil.rmtree(run_copy / "store/runs")
+    options = ("--delete", "--older-than", "0", "--unused-scorers")
+    with held(storage, [scorer_of(storage)]):
+        result = cli.ok(*gc_of(run_copy, *options))
+        assert result["unused_scorers"][0]["held"]
+        assert cli.ok("cache", "verify", "-c", run_copy / "run.toml")["exit_code"] == 0
+        assert "works on it now" in cli(*gc_of(run_copy)).stdout
+    cli.ok(*gc_of(run_copy, *options))
+    assert keys_below(storage, "") == []
+
+
+def test_a_clean_up_waits_for_no_other_and_takes_over_from_a_dead_one(
+    run_copy: Path, cli: Cli
+) -> None:
+    storage = store_of(run_copy)
+    plant(storage, age_s=OLD_S)
+    with Sweep(storage, ["rollouts/x"]):
+        outcome = cli(*gc_of(run_copy, "--delete"))
+        assert outcome.code == 6
+        assert "another `opd cache gc` deletes now" in outcome.stderr
+        make_older(storage, [sweep_key()], OLD_S)
+        assert cli.ok(*gc_of(run_copy, "--delete"))["objects"] == 6
+    assert not storage.exists(sweep_key())
+
+
+@pytest.mark.slow
+def test_writers_in_other_processes_lose_nothing_to_clean_up(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    cleaner = start_function(clean_until, root, "done")
+    writers = [start_function(publish_again_and_again, root, n) for n in range(2)]
+    for writer in writers:
+        outcome = finish(writer)
+        assert outcome.code == 0, outcome.stderr
+    (tmp_path / "done").touch()
+    assert finish(cleaner).code == 0
+    storage = Storage(root)
+    for n in range(2):
+        units = committed_units(storage, f"runs/r{n}/x")
+        assert units
+        for unit in units:
+            storage.read_shard(read_commit(storage, f"runs/r{n}/x", unit, fingerprint="f").shard)

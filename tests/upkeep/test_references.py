@@ -40,6 +40,7 @@ def commit_of(unit: int) -> CacheCommit:
 def test_gc_knows_what_a_merged_index_names(local_storage: Storage) -> None:
     index = Index(local_storage, "s")
     for unit in range(3):
+        local_storage.put(commit_of(unit).shard.key, b"1")
         index.add(commit_of(unit), digests_of(unit))
     assert compact(local_storage, index, new_units=3)
     for name in local_storage.names("cache/s/commits"):

@@ -5,8 +5,10 @@ and nobody deletes what a state that counts may name. Cost: an entry is written 
 sixteen times per level, and there is one level per factor of sixteen.
 """
 
+from collections.abc import Mapping
+
 from pipeline.cache.index.entries import shard_table
-from pipeline.cache.index.index import Index, joined_units, newest_state
+from pipeline.cache.index.index import Index, NewUnit, joined_units, newest_state
 from pipeline.cache.index.segments import (
     CompactedError,
     keys_of_segment,
@@ -15,8 +17,10 @@ from pipeline.cache.index.segments import (
 )
 from pipeline.store.records import create_record
 from pipeline.store.storage import Storage
+from pipeline.store.sweeps import wait_for_sweep
 from schemas.keys import commit_key, index_part, index_state_key, scorer_folder, stem
 from schemas.records.index import IndexRun, IndexState
+from schemas.records.shards import Shard
 
 NEW_UNITS = 16
 """New units that are merged together."""
@@ -48,12 +52,13 @@ def compact(
     index.refresh()
     if len(index.units) < new_units:
         return False
-    for name, unit in index.units.items():  # an entry outlives its unit's chance to commit
-        create_record(storage, commit_key(scorer_folder(index.scorer), name), unit.commit)
+    units = _committed(storage, index)  # an entry outlives its unit's chance to commit
+    if len(units) < new_units:
+        return False
     before = index.state
     written: set[str] = set()
     try:
-        segments = _merged(storage, index, written, first_level_rows)
+        segments = _merged(storage, index, units, written, first_level_rows=first_level_rows)
     except CompactedError:
         _delete(storage, written)
         return False
@@ -65,18 +70,45 @@ def compact(
     if newest_state(storage, index.folder) != state.number:
         return True  # others went on, maybe from here; what is left over, the next merge takes
     new = index_part(index.folder, "new")
-    _delete(storage, {f"{new}/{name}" for name in index.units})
+    _delete(storage, {f"{new}/{name}" for name in units})
     _delete(storage, (written | _keys(before.runs)) - _keys(state.runs))
     _delete_states_below(storage, index.folder, state.number)
     index.refresh()
     return True
 
 
+def is_lost(storage: Storage, shard: Shard) -> bool:
+    """Return whether the shard of a unit that was not committed is gone.
+
+    Its writer may have died before it could put again what a clean-up deleted just then.
+    """
+    wait_for_sweep(storage, [shard.key])
+    return not storage.exists(shard.key)
+
+
+def _committed(storage: Storage, index: Index) -> dict[str, NewUnit]:
+    """Return the new units that have a commit; one is made for those that lack it."""
+    found = {}
+    for name, unit in index.units.items():
+        key = commit_key(scorer_folder(index.scorer), name)
+        if not storage.exists(key):
+            if is_lost(storage, unit.commit.shard):
+                continue
+            create_record(storage, key, unit.commit)
+        found[name] = unit
+    return found
+
+
 def _merged(
-    storage: Storage, index: Index, written: set[str], first_level_rows: int
+    storage: Storage,
+    index: Index,
+    units: Mapping[str, NewUnit],
+    written: set[str],
+    *,
+    first_level_rows: int,
 ) -> list[IndexRun | None]:
-    """Return the segments of all levels with the new units among them; note what was written."""
-    entries, shards = joined_units(list(index.units.values()))
+    """Return the segments of all levels with new units among them; note what was written."""
+    entries, shards = joined_units(list(units.values()))
     carried = write_segment(storage, index.folder, entries, shard_table(shards))
     written |= keys_of_segment(carried)
     segments = list(index.state.runs)

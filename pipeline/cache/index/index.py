@@ -91,6 +91,11 @@ class Index:
         self.units[commit.unit] = unit
         return unit.commit
 
+    def drop(self, unit: str) -> None:
+        """Forget a unit that was written down and not committed, for its shard is gone."""
+        self.units.pop(unit, None)
+        self._storage.delete(f"{self._new}/{unit}")
+
     def refresh(self) -> None:
         """Learn what other processes did since the last time.
 

@@ -76,12 +76,18 @@ def commit_of(unit: int) -> CacheCommit:
     )
 
 
+def write_down(storage: Storage, index: Index, unit: int) -> None:
+    """Store a unit's shard and write the unit down, as whoever commits it does."""
+    storage.put(commit_of(unit).shard.key, b"1")
+    index.add(commit_of(unit), digests_of(unit))
+
+
 def add(storage: Storage, index: Index, units: range, *, growth: int = 12) -> int:
     """Add units one by one, compacting all the time; return how many were added."""
     done = 0
     for unit in units:
         index.refresh()
-        index.add(commit_of(unit), digests_of(unit))
+        write_down(storage, index, unit)
         done += 1
         compact(storage, index, new_units=3, first_level_rows=growth)
     return done
@@ -188,7 +194,7 @@ def test_of_two_that_compact_at_once_one_wins_and_nothing_is_lost(local_storage:
         done = False
 
     for unit in range(3):
-        Index(local_storage, SCORER).add(commit_of(unit), digests_of(unit))
+        write_down(local_storage, Index(local_storage, SCORER), unit)
     rival = Rival(local_storage.root)
     index = Index(rival, SCORER)
     index.refresh()
