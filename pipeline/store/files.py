@@ -5,6 +5,7 @@ written beside its target, flushed to disk, then linked (create) or renamed (rep
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -118,20 +119,50 @@ def opened(path: str | Path) -> Iterator[int]:
 @contextmanager
 def _published(path: Path, publish: Publish) -> Iterator[int]:
     """Give a descriptor to write to, and publish what was written at the end of the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = f"{path.parent}/{TEMPORARY}{uuid.uuid4().hex}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor, temporary = _unfinished(path.parent)
     try:
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        yield descriptor
+        os.fsync(descriptor)
         publish(temporary, path)
         _flush_folder(path.parent)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        os.close(descriptor)
+
+
+def _unfinished(folder: Path) -> tuple[int, str]:
+    """Return a new file in a folder, locked until its descriptor is closed, and its name."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except FileNotFoundError:  # the folder was empty, and whoever emptied it removed it
+            continue
+        with suppress(OSError):  # a file system without locks: nobody can take it for dead
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(temporary):
+            return descriptor, temporary
+        os.close(descriptor)  # a clean-up took it for dead before it was locked
+
+
+def remove_dead(path: Path) -> bool:
+    """Remove an unfinished file, unless it is being written; return whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -143,7 +174,10 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # the file was deleted by now, and its folder with it
+        return
     try:
         os.fsync(descriptor)
     finally:

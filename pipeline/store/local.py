@@ -1,9 +1,11 @@
 """A folder as a store: files that appear whole or not at all, one process at a time to replace."""
 
+import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -12,6 +14,8 @@ from pipeline.store import files
 from pipeline.store.attempts import ENTRY_BYTES, current
 from pipeline.store.backend import Leftover, Version, whole
 from pipeline.store.files import TEMPORARY
+
+COPY_BYTES = 8 << 20
 
 
 def unfinished_files(folder: str, now_s: float) -> Iterator[Leftover]:
@@ -31,6 +35,12 @@ def unfinished_files(folder: str, now_s: float) -> Iterator[Leftover]:
 class LocalBackend:
     """Files below a folder."""
 
+    def __init__(self) -> None:
+        """Have seen nothing yet."""
+        self._unfinished: dict[str, list[str]] = {}
+        """Temporary files that were met in a folder, to remove the dead of them when it is written
+        to: a look at a store changes nothing, and none is taken for this alone."""
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
         return files.read(Path(name))
@@ -47,6 +57,9 @@ class LocalBackend:
 
     def write(self, name: str, data: bytes, *, create: bool) -> None:
         """Write a file atomically."""
+        for left in self._unfinished.pop(os.path.dirname(name), ()):
+            with suppress(OSError):
+                files.remove_dead(Path(left))
         (files.create if create else files.replace)(Path(name), data)
 
     def version(self, name: str) -> Version:
@@ -68,7 +81,10 @@ class LocalBackend:
             names = {entry.name for entry in _entries(folder) if entry.is_file()}
         except FileNotFoundError:
             return set()
-        return {name for name in names if not name.startswith(files.TEMPORARY)}
+        unfinished = [name for name in names if name.startswith(files.TEMPORARY)]
+        if unfinished:
+            self._unfinished[folder] = [f"{folder}/{name}" for name in unfinished]
+        return names.difference(unfinished)
 
     def folders(self, folder: str) -> set[str]:
         """Return the names of the folders in a folder."""
@@ -90,8 +106,10 @@ class LocalBackend:
         files.copy_out(Path(name), path)
 
     def delete(self, name: str) -> None:
-        """Remove a file."""
+        """Remove a file, and its folder where that is empty then."""
         Path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(name).parent.rmdir()
 
     def leftovers(self, folder: str) -> list[Leftover]:
         """Return the temporary files below a folder."""
@@ -101,8 +119,8 @@ class LocalBackend:
             return list(unfinished_files(folder, now_s))
 
     def discard(self, leftover: Leftover) -> None:
-        """Remove a temporary file."""
-        Path(leftover.name).unlink(missing_ok=True)
+        """Remove a temporary file, unless somebody writes it now."""
+        files.remove_dead(Path(leftover.name))
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -115,12 +133,21 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[float]:
-    """Keep other processes of a folder out for the length of a block; give the folder's time."""
+    """Keep other processes of a folder out for the length of a block; give the folder's time.
+
+    Where it may not be written, the time is this machine's: nobody can take anything there anyway.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.utime(descriptor)
-        yield os.fstat(descriptor).st_mtime
+        try:
+            os.utime(descriptor)
+            now_s = os.fstat(descriptor).st_mtime
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            now_s = time.time()
+        yield now_s
     finally:
         os.close(descriptor)
 

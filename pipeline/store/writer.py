@@ -1,10 +1,14 @@
 """The right to write to a root: its store refuses a second creation, or one process is alone."""
 
 import uuid
+from contextlib import suppress
 
 from pipeline.store.storage import Storage
 from schemas.errors import StorageError
-from schemas.keys import probe_key
+from schemas.keys import PROBES, probe_key
+
+DEAD_PROBE_S = 86400.0
+"""Age of a probe whose process cannot live any more; a probe takes two requests."""
 
 PROBED: set[str] = set()
 """Roots whose store this process has seen refuse a second creation."""
@@ -30,6 +34,7 @@ def require_safe_writes(storage: Storage) -> None:
             "of this one may do; or set storage.single_writer = true, and make sure that only one "
             "opd process writes to this root at a time"
         )
+    _sweep_probes(storage)
     PROBED.add(storage.root)
 
 
@@ -41,3 +46,12 @@ def honours_create(storage: Storage) -> bool:
         return not storage.create(key, b"second")
     finally:
         storage.delete(key)
+
+
+def _sweep_probes(storage: Storage) -> None:
+    """Delete the probes of processes that were killed before they could."""
+    with suppress(StorageError):  # they cost nothing but room
+        for name in storage.names(PROBES):
+            version = storage.version(probe_key(name))
+            if version is not None and version.age_s > DEAD_PROBE_S:
+                storage.delete(probe_key(name))

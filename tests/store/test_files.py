@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, also when the writer is killed."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import files
+from pipeline.store.storage import Storage
 from tests.support.repository import REPOSITORY
 
 KILLED_WRITER = """
@@ -144,3 +146,22 @@ def test_files_and_folders_get_the_permissions_that_the_umask_leaves(
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == folder
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {file}
+
+
+def test_a_dead_unfinished_file_goes_when_its_folder_is_listed_and_written_to(
+    tmp_path: Path,
+) -> None:
+    storage, dead = Storage(str(tmp_path)), tmp_path / "x/.tmp-dead"
+    dead.parent.mkdir()
+    dead.write_bytes(b"half")
+    assert storage.names("x") == set()
+    assert dead.exists()
+    alive = dead.with_name(".tmp-alive")
+    alive.write_bytes(b"half")
+    with alive.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as whoever writes it does
+        storage.names("x")
+        storage.put("x/whole", b"")
+        assert alive.exists() and not dead.exists()
+        assert not files.remove_dead(alive)
+    assert files.remove_dead(alive) and not alive.exists()

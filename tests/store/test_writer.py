@@ -1,5 +1,8 @@
 """The right to write: stores that cannot refuse a second writer are refused, or used by one."""
 
+import os
+import time
+
 import pytest
 
 from pipeline.store.commit import content_shard, publish
@@ -33,8 +36,19 @@ def lone_storage(careless_server: S3Account, use_s3: UseS3) -> Storage:
 def test_every_kind_of_store_here_honours_create_only(storage: Storage) -> None:
     require_safe_writes(storage)
     assert honours_create(storage)
-    assert storage.folders("") <= {"probe"}  # a folder on a disk outlives what was in it
+    assert storage.folders("") <= {"probe"}  # some stores keep a folder that is empty
     assert storage.names("probe") == set()
+
+
+def test_probes_of_killed_processes_go_with_the_next_one(local_storage: Storage) -> None:
+    folder = local_storage.local_root
+    assert folder is not None
+    for name, age_s in {"old": 2 * 86400.0, "new": 60.0}.items():
+        local_storage.put(f"probe/{name}", b"first")
+        then = time.time() - age_s
+        os.utime(folder / "probe" / name, (then, then))
+    require_safe_writes(local_storage)
+    assert local_storage.names("probe") == {"new"}
 
 
 def test_a_store_that_ignores_create_only_is_refused_each_time(careless_storage: Storage) -> None:
