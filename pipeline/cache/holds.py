@@ -10,9 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from pipeline.runs.leases import Leases
-from pipeline.store.commit import forget_lost
 from pipeline.store.storage import Storage
-from pipeline.store.sweeps import wait_for_sweep
+from pipeline.store.sweeps import forget_lost, wait_for_sweep
 from schemas.errors import StorageError
 from schemas.keys import lease_key, leases_folder, scorer_folder, scorer_key
 from schemas.records.scores import ScoreCommit

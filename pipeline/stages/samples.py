@@ -14,8 +14,9 @@ from pipeline.runs.plan import Unit, sample_seeds
 from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.parquet import write_table
-from pipeline.store.commit import content_shard, forget_lost, publish, read_commit
+from pipeline.store.commit import content_shard, publish, read_commit
 from pipeline.store.storage import Storage
+from pipeline.store.sweeps import forget_lost
 from schemas.columns import Ids, list_array, list_lengths, list_rows
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest

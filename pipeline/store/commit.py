@@ -6,14 +6,11 @@ writer of a unit loses quietly after looking at the winner. Must not: publish on
 
 import hashlib
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.store.records import READERS, check_fingerprint, read_record
+from pipeline.store.records import check_fingerprint, read_record
 from pipeline.store.storage import Storage
 from pipeline.store.sweeps import settle
 from schemas.keys import commit_key, commits_folder, shard_key, stem
-from schemas.records.scores import ScoreCommit
 from schemas.records.shards import Commit, Shard
 
 
@@ -61,29 +58,6 @@ def commit_names(storage: Storage, folder: str) -> list[str]:
     """Return the names of the commits in a folder, sorted; what else lies there is no commit."""
     found = storage.names(commits_folder(folder))
     return sorted(name for name in found if stem(name) != name)
-
-
-def forget_lost(
-    storage: Storage, folder: str, commits: Sequence[Commit | ScoreCommit]
-) -> list[str]:
-    """Delete those commits whose shard is not there; return their units.
-
-    A writer that is killed just after its commit cannot put again what a clean-up deletes just
-    then. For units that no manifest names yet: they are done anew.
-
-    Args:
-        storage: the store.
-        folder: the stage's folder.
-        commits: commits of other processes.
-    """
-    with ThreadPoolExecutor(READERS) as pool:
-        there = pool.map(storage.exists, [commit.shard.key for commit in commits])
-        lost = [
-            commit.unit for commit, is_there in zip(commits, there, strict=True) if not is_there
-        ]
-    for unit in lost:
-        storage.delete(commit_key(folder, unit))
-    return lost
 
 
 def read_commit(storage: Storage, folder: str, unit: str, *, fingerprint: str) -> Commit:

@@ -8,15 +8,18 @@ docs/storage.md has the proof.
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from pipeline.store.records import find_record
+from pipeline.store.records import READERS, find_record
 from pipeline.store.storage import Storage
 from schemas.errors import StorageError
-from schemas.keys import sweep_key
+from schemas.keys import commit_key, sweep_key
+from schemas.records.scores import ScoreCommit
+from schemas.records.shards import Commit
 from schemas.records.sweeps import SweepRecord
 
 POLL_S = 0.5
@@ -45,6 +48,29 @@ def wait_for_sweep(storage: Storage, keys: Iterable[str]) -> None:
         if not _covers(sweep, named) or _is_dead(storage, sweep):
             return
         time.sleep(POLL_S)
+
+
+def forget_lost(
+    storage: Storage, folder: str, commits: Sequence[Commit | ScoreCommit]
+) -> list[str]:
+    """Delete those commits whose shard is not there; return their units.
+
+    A writer that is killed just after its commit cannot put again what a clean-up deletes just
+    then. For units that no manifest names yet: they are done anew.
+
+    Args:
+        storage: the store.
+        folder: the stage's folder.
+        commits: commits of other processes.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        there = pool.map(storage.exists, [commit.shard.key for commit in commits])
+        lost = [
+            commit.unit for commit, is_there in zip(commits, there, strict=True) if not is_there
+        ]
+    for unit in lost:
+        storage.delete(commit_key(folder, unit))
+    return lost
 
 
 class Sweep:

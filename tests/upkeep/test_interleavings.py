@@ -11,9 +11,10 @@ from pipeline.cache.holds import held
 from pipeline.cache.index.index import Index
 from pipeline.cache.scorecache import Origin, ScoreCache, adopt_unit
 from pipeline.shards.scores import read_scores, write_scores
-from pipeline.store.commit import content_shard, forget_lost, publish, read_commit
+from pipeline.store.commit import content_shard, publish, read_commit
 from pipeline.store.records import create_record
 from pipeline.store.storage import Storage
+from pipeline.store.sweeps import forget_lost
 from pipeline.teachers.teacher import pin_scorer
 from pipeline.upkeep.garbage import delete_garbage, find_garbage
 from schemas.errors import StorageError
@@ -37,7 +38,7 @@ UNIT = fingerprint(DIGESTS)
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make requests of a process come one by one, and waiting cost nothing."""
-    for module in ("store.records", "store.commit", "upkeep.garbage", "upkeep.references"):
+    for module in ("store.records", "store.sweeps", "upkeep.garbage", "upkeep.references"):
         monkeypatch.setattr(f"pipeline.{module}.READERS", 1)
     monkeypatch.setattr("pipeline.store.sweeps.POLL_S", 0.0)
 
