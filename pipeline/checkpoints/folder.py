@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoints.claim import INDEX
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
 from schemas.errors import DataError
 
 if TYPE_CHECKING:

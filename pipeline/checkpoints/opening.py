@@ -7,8 +7,8 @@ from pathlib import Path
 from pipeline.models.look.tensors import PLAIN_NAME
 from pipeline.models.source import ModelSource, require_sound
 from pipeline.runs.run import Run
-from pipeline.store.files import file_sha256
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.files import file_sha256
+from pipeline.store.disk.scratch import scratch
 from schemas.errors import DataError
 from schemas.keys import manifest_key
 from schemas.records.shards import Shard

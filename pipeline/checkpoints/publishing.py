@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.checkpoints.claim import deciding_file, manifest_within, with_manifest
 from pipeline.models.adapters import adapter_settings, settings_digest
 from pipeline.runs.run import Run
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
 from pipeline.store.records import create_record
 from schemas.fingerprint import fingerprint
 from schemas.keys import manifest_key

@@ -20,7 +20,7 @@ from pipeline.models.lora import (
 from pipeline.models.source import ModelSource, find_model, load_settings, model_identity
 from pipeline.models.tokenizer import check_fits, model_tokenizer
 from pipeline.runs.run import Run, pin_run
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.scratch import scratch
 from schemas.config.train import LoraSection
 from schemas.errors import ConfigError
 from schemas.randomness import derived_seed

@@ -21,7 +21,7 @@ from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.runs.run import Run
 from pipeline.scores.tolerances import export_limit
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.scratch import scratch
 from schemas.errors import ConfigError, DataError
 from schemas.records.training import StateManifest
 

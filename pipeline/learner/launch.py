@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.runs.run import Run
 from pipeline.store import interrupts
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.scratch import scratch
 from schemas.errors import (
     INTERRUPTED_EXIT_CODE,
     CapacityError,

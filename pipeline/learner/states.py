@@ -14,9 +14,9 @@ from typing import Any
 from pipeline.learner.learner import Learner
 from pipeline.learner.ranks import Ranks, barrier, from_main, gather_objects, together
 from pipeline.runs.run import Run
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
+from pipeline.store.disk.scratch import scratch
 from pipeline.store.records import create_record, find_record
-from pipeline.store.scratch import scratch
 from pipeline.store.sweeps import settle
 from schemas.config.train import TrainSection
 from schemas.errors import DataError

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.tensors import read_header
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
 from schemas.foreign import shown

@@ -7,7 +7,7 @@ library's own reason as one bounded, printable line. Torch is not imported here.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.store.scratch import disk_fault, full_disk
+from pipeline.store.disk.scratch import disk_fault, full_disk
 from schemas.errors import CapacityError, ConfigError, OpdError
 
 REASON_CHARS = 300

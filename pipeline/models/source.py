@@ -16,7 +16,7 @@ from pipeline.models.border import explained
 from pipeline.models.look.folder import adapter_folder_faults, in_words, model_faults
 from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.naming import require_folder, require_hub, resolved_place
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
 from pipeline.store.place import ConfigPlace
 from schemas.config.models import StudentSection, TeacherSection
 from schemas.errors import ConfigError, DataError, OpdError

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
 from pipeline.store.place import ConfigPlace
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection

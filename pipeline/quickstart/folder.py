@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.quickstart.addition import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, Problem, distinct
-from pipeline.store import files
+from pipeline.store.disk import files
 
 PROMPTS_PER_ROUND = 1280
 

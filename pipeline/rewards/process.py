@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from pipeline.engines.environment import THREADS, passed_on
 from pipeline.engines.processes import end_with_parent
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.scratch import scratch
 from schemas.foreign import excerpt, excerpt_end
 
 WORKER = Path(__file__).with_name("worker.py")

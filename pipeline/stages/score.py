@@ -5,7 +5,6 @@ teacher work, unless the read of its shard would cost more; the teacher is loade
 something is missing; a unit is visible only whole.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,9 +33,9 @@ from pipeline.teachers.teacher import Scorer, find_scorer, pin_scorer
 from schemas.columns import flat_values, list_rows
 from schemas.errors import ConfigError
 from schemas.keys import commit_key, manifest_key, score_stage
+from schemas.records.joins import score_manifest, sibling_rows
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import CacheCommit, ScoreCommit, ScoreManifest
-from schemas.records.shards import UnitShard
 from schemas.scoresignal import Signal
 
 TEACHER_FLOOR = -100.0
@@ -245,29 +244,9 @@ def _finish(job: _Job, hold: Hold) -> ScoreManifest:
         check_fingerprint(job.run.storage, key, commit.fingerprint, job.fingerprint)
         commits.append(commit)
     hold.check(job.folder, commits)
-    sampled = sum(c.sampled_tokens for c in commits)
-    manifest = ScoreManifest(
-        run=job.run.name,
-        round=job.rollout.round,
-        teacher=job.scorer.name,
-        scorer=job.scorer.key,
-        rollout_fingerprint=job.rollout.fingerprint,
-        units=tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits),
-        rows=sum(c.shard.rows for c in commits),
-        tokens=sum(c.shard.tokens for c in commits),
-        reused_rows=sum(c.reused_rows for c in commits),
-        teacher_tokens=sum(c.teacher_tokens for c in commits),
-        sibling_rows=_sibling_rows(commits),
-        reverse_kl=sum(c.sampled_kl for c in commits) / sampled if sampled else None,
-    )
+    names = {"teacher": job.scorer.name, "scorer": job.scorer.key}
+    manifest = score_manifest(commits, rollout=job.rollout, **names)
     return create_record(job.run.storage, manifest_key(job.folder), manifest)
-
-
-def _sibling_rows(commits: Sequence[ScoreCommit]) -> dict[str, int]:
-    found = Counter[str]()
-    for commit in commits:
-        found.update(commit.sibling_rows)
-    return dict(found)
 
 
 def _result(
@@ -291,7 +270,7 @@ def _result(
         engine_start_s=call.start_s,
         figures=ScoreFigures(
             teacher=teacher,
-            sibling_rows=_sibling_rows(commits),
+            sibling_rows=sibling_rows(commits),
             noise=call.noise,
             reverse_kl=manifest.reverse_kl if manifest else None,
         ),

@@ -1,4 +1,4 @@
-"""What a root's URL means: which kind of store, and how its object names begin."""
+"""A root and its verbs: whatever is asked of any kind of store is asked here."""
 
 import hashlib
 import os
@@ -9,36 +9,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.store.attempts import Pace
-from pipeline.store.backend import Backend, Leftover, Version
-from pipeline.store.files import file_sha256
-from pipeline.store.local import LocalBackend
-from pipeline.store.objects import ObjectBackend, s3_options
-from pipeline.store.paths import local_path, located
+from pipeline.store.backend import Leftover, Version
+from pipeline.store.disk.files import file_sha256
+from pipeline.store.disk.local import LocalBackend
+from pipeline.store.kinds import open_backend
 from pipeline.store.retry import with_retries
 from schemas.config.storage import StorageSection
-from schemas.errors import ConfigError, DataError, StorageError
-from schemas.foreign import excerpt, shown
+from schemas.errors import DataError, StorageError
+from schemas.foreign import excerpt
 from schemas.forms import is_key, is_part
 from schemas.records.shards import Shard
-
-
-def open_backend(root: str, settings: StorageSection) -> tuple[Backend, str]:
-    """Return the backend of a root's scheme, and the prefix of its object names.
-
-    Raises:
-        ConfigError: it names no place that can be a store.
-    """
-    place = located(root)
-    if place.is_local:
-        folder = local_path(place)
-        if folder == Path(folder.anchor):
-            raise ConfigError(f"{shown(root)} is the whole disk; name a folder for the store")
-        return LocalBackend(), str(folder)
-    name = f"{place.host}{place.path}".rstrip("/")
-    if place.scheme == "memory":
-        return ObjectBackend("memory", {}), f"/{name}"
-    return ObjectBackend("s3", s3_options(settings)), name
-
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from pipeline.checkpoints.folder import export_folder
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.tokenizeridentity import tokenizer_digest
 from pipeline.quickstart.addition import make_tokenizer
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
 from schemas.errors import DataError
 from tests.support import tiny
 from tests.support.checkpoints import exported, logits, model_of

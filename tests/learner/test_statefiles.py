@@ -15,7 +15,7 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from pipeline.learner.statefiles import read_parts, write_parts
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.scratch import scratch
 from schemas.errors import ConfigError, DataError, StorageError
 
 PART = "zero_pp_rank_1_mp_rank_00_optim_states"

@@ -12,7 +12,7 @@ import pytest
 from moto.s3.models import s3_backends
 from torch.utils.data import DataLoader
 
-from pipeline.store.files import file_sha256
+from pipeline.store.disk.files import file_sha256
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ from pipeline.engines.start import Note, Start
 from pipeline.models.adapters import adapted_layers, largest_rank, why_not_plain
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.scratch import scratch
 from schemas.errors import ConfigError
 
 T = TypeVar("T")

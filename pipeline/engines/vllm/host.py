@@ -28,7 +28,7 @@ from pipeline.engines.vllm.worker import Packed
 from pipeline.models.border import reason_of
 from pipeline.models.source import ModelSource
 from pipeline.store import interrupts
-from pipeline.store.scratch import disk_fault, full_disk
+from pipeline.store.disk.scratch import disk_fault, full_disk
 from schemas.columns import Ids
 from schemas.errors import CapacityError, ConfigError, OpdError
 from schemas.scoresignal import Signal

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import files
+from pipeline.store.disk import files
 from pipeline.store.storage import Storage
 from tests.support.repository import REPOSITORY
 
 KILLED_WRITER = """
 import os, sys, time
 from pathlib import Path
-from pipeline.store import files
+from pipeline.store.disk import files
 step, verb, path = sys.argv[1:]
 def hang(*args):
     print("there", flush=True)

@@ -10,10 +10,10 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from pipeline.store import files
 from pipeline.store.attempts import ENTRY_BYTES, current
 from pipeline.store.backend import Leftover, Version, whole
-from pipeline.store.files import TEMPORARY
+from pipeline.store.disk import files
+from pipeline.store.disk.files import TEMPORARY
 
 COPY_BYTES = 8 << 20
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.scratch import disk_fault, scratch, sweep
+from pipeline.store.disk.scratch import disk_fault, scratch, sweep
 from schemas.errors import DataError, StorageError
 from tests.support.repository import REPOSITORY
 
 HOLD = """
 import sys, time
-from pipeline.store.scratch import scratch
+from pipeline.store.disk.scratch import scratch
 with scratch("held") as folder:
     (folder / "file").write_text("x")
     print(folder, flush=True)

@@ -1,0 +1,1 @@
+"""Folders of this machine: files that appear whole or not at all, temporary folders."""
