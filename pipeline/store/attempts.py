@@ -126,9 +126,11 @@ def bounded(action: Callable[[], T], pace: Pace) -> T:
             raise
     error, call.error = call.error, None  # or its traceback would hold the call, and that the error
     if error is not None:
+        behind = error.__context__
         try:
             raise error
         finally:
+            error.__context__ = behind  # not what the caller is handling, which it knows nothing of
             del error
     result: T = call.result
     return result

@@ -46,7 +46,7 @@ def known_error(error: BaseException) -> OpdError | None:
     fault = fault_of(error)
     if fault is None:
         fault = next((DAMAGE[n] for e in _behind(error) for n in _names(e) if n in DAMAGE), None)
-    if fault is None and any(isinstance(e, OSError) and e.errno for e in _behind(error)):
+    if fault is None and isinstance(error, OSError) and error.errno:
         fault = OTHER
     if fault is None:
         return None

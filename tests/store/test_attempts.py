@@ -28,6 +28,18 @@ def test_the_result_and_the_error_of_an_action_come_through() -> None:
         bounded(lambda: dict[str, int]()["mine"], Pace())
 
 
+def test_an_error_does_not_take_on_what_its_caller_is_handling() -> None:
+    def fail() -> None:
+        raise ConnectionResetError("reset")
+
+    try:
+        raise FileExistsError("the caller's")
+    except FileExistsError:
+        with pytest.raises(ConnectionResetError) as caught:
+            bounded(fail, Pace())
+    assert caught.value.__context__ is None
+
+
 def test_an_action_that_never_ends_is_given_up() -> None:
     never = threading.Event()
     with pytest.raises(TimeoutError, match="storage.read_timeout_s"):

@@ -75,7 +75,7 @@ def test_a_run_that_gets_a_signal_at_any_moment_ends_as_it_should(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     config, chance = write_run(tmp_path, changes={"run.rounds": 40}), random.Random(number)
-    for _ in range(4):
+    for _ in range(3):
         process = start("run", "-c", config)
         time.sleep(chance.uniform(0.3, 2.0))
         process.send_signal(number)
