@@ -79,7 +79,7 @@ def build(root: Path, sequences: int, seed: int) -> None:
         keys.append(entries["key"].copy())
         entries["shard"], entries["row"] = np.divmod(np.arange(rows), UNIT_ROWS)
         table = np.zeros(rows // UNIT_ROWS + 1, dtype=SHARD)
-        table["sha256"] = b"ab" * 32
+        table["sha256"], table["rows"] = b"ab" * 32, UNIT_ROWS
         segments.append(write_segment(storage, folder, unique_entries(entries), table))
     storage.create(
         index_state_key(folder, 1), IndexState(number=1, runs=tuple(segments)).to_bytes()

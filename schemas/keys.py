@@ -189,8 +189,9 @@ def index_folder(scorer: str) -> str:
     return f"{scorer_folder(scorer)}/index"
 
 
-IndexFolder = Literal["new", "states", "parts", "tables"]
-"""What an index has: units that are not merged yet, states, sorted entries, shards they name."""
+IndexFolder = Literal["new", "states", "parts", "tables", "damaged"]
+"""What an index has: units that are not merged yet, states, sorted entries, shards they name; and
+what was set aside."""
 
 
 def index_part(index: str, part: IndexFolder) -> str:

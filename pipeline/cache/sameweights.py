@@ -46,7 +46,7 @@ def find_siblings(
         elif place == scorer_key(identity.key) and are_siblings(mine, identity):
             found.append(identity)
     found.sort(key=lambda one: (len(_differences(mine, one)), one.key))
-    return [ScoreCache(storage, one, note, most_rows=most_rows) for one in found]
+    return [ScoreCache(storage, one, note, most_rows=most_rows, mends=False) for one in found]
 
 
 def are_siblings(mine: ScorerIdentity, other: ScorerIdentity) -> bool:

@@ -8,7 +8,7 @@ committed, so that a kill in between loses neither. Must not: load a teacher.
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.index.compaction import compact, is_lost
 from pipeline.cache.index.index import Hits, Index
+from pipeline.cache.index.rebuild import mended
 from pipeline.cache.shardreads import HELD_BYTES, ShardReads
 from pipeline.shards.scores import pinned_renumbering, read_scores, write_scores
 from pipeline.store.commit import content_shard
@@ -28,6 +29,8 @@ from schemas.keys import commit_key, data_folder, scorer_folder
 from schemas.records.scores import CacheCommit, ScorerIdentity
 from schemas.records.shards import Shard
 from schemas.tables import SCORES
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class ScoreCache:
         *,
         held_bytes: int = HELD_BYTES,
         most_rows: int | None = None,
+        mends: bool = True,
     ) -> None:
         """Name the cache; nothing is read yet.
 
@@ -73,8 +77,10 @@ class ScoreCache:
             held_bytes: bytes of shards that are held for later look-ups at most.
             most_rows: rows of the shards that are read at most to spare the teacher a part of a
                 unit; None for no bound.
+            mends: whether an index that is found damaged is mended; else that is an error.
         """
         self._storage, self._identity, self._note = storage, identity, note
+        self._mends = mends
         self._folder = scorer_folder(identity.key)
         self._index = Index(storage, identity.key)
         self._shards = ShardReads(storage, identity.key, held_bytes=held_bytes, most_rows=most_rows)
@@ -98,7 +104,7 @@ class ScoreCache:
         commit = find_record(self._storage, key, CacheCommit)
         if commit is not None:
             return commit
-        self._index.refresh()
+        self._mended(self._index.refresh)
         self._looked_up = None
         unit = self._index.units.get(digest)
         if unit is None or is_lost(self._storage, unit.commit.shard):
@@ -141,6 +147,11 @@ class ScoreCache:
             if found is not None:
                 same = np.array(found.column("sequence_digest").to_pylist(), object) == asked[mine]
                 tables.append(found.filter(pa.array(same)))
+                if not same.all():
+                    self._note(
+                        f"the index of scorer {self.scorer[:8]} is wrong about {(~same).sum()} "
+                        f"rows of {self._storage.url(shard.key)}; `opd cache reindex` mends it"
+                    )
         return pa.concat_tables(tables)
 
     def publish(self, digest: str, table: pa.Table, origin: Origin) -> Published:
@@ -166,7 +177,7 @@ class ScoreCache:
             sibling_rows=dict(origin.sibling_rows),
         )
         digests = table.column("sequence_digest").to_pylist()
-        stands = adopt_unit(self._storage, self._index, commit, data, digests)
+        stands = self._mended(lambda: adopt_unit(self._storage, self._index, commit, data, digests))
         self._shards.keep(shard.key, data)
         self._looked_up = None
         if stands.shard != shard:
@@ -175,8 +186,12 @@ class ScoreCache:
 
     def _lookup(self, digests: Sequence[str]) -> Hits:
         if self._looked_up is None or self._looked_up[0] != digests:
-            self._looked_up = list(digests), self._index.lookup(digests)
+            hits = self._mended(lambda: self._index.lookup(digests))
+            self._looked_up = list(digests), hits
         return self._looked_up[1]
+
+    def _mended(self, action: Callable[[], T]) -> T:
+        return mended(self._storage, self._index, self._note, action) if self._mends else action()
 
     def _rows(self, shard: Shard, rows: NDArray[np.int64]) -> pa.Table | None:
         try:

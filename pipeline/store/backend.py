@@ -22,15 +22,24 @@ class Version:
     """Length of the object."""
 
 
+class ShortObjectError(FileNotFoundError):
+    """What was asked for lies beyond the end of an object: an answer, which no repetition changes.
+
+    Objects appear whole, so one that is shorter than a record says is damaged, not unfinished.
+    """
+
+
 def whole(ranges: Sequence[tuple[str, int, int]], pieces: list[bytes]) -> list[bytes]:
     """Return pieces of objects, all of which have the length that was asked for.
 
     Raises:
-        OSError: one of them is shorter.
+        ShortObjectError: one of them is shorter.
     """
     for (name, start, stop), piece in zip(ranges, pieces, strict=True):
         if len(piece) != stop - start:
-            raise OSError(f"{name} gave {len(piece)} bytes from byte {start}, not {stop - start}")
+            raise ShortObjectError(
+                f"{name} gave {len(piece)} bytes from byte {start}, not {stop - start}"
+            )
     return pieces
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from pipeline.store.attempts import current
-from pipeline.store.backend import Leftover, Version, whole
+from pipeline.store.backend import Leftover, ShortObjectError, Version, whole
 from pipeline.store.faults import s3_code
 from pipeline.store.s3.requests import (
     Tags,
@@ -23,6 +23,9 @@ from pipeline.store.s3.requests import (
     unfinished_uploads,
 )
 from schemas.config.storage import StorageSection
+
+BEYOND_THE_END = ("InvalidRange", "416")
+"""What S3 says where a piece begins behind the last byte."""
 
 MEMORY_LOCK = threading.Lock()
 """Held while `memory://` writes: its create looks first and writes afterwards."""
@@ -83,7 +86,13 @@ class ObjectBackend:
             return whole(ranges, self._fs.cat_ranges(names, starts, stops, on_error="raise"))
         current().expect(sum(stop - start for _, start, stop in ranges))
         work = self._fs._cat_ranges
-        return whole(ranges, self._run(work, names, starts, stops, on_error="raise"))
+        try:
+            pieces = self._run(work, names, starts, stops, on_error="raise")
+        except Exception as error:
+            if s3_code(error) in BEYOND_THE_END:
+                raise ShortObjectError(names[0]) from error
+            raise
+        return whole(ranges, pieces)
 
     def write(self, name: str, data: bytes, *, create: bool) -> None:
         """Put an object in one request; with If-None-Match for `create`."""

@@ -100,7 +100,7 @@ class Storage:
         )
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes] | None:
-        """Return pieces of objects, or None where one of the objects is gone.
+        """Return pieces of objects, or None where one of the objects is gone or too short.
 
         Args:
             ranges: key, first byte and byte after the last of each piece, none of them empty.

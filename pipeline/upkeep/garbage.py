@@ -9,6 +9,7 @@ runs meanwhile loses nothing. Must not: change a record that is in use; write wi
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import get_args
 
 from pipeline.cache.holds import is_held
 from pipeline.runs.progress import Progress
@@ -25,6 +26,7 @@ from schemas.keys import (
     PROMPTS,
     ROLLOUTS,
     RUNS,
+    IndexFolder,
     commits_folder,
     data_folder,
     index_folder,
@@ -213,7 +215,8 @@ def _candidates(storage: Storage, scorers: list[str]) -> Iterator[str]:
     folders += [states_folder(run) for run in sorted(storage.folders(RUNS))]
     for scorer in scorers:
         index = index_folder(scorer)
-        folders += [data_folder(scorer), index_part(index, "parts"), index_part(index, "tables")]
+        folders.append(data_folder(scorer))
+        folders += [index_part(index, part) for part in ("parts", "tables", "damaged")]
     for folder in folders:
         for name in sorted(storage.names(folder)):
             yield f"{folder}/{name}"
@@ -242,7 +245,7 @@ def _folders_of_scorer(scorer: str) -> list[str]:
     """Return its folders in the order of deletion: nothing names what is gone, at any moment."""
     index, folder = index_folder(scorer), scorer_folder(scorer)
     return [
-        *(index_part(index, part) for part in ("new", "states", "parts", "tables")),
+        *(index_part(index, part) for part in get_args(IndexFolder)),
         *(commits_folder(folder), leases_folder(folder), data_folder(scorer)),
         *(renumberings_folder(scorer), folder),
     ]

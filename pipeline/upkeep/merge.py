@@ -6,9 +6,11 @@ that are there already are left alone; killed and run again, it resumes.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.cache.holds import held
 from pipeline.cache.index.index import Index
+from pipeline.cache.index.rebuild import mended
 from pipeline.cache.scorecache import adopt_unit
 from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker, run_units
@@ -58,7 +60,8 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
     def copy(position: int) -> int:
         commit, data, digests = _verified(source, scorer, names[position])
         copied.append(commit)
-        adopt_unit(target, index, commit, data, digests)
+        adopt = partial(adopt_unit, target, index, commit, data, digests)
+        mended(target, index, progress.note, adopt)
         return commit.shard.tokens
 
     tables = _renumberings(source, scorer)

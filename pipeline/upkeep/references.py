@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pipeline.cache.index.checks import STATE_NAME, CompactedError, damaged
 from pipeline.cache.index.index import Index
-from pipeline.cache.index.segments import CompactedError, keys_of_segment, read_table
+from pipeline.cache.index.segments import keys_of_segment, read_table
 from pipeline.store.records import READERS, find_record
 from pipeline.store.storage import Storage
 from pipeline.upkeep.inventory import cache_commits
@@ -125,13 +126,16 @@ def _keys_in(value: Any) -> Iterator[str]:
 
 
 def _index_references(storage: Storage, scorer: str) -> set[str]:
+    missed: str | None = None
     for _ in range(ATTEMPTS):
         index = Index(storage, scorer)
         index.refresh()
         try:
             return _keys_of_index(storage, index, scorer)
-        except CompactedError:
-            continue
+        except CompactedError as error:
+            if error.key == missed:
+                raise damaged(storage, error.key, "it is missing") from error
+            missed = error.key
     raise StorageError(
         f"{storage.url(index.folder)} changed {ATTEMPTS} times while it was read: other processes "
         "merge it. Run the same command again"
@@ -141,7 +145,7 @@ def _index_references(storage: Storage, scorer: str) -> set[str]:
 def _keys_of_index(storage: Storage, index: Index, scorer: str) -> set[str]:
     found = {unit.commit.shard.key for unit in index.units.values()}
     states = index_part(index.folder, "states")
-    for name in storage.names(states):
+    for name in filter(STATE_NAME.fullmatch, storage.names(states)):
         state = find_record(storage, f"{states}/{name}", IndexState)
         for segment in state.runs if state is not None else ():
             found |= set() if segment is None else keys_of_segment(segment)

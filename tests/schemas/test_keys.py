@@ -100,7 +100,7 @@ def spelled_by_keys() -> set[str]:
     found |= {f"{keys.renumberings_folder(scorer)}/<sha256>"}
     found |= {keys.shard_key(keys.data_folder(scorer), "<sha256>")}
     found |= {f"{keys.index_part(index, 'new')}/<digest>", keys.index_state_key(index, 1)}
-    found |= {f"{keys.index_part(index, part)}/<random>" for part in ("parts", "tables")}
+    found |= {f"{keys.index_part(index, part)}/<random>" for part in ("parts", "tables", "damaged")}
     return found
 
 

@@ -5,12 +5,17 @@ and nobody deletes what a state that counts may name. Cost: an entry is written 
 sixteen times per level, and there is one level per factor of sixteen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
+from pipeline.cache.index.checks import (
+    STATE_NAME,
+    CompactedError,
+    DamagedIndexError,
+    damaged,
+)
 from pipeline.cache.index.entries import shard_table
 from pipeline.cache.index.index import Index, NewUnit, joined_units, newest_state
 from pipeline.cache.index.segments import (
-    CompactedError,
     keys_of_segment,
     merge_segments,
     write_segment,
@@ -58,21 +63,35 @@ def compact(
     before = index.state
     written: set[str] = set()
     try:
-        segments = _merged(storage, index, units, written, first_level_rows=first_level_rows)
-    except CompactedError:
-        _delete(storage, written)
+        entries, shards = joined_units(list(units.values()))
+        segments = push(
+            storage,
+            index.folder,
+            before.runs,
+            write_segment(storage, index.folder, entries, shard_table(shards)),
+            written=written,
+            first_level_rows=first_level_rows,
+        )
+    except CompactedError as error:
+        delete_keys(storage, written)
+        if newest_state(storage, index.folder) == before.number:
+            what = "it is missing, or shorter than it was"
+            raise damaged(storage, error.key, what) from error
         return False
+    except DamagedIndexError:
+        delete_keys(storage, written)
+        raise
     state = IndexState(number=before.number + 1, runs=tuple(segments))
     first = storage.create(index_state_key(index.folder, state.number), state.to_bytes())
     if not first:
-        _delete(storage, written)
+        delete_keys(storage, written)
         return False
     if newest_state(storage, index.folder) != state.number:
         return True  # others went on, maybe from here; what is left over, the next merge takes
     new = index_part(index.folder, "new")
-    _delete(storage, {f"{new}/{name}" for name in units})
-    _delete(storage, (written | _keys(before.runs)) - _keys(state.runs))
-    _delete_states_below(storage, index.folder, state.number)
+    delete_keys(storage, {f"{new}/{name}" for name in units})
+    delete_keys(storage, (written | keys_of_runs(before.runs)) - keys_of_runs(state.runs))
+    delete_states_below(storage, index.folder, state.number)
     index.refresh()
     return True
 
@@ -99,45 +118,56 @@ def _committed(storage: Storage, index: Index) -> dict[str, NewUnit]:
     return found
 
 
-def _merged(
+def push(
     storage: Storage,
-    index: Index,
-    units: Mapping[str, NewUnit],
-    written: set[str],
+    folder: str,
+    segments: Sequence[IndexRun | None],
+    carried: IndexRun,
     *,
-    first_level_rows: int,
+    written: set[str],
+    first_level_rows: int = FIRST_LEVEL_ROWS,
 ) -> list[IndexRun | None]:
-    """Return the segments of all levels with new units among them; note what was written."""
-    entries, shards = joined_units(list(units.values()))
-    carried = write_segment(storage, index.folder, entries, shard_table(shards))
+    """Return the segments of all levels with a new one among them; note what was written.
+
+    Args:
+        storage: the store.
+        folder: the index's folder.
+        segments: the segment of each level, or None.
+        carried: a segment that was written just now.
+        written: gets the keys of all objects that are written.
+        first_level_rows: entries of the first level's segment at most.
+    """
     written |= keys_of_segment(carried)
-    segments = list(index.state.runs)
+    levels = list(segments)
     level = 0
     while True:
-        if level == len(segments):
-            segments.append(None)
-        older = segments[level]
+        if level == len(levels):
+            levels.append(None)
+        older = levels[level]
         if older is not None:
-            carried = merge_segments(storage, index.folder, older, carried)
+            carried = merge_segments(storage, folder, older, carried)
             written |= keys_of_segment(carried) - keys_of_segment(older)
         if carried.rows <= first_level_rows * GROWTH**level:
-            segments[level] = carried
-            return segments
-        segments[level] = None
+            levels[level] = carried
+            return levels
+        levels[level] = None
         level += 1
 
 
-def _keys(segments: tuple[IndexRun | None, ...]) -> set[str]:
+def keys_of_runs(segments: Sequence[IndexRun | None]) -> set[str]:
+    """Return the keys of the objects that some segments consist of."""
     return {key for segment in segments if segment is not None for key in keys_of_segment(segment)}
 
 
-def _delete(storage: Storage, keys: set[str]) -> None:
+def delete_keys(storage: Storage, keys: set[str]) -> None:
+    """Delete objects of an index."""
     for key in sorted(keys):
         storage.delete(key)
 
 
-def _delete_states_below(storage: Storage, folder: str, number: int) -> None:
+def delete_states_below(storage: Storage, folder: str, number: int) -> None:
+    """Delete the states that a newer one has replaced."""
     states = index_part(folder, "states")
-    for name in storage.names(states):
+    for name in filter(STATE_NAME.fullmatch, storage.names(states)):
         if int(stem(name)) < number:
             storage.delete(f"{states}/{name}")

@@ -13,6 +13,16 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.cache.index.checks import (
+    STATE_NAME,
+    CompactedError,
+    as_damage,
+    check_places,
+    check_state,
+    check_unit,
+    damaged,
+    parse_entries,
+)
 from pipeline.cache.index.entries import (
     ENTRY,
     Entries,
@@ -22,7 +32,7 @@ from pipeline.cache.index.entries import (
     sorted_entries,
     unique_entries,
 )
-from pipeline.cache.index.segments import NOWHERE, CompactedError, find_in_segment, read_table
+from pipeline.cache.index.segments import NOWHERE, find_in_segment, read_table
 from pipeline.store.records import find_record
 from pipeline.store.storage import Storage
 from schemas.errors import DataError, StorageError
@@ -59,6 +69,10 @@ class NewUnit:
     commit: CacheCommit
     entries: Entries
 
+    def to_bytes(self) -> bytes:
+        """Return the object that is written down of it."""
+        return self.commit.to_bytes() + self.entries.tobytes()
+
 
 class Index:
     """The index of one scorer, as it was at the last refresh."""
@@ -81,11 +95,9 @@ class Index:
             commit: the unit's commit; its shard is stored.
             digests: sequence digest of each row of the shard.
         """
-        entries = sorted_entries(keys_of(digests), 0, np.arange(len(digests)))
-        data = commit.to_bytes() + entries.tobytes()
-        unit: NewUnit | None = NewUnit(commit, entries)
-        if not self._storage.create(f"{self._new}/{commit.unit}", data):
-            unit = self._read_unit(commit.unit)
+        mine = new_unit(commit, digests)
+        created = self._storage.create(f"{self._new}/{commit.unit}", mine.to_bytes())
+        unit = mine if created else self._read_unit(commit.unit)
         if unit is None:  # another process made it, and a third one merged and committed it
             return commit
         self.units[commit.unit] = unit
@@ -113,12 +125,18 @@ class Index:
         return self._repeat(lambda: self._lookup(digests), refresh=not self._is_read)
 
     def _repeat(self, action: Callable[[], T], *, refresh: bool = True) -> T:
+        missed = set[tuple[int, str]]()
         for _ in range(PATIENCE):
             try:
                 if refresh:
                     self._refresh()
                 return action()
-            except CompactedError:
+            except CompactedError as error:
+                miss = (self.state.number, error.key)
+                if miss in missed:  # the newest state names it still: nobody merged meanwhile
+                    what = "it is missing, or shorter than it was"
+                    raise damaged(self._storage, error.key, what) from error
+                missed.add(miss)
                 refresh = True
         raise StorageError(
             f"{self._storage.url(self.folder)} changed {PATIENCE} times while it was read: other "
@@ -130,21 +148,15 @@ class Index:
         names = self._storage.names(self._new)
         number = newest_state(self._storage, self.folder)
         if number != self.state.number:
-            key = index_state_key(self.folder, number)
-            state = find_record(self._storage, key, IndexState)
-            if state is None:
-                raise CompactedError
-            self.state, self._tables = state, {}
+            self.state, self._tables = read_state(self._storage, self.scorer, number), {}
         units = {name: self.units.get(name) or self._read_unit(name) for name in sorted(names)}
         self.units = {name: unit for name, unit in units.items() if unit is not None}
-        if len(self.units) < len(units):
-            raise CompactedError
+        for name in units.keys() - self.units.keys():
+            raise CompactedError(f"{self._new}/{name}")
         self._is_read = True
 
     def _read_unit(self, name: str) -> NewUnit | None:
-        key = f"{self._new}/{name}"
-        data = self._storage.get(key)
-        return None if data is None else _parse_unit(data, self._storage.url(key))
+        return read_unit(self._storage, f"{self._new}/{name}")
 
     def _lookup(self, digests: Sequence[str]) -> Hits:
         keys = keys_of(digests)
@@ -172,6 +184,7 @@ class Index:
     ) -> None:
         if segment.table not in self._tables:
             self._tables[segment.table] = read_table(self._storage, segment)
+        check_places(self._storage, segment.parts[0].key, found, self._tables[segment.table])
         numbers, found["shard"] = np.unique(found["shard"], return_inverse=True)
         base = len(hits.shards)
         hits.shards.extend(self._shard(row) for row in self._tables[segment.table][numbers])
@@ -197,21 +210,54 @@ def joined_units(units: Sequence[NewUnit]) -> tuple[Entries, list[Shard]]:
 
 
 def newest_state(storage: Storage, folder: str) -> int:
-    """Return the number of the state that counts, 0 before the first."""
+    """Return the number of the state that counts, 0 before the first; foreign names do not."""
     names = storage.names(index_part(folder, "states"))
-    return max((int(stem(name)) for name in names), default=0)
+    return max((int(stem(name)) for name in names if STATE_NAME.fullmatch(name)), default=0)
+
+
+def read_state(storage: Storage, scorer: str, number: int) -> IndexState:
+    """Return a state of a scorer's index; number 0 is that before the first.
+
+    Raises:
+        CompactedError: it is gone.
+        DamagedIndexError: it is damaged.
+    """
+    if not number:
+        return IndexState(number=0, runs=())
+    key = index_state_key(index_folder(scorer), number)
+    try:
+        state = find_record(storage, key, IndexState)
+    except DataError as error:
+        raise as_damage(storage, key, error) from error
+    if state is None:
+        raise CompactedError(key)
+    check_state(storage, scorer, number, state)
+    return state
+
+
+def read_unit(storage: Storage, key: str) -> NewUnit | None:
+    """Return a unit that is not merged yet, None where it is gone.
+
+    Raises:
+        DamagedIndexError: it is damaged.
+    """
+    data = storage.get(key)
+    if data is None:
+        return None
+    head, _, body = data.partition(b"\n")
+    try:
+        commit = CacheCommit.from_bytes(head, where=storage.url(key))
+    except DataError as error:
+        raise as_damage(storage, key, error) from error
+    entries = parse_entries(storage, key, body, ENTRY)
+    check_unit(storage, key, commit, entries)
+    return NewUnit(commit, entries)
+
+
+def new_unit(commit: CacheCommit, digests: Sequence[str]) -> NewUnit:
+    """Return the entry of a unit, with the sequence digest of each row of its shard."""
+    return NewUnit(commit, sorted_entries(keys_of(digests), 0, np.arange(len(digests))))
 
 
 def _note(hits: Hits, asked: Positions, found: Entries, base: int) -> None:
     hits.shard[asked], hits.row[asked] = found["shard"].astype(np.int64) + base, found["row"]
-
-
-def _parse_unit(data: bytes, where: str) -> NewUnit:
-    head, _, body = data.partition(b"\n")
-    commit = CacheCommit.from_bytes(head, where=where)
-    if len(body) % ENTRY.itemsize:
-        raise DataError(
-            f"{where} is damaged: {len(body)} bytes of entries, expected a multiple of "
-            f"{ENTRY.itemsize}. Delete it: its unit is scored again"
-        )
-    return NewUnit(commit, np.frombuffer(body, dtype=ENTRY))

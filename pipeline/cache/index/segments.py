@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pipeline.cache.index.checks import CompactedError, damaged, parse_entries
 from pipeline.cache.index.entries import (
     ENTRY,
     SHARD,
@@ -22,7 +23,6 @@ from pipeline.cache.index.entries import (
     windows,
 )
 from pipeline.store.storage import Storage
-from schemas.errors import DataError
 from schemas.keys import index_part
 from schemas.records.index import IndexPart, IndexRun
 
@@ -39,15 +39,12 @@ NOWHERE = np.iinfo(np.uint32).max
 """Row of an entry that was not found."""
 
 
-class CompactedError(Exception):
-    """An object of the index is gone: newer ones stand in its place."""
-
-
 def find_in_segment(storage: Storage, segment: IndexRun, keys: Keys) -> Entries:
     """Return the entry of each sorted key in a segment; its row is `NOWHERE` where there is none.
 
     Raises:
-        CompactedError: the segment was replaced.
+        CompactedError: the segment was replaced, or a part of it is lost.
+        DamagedIndexError: entries are not in order.
     """
     found = np.zeros(len(keys), dtype=ENTRY)
     found["row"] = NOWHERE
@@ -75,7 +72,10 @@ def read_table(storage: Storage, segment: IndexRun) -> Entries:
     Raises:
         CompactedError: the segment was replaced.
     """
-    return _parse(storage, segment.table, storage.get(segment.table), SHARD)
+    table = _whole(storage, segment.table, SHARD)
+    if not len(table):
+        raise damaged(storage, segment.table, "it names no shard")
+    return table
 
 
 def write_segment(storage: Storage, folder: str, entries: Entries, table: Entries) -> IndexRun:
@@ -111,7 +111,7 @@ def merge_segments(storage: Storage, folder: str, older: IndexRun, newer: IndexR
             parts.append(part)
             continue
         entries["shard"] += len(tables[0])
-        both = np.concatenate([entries, _read_part(storage, part)])
+        both = np.concatenate([entries, read_part(storage, part)])
         parts.extend(_write_parts(storage, folder, unique_entries(both)))
     table = _write(storage, index_part(folder, "tables"), np.concatenate(tables))
     return IndexRun(parts=tuple(parts), table=table)
@@ -133,7 +133,7 @@ class _Slices:
         """Return a copy of the entries with start ≤ key < stop, each at most once."""
         pieces = [self._held]
         while self._left and self._left[0].first < stop:
-            pieces.append(_read_part(self._storage, self._left.pop(0)))
+            pieces.append(read_part(self._storage, self._left.pop(0)))
         held = np.concatenate(pieces)
         low, high = (
             len(held) if bound >= 1 << 64 else np.searchsorted(held["key"], np.uint64(bound))
@@ -159,8 +159,18 @@ def _write(storage: Storage, folder: str, array: Entries) -> str:
     return key
 
 
-def _read_part(storage: Storage, part: IndexPart) -> Entries:
-    return _parse(storage, part.key, storage.get(part.key), ENTRY)
+def read_part(storage: Storage, part: IndexPart) -> Entries:
+    """Return the entries of a part.
+
+    Raises:
+        CompactedError: it is gone.
+        DamagedIndexError: it does not hold what its segment says.
+    """
+    entries = _whole(storage, part.key, ENTRY)
+    ends = (len(entries), *(int(entries["key"][at]) for at in (0, -1) if len(entries)))
+    if ends != (part.rows, part.first, part.last):
+        raise damaged(storage, part.key, "it does not hold the entries that its state says")
+    return entries
 
 
 def _read(storage: Storage, segment: IndexRun, reads: Windows) -> Entries:
@@ -171,16 +181,22 @@ def _read(storage: Storage, segment: IndexRun, reads: Windows) -> Entries:
         for part, (start, stop) in zip(reads.part.tolist(), bounds, strict=True)
     ]
     blocks = storage.read_ranges(ranges)
-    return _parse(storage, segment.table, None if blocks is None else b"".join(blocks), ENTRY)
+    if blocks is None:
+        raise CompactedError(_culprit(storage, segment))
+    return parse_entries(storage, segment.parts[0].key, b"".join(blocks), ENTRY)
 
 
-def _parse(storage: Storage, key: str, data: bytes | None, kind: np.dtype) -> Entries:
+def _culprit(storage: Storage, segment: IndexRun) -> str:
+    """Return the key of a part that is missing or shorter than its segment says."""
+    for part in segment.parts:
+        version = storage.version(part.key)
+        if version is None or version.num_bytes != part.rows * ENTRY.itemsize:
+            return part.key
+    return segment.table
+
+
+def _whole(storage: Storage, key: str, kind: np.dtype) -> Entries:
+    data = storage.get(key)
     if data is None:
-        raise CompactedError
-    if len(data) % kind.itemsize:
-        raise DataError(
-            f"{storage.url(key)} is damaged: {len(data)} bytes, expected a multiple of "
-            f"{kind.itemsize}. Delete the scorer's folder `index`: units that are scored already "
-            "stay so, only single rows of other units are not found any more"
-        )
-    return np.frombuffer(data, dtype=kind)
+        raise CompactedError(key)
+    return parse_entries(storage, key, data, kind)
