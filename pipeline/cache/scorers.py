@@ -16,6 +16,8 @@ def find_scorers(storage: Storage, start: str | None) -> list[str]:
     Raises:
         ConfigError: the root has no scorer, or none or several keys begin so.
     """
+    if start == "":
+        raise ConfigError("the name of a scorer is empty: give the first characters of its key")
     known = sorted(storage.folders(CACHE))
     found = [name for name in known if name.startswith(start or "")]
     if not found or (start is not None and len(found) > 1):
@@ -87,5 +89,10 @@ def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
         ConfigError: there is no such scorer.
     """
     named = find_record(storage, name_key(name), ScorerName)
+    if named is not None and named.scorer not in storage.folders(CACHE):
+        raise ConfigError(
+            f"{storage.url(name_key(name))} stands for scorer {named.scorer!r}, which this root "
+            "does not have: it was deleted. Delete that record, or make the scorer anew"
+        )
     key = find_scorer_key(storage, name) if named is None else named.scorer
     return key, read_record(storage, scorer_key(key), ScorerIdentity)

@@ -25,9 +25,9 @@ def check_mixable(signals: Sequence[Signal], weights: Sequence[float]) -> Signal
         ConfigError: the weights do not fit, or a source keeps another number of ids from position
             to position.
     """
-    if len(weights) != len(signals) or min(weights) <= 0:
+    if len(weights) != len(signals) or not all(0 < weight <= 1 for weight in weights):
         raise ConfigError(
-            f"a mixture of {len(signals)} scorers needs as many positive weights; found "
+            f"a mixture of {len(signals)} scorers needs as many weights above 0, 1 in sum; found "
             f"{list(weights)}"
         )
     if abs(sum(weights) - 1) > WEIGHT_ERROR:

@@ -20,7 +20,7 @@ from pipeline.store.records import create_record, find_record, read_record
 from pipeline.store.storage import Storage
 from pipeline.store.writer import require_safe_writes
 from pipeline.upkeep.verify import contradictions
-from schemas.errors import DataError, IdentityError
+from schemas.errors import ConfigError, DataError, IdentityError
 from schemas.keys import commit_key, renumbering_key, renumberings_folder, scorer_folder, scorer_key
 from schemas.records.scores import CacheCommit, RenumberingRecord, ScorerIdentity
 
@@ -46,10 +46,13 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
         progress: told of each unit.
 
     Raises:
+        ConfigError: both are one root.
         DataError: a shard or record of the source is damaged.
         IdentityError: what the source calls this scorer is another one.
         StorageError: the target cannot be written, or ignores create-only writes.
     """
+    if _place(source) == _place(target):
+        raise ConfigError(f"{source.root} would be merged into itself: name another root")
     folder, key = scorer_folder(scorer), scorer_key(scorer)
     identity = read_record(source, key, ScorerIdentity)
     if identity.key != scorer:
@@ -87,6 +90,11 @@ def merge_scorer(source: Storage, target: Storage, scorer: str, progress: Progre
         tokens=sum(c.shard.tokens for c in copied),
         bytes=sum(c.shard.bytes for c in copied),
     )
+
+
+def _place(storage: Storage) -> str:
+    """Return where a root is, the same for each of its names."""
+    return storage.root if storage.local_root is None else str(storage.local_root.resolve())
 
 
 def _verified(source: Storage, scorer: str, unit: str) -> tuple[CacheCommit, bytes, list[str]]:

@@ -89,7 +89,10 @@ def reprocess(
     old = found[0][1]
     signals = [Signal.of(identity.signal) for _, identity in found]
     before = signals[0] if len(found) == 1 else check_mixable(signals, weights)
+    if len(found) == 1 and weights:
+        raise ConfigError("a weight needs several sources: give --from for each of them")
     after = Signal.of({**before.words(), **signal})
+    _check_kept(after)
     check_derivable(before, after)
     changes: dict[str, object] = {
         "codec": codec or old.codec,
@@ -109,6 +112,22 @@ def reprocess(
         _pin(storage, name, new)
         work = _Work(storage, keys, list(weights), before, after)
         return _run(work, name, new, worker=worker, progress=progress)
+
+
+def _check_kept(signal: Signal) -> None:
+    """Make sure that a signal is one that a configuration could ask for, too.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if signal.top_p is None and signal.min_k != 1:
+        raise ConfigError(
+            f"min_k = {signal.min_k} needs top_p: it is the fewest ids that it leaves"
+        )
+    if signal.top_p is not None and not 0 < signal.top_p < 1:
+        raise ConfigError(f"top_p = {signal.top_p} keeps nothing or everything: give 0 < top_p < 1")
+    if signal.min_k > signal.k:
+        raise ConfigError(f"min_k = {signal.min_k} is above k = {signal.k}")
 
 
 def _mixture(
