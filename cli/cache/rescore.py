@@ -35,7 +35,7 @@ def verify_rescored(
     if config is None:
         raise ConfigError("--rescore needs --config FILE: its teacher scores the rows")
     run, progress = load_run(config, overrides), make_progress(as_json=as_json)
-    key = find_scorer_key(run.storage, scorer or "")
+    key = find_scorer_key(run.storage, scorer)
     found = rescore(run, key, rows, seed=seed, progress=progress)
     worst = found.drift.token_logprob.max
     code = DataError.exit_code if tolerance is not None and worst > tolerance else 0

@@ -29,13 +29,19 @@ def find_scorers(storage: Storage, start: str | None) -> list[str]:
     return found
 
 
-def find_scorer_key(storage: Storage, start: str) -> str:
-    """Return the one scorer of a root whose key begins with some characters.
+def find_scorer_key(storage: Storage, start: str | None) -> str:
+    """Return the one scorer of a root whose key begins with some characters; the only one of all.
 
     Raises:
         ConfigError: none or several keys begin so.
     """
-    return find_scorers(storage, start)[0]
+    found = find_scorers(storage, start)
+    if len(found) > 1:
+        raise ConfigError(
+            f"{storage.url(CACHE)} has {len(found)} scorers: say which by the first characters of "
+            f"its key; scorers there: {', '.join(found)}"
+        )
+    return found[0]
 
 
 def find_identity(storage: Storage, scorer: str) -> ScorerIdentity | None:

@@ -27,8 +27,8 @@ def check_mixable(signals: Sequence[Signal], weights: Sequence[float]) -> Signal
     """
     if len(weights) != len(signals) or not all(0 < weight <= 1 for weight in weights):
         raise ConfigError(
-            f"a mixture of {len(signals)} scorers needs as many weights above 0, 1 in sum; found "
-            f"{list(weights)}"
+            f"a mixture of {len(signals)} scorers needs as many positive weights, "
+            f"none above 1; found {list(weights)}"
         )
     if abs(sum(weights) - 1) > WEIGHT_ERROR:
         raise ConfigError(f"the weights of a mixture sum to 1; found {sum(weights)}")

@@ -137,6 +137,8 @@ def test_a_unit_of_scores_survives_clean_up_whatever_the_order(kill_at: int | No
 def stored_root() -> str:
     """Return a root with a scorer that no run uses any more."""
     root = new_root()
+    for folder in ("teachers", "rounds/0000/score/main/commits"):
+        Storage(root).put(f"runs/demo/{folder}/lasting", b"")
     store_unit(Storage(root), SCORER, ROWS)
     return root
 
