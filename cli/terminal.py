@@ -25,7 +25,7 @@ WIDTH = 140
 def prepare_streams() -> None:
     """Let stdout and stderr escape the characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(ValueError):  # it is closed
+        with suppress(ValueError, OSError):  # it is closed, or its buffer cannot be laid aside
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
 

@@ -3,6 +3,8 @@
 from pipeline.store.records import find_record, read_record
 from pipeline.store.storage import Storage
 from schemas.errors import ConfigError, IdentityError
+from schemas.foreign import shown
+from schemas.forms import is_part
 from schemas.keys import CACHE, name_key, scorer_folder, scorer_key
 from schemas.records.scores import ScorerIdentity, ScorerName
 
@@ -94,6 +96,8 @@ def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
     Raises:
         ConfigError: there is no such scorer.
     """
+    if not is_part(name):
+        raise ConfigError(f"{shown(name)} is no name of a scorer, nor the beginning of its key")
     named = find_record(storage, name_key(name), ScorerName)
     if named is not None and named.scorer not in storage.folders(CACHE):
         raise ConfigError(

@@ -5,8 +5,9 @@ scorer says which ones it comes from.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,7 +57,7 @@ def reprocess(
     *,
     weights: Sequence[float] = (),
     codec: str | None,
-    signal: dict[str, object],
+    signal: Mapping[str, Any],
     worker: Worker,
     progress: Progress,
 ) -> Reprocessed:
@@ -91,7 +92,7 @@ def reprocess(
     before = signals[0] if len(found) == 1 else check_mixable(signals, weights)
     if len(found) == 1 and weights:
         raise ConfigError("a weight needs several sources: give --from for each of them")
-    after = Signal.of({**before.words(), **signal})
+    after = replace(before, **signal)
     _check_kept(after)
     check_derivable(before, after)
     changes: dict[str, object] = {

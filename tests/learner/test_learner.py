@@ -185,7 +185,7 @@ def test_the_learning_rate_of_a_step_is_the_one_given(
 
 def test_gradients_above_the_limit_are_scaled_down_to_it(setup: Setup, learners: Any) -> None:
     """A huge offset makes AdamW linear in the gradient, so that its update shows its norm."""
-    plan, limit, eps = setup.plans(ALL_AT_ONCE)[0], 1e-3, 1e3
+    plan, limit, eps = setup.plans(ALL_AT_ONCE)[0], 1e-3, 1.0
     for stage in (0, 2):
         learner = learners(zero_stage=stage, max_grad_norm=limit, eps=eps, weight_decay=0.0)
         begun = learner.full_state()

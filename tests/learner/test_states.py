@@ -148,7 +148,7 @@ def test_a_record_with_steps_that_are_no_numbers_is_damaged(run: Run) -> None:
     for value in (b"NaN", b"Infinity", b"-Infinity", b"1e999"):
         data = state(A).to_bytes().replace(b'"steps":[]', b'"steps":[{"loss":' + value + b"}]")
         run.storage.put(OLD, data)
-        with pytest.raises(DataError, match=r"no number|steps\.0\.loss|not finite|64 bits"):
+        with pytest.raises(DataError, match=r"no number|too large|steps\.0\.loss"):
             find_state(run, OLD)
 
 

@@ -171,7 +171,7 @@ class _Turns:
 def _folders(root: str) -> frozenset[str]:
     """Return the full names of the folders that hold an object called `lasting`."""
     storage, found = Storage(root), set[str]()
-    prefix = storage._name("").rstrip("/")
+    prefix = storage._folder("").rstrip("/")
 
     def look(folder: str) -> None:
         if "lasting" in storage.names(folder):

@@ -132,7 +132,7 @@ async def _take(body: Any, attempt: Attempt, use: Callable[[bytes], object]) -> 
 async def list_folder(filesystem: Any, folder: str, attempt: Attempt) -> list[dict[str, str]]:
     """Return what is directly in a folder, as fsspec does, page by page."""
     bucket, key, _ = filesystem.split_path(folder)
-    where = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+    where = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else "", "Delimiter": "/"}
     found: list[dict[str, str]] = []
     page: dict[str, Any] = {"IsTruncated": True}
     while page.get("IsTruncated"):

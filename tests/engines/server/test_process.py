@@ -29,6 +29,7 @@ from tests.support.servergolden import assert_scores, expected_scores, open_serv
 def own(monkeypatch: pytest.MonkeyPatch) -> EngineSection:
     """Return a section whose engine starts the stand-in where it would start vLLM."""
     monkeypatch.setattr(process, "MODULE", "tests.support.fakeserver")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     server = ServerSection(retry_s=5.0, timeout_s=5.0)
     return EngineSection(engine="server", batch_tokens=256, server=server)
 
