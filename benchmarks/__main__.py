@@ -19,6 +19,7 @@ from benchmarks.kit.measure import Result, Spread
 
 NAMES = {
     "cache": "each codec of scores: bytes per token, error and speed",
+    "chaos": "runs on S3 while everything is killed and every request may fail: promises kept",
     "engines": "vLLM through the stages against vLLM's bare loop: scoring and sampling",
     "fuzz": "parsers and decoders on random and damaged inputs: data, or a refusal in words",
     "index": "looking sequences up among ten million, and whether history slows it",

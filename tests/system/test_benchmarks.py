@@ -44,6 +44,7 @@ FIGURES = {
             "decode_tokens_per_cpu_s",
         )
     },
+    "chaos": {"kills", "faults", "requests", "starts", "runs"},
     "engines": {"score_ratio", "rollout_ratio", "convert_share"},
     "fuzz": {"executions", "executions_per_s"},
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
@@ -59,8 +60,10 @@ RECORD = {"benchmark", "cases", "seconds", "cpu_seconds", "quick", "seed", "comm
 def check_record(record: dict[str, Any], name: str) -> None:
     """Make sure that a record has what its benchmark promises, in positive numbers."""
     assert record["benchmark"] == name
-    nested = {"cache": {"codecs", "shards"}, "fuzz": {"targets", "failures"}}.get(name, set())
-    assert set(record) == RECORD | {"versions"} | FIGURES[name] | nested
+    nested = {"cache": {"codecs", "shards"}, "fuzz": {"targets", "failures"}}
+    nested["chaos"] = {"counts", "failures"}
+    assert set(record) == RECORD | {"versions"} | FIGURES[name] | nested.get(name, set())
+    assert not record.get("failures")
     assert all(record[figure] > 0 for figure in FIGURES[name])
     assert record["command"].startswith(f"python -m benchmarks {name}")
     assert record["machine"]["cores"] >= 1
