@@ -13,7 +13,8 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ def run(*, quick: bool, seed: int, minutes: float | None = None) -> Result:
     size, chance = QUICK if quick else FULL, random.Random(seed)
     end = time.monotonic() + 60 * (0.0 if quick else minutes or MINUTES)
     failures, trials = list[str](), list[tuple[Counter[str], float]]()
-    with tempfile.TemporaryDirectory(prefix="opd-chaos-") as name:
+    with _surroundings_kept(), tempfile.TemporaryDirectory(prefix="opd-chaos-") as name:
         field = _prepare(Path(name), size)
         server = SeaweedServer(field.folder / "seaweed")
         server.start()
@@ -65,6 +66,18 @@ def run(*, quick: bool, seed: int, minutes: float | None = None) -> Result:
         finally:
             server.kill()
     return _result(trials, failures)
+
+
+@contextmanager
+def _surroundings_kept() -> Iterator[None]:
+    """Give variables and the folder for temporary files back at the end of a block."""
+    environ, folder = dict(os.environ), tempfile.tempdir
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environ)
+        tempfile.tempdir = folder
 
 
 def _result(trials: Sequence[tuple[Counter[str], float]], failures: list[str]) -> Result:
