@@ -24,7 +24,7 @@ def new_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60, func_only=True)  # what all cases share is made in its own time
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_bad_input_ends_in_words(
     case: BadCase,
