@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     from pipeline.store import interrupts
     from pipeline.store.faults import known_error
 
-    app = getattr(sys.modules[__name__], "app")  # noqa: B009 - tests and `-m` bring their own
+    app = sys.modules[__name__].app  # tests bring their own; `-m` makes this module `__main__`
     prepare_streams()
     with streams_kept(), commands_end_in_order():
         try:

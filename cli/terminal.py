@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -107,8 +107,8 @@ def say_table(
     table = Table(box=None, pad_edge=False)
     for index, name in enumerate(titles):
         least = max(map(len, name.split()), default=0) if wrap_titles else None
-        side = "left" if index in left else "right"
-        table.add_column(cell(name), justify=side, overflow="fold", min_width=least)  # type: ignore[arg-type]
+        side: JustifyMethod = "left" if index in left else "right"
+        table.add_column(cell(name), justify=side, overflow="fold", min_width=least)
     for row in cells:
         table.add_row(*(one if isinstance(one, Text) else cell(one) for one in row))
     console(width=width).print(table)

@@ -14,9 +14,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from pipeline.store import interrupts
 from pipeline.store.records import READERS, find_record
 from pipeline.store.storage import Storage
-from schemas.errors import StorageError
+from schemas.errors import CapacityError, StorageError
 from schemas.keys import commit_key, sweep_key
 from schemas.records.scores import ScoreCommit
 from schemas.records.shards import Commit
@@ -47,7 +48,7 @@ def wait_for_sweep(storage: Storage, keys: Iterable[str]) -> None:
     while (sweep := find_record(storage, sweep_key(), SweepRecord)) is not None:
         if not _covers(sweep, named) or _is_dead(storage, sweep):
             return
-        time.sleep(POLL_S)
+        interrupts.pause(POLL_S)
 
 
 def forget_lost(
@@ -119,6 +120,7 @@ class Sweep:
         trace: TracebackType | None,
     ) -> None:
         """Say that nothing goes any more."""
+        interrupts.settle()
         self._stop.set()
         self._thread.join()
         with suppress(StorageError):  # it is dead soon
@@ -140,7 +142,8 @@ class Sweep:
 
     def _renew(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
-            with suppress(StorageError):
+            # the deletions themselves meet the same fault and report it
+            with suppress(StorageError, CapacityError, interrupts.Interrupted):
                 begun_s, version = time.monotonic(), self._storage.version(sweep_key())
                 if version is None or self._storage.get(sweep_key()) != self._data:
                     return  # taken over while this process was asleep

@@ -1,11 +1,13 @@
 """JSON files that strangers wrote, read within bounds: size, depth, one meaning.
 
-Promises: whatever lies at a path, reading ends soon, takes bounded memory, and runs nothing. Pure
-but for the reading.
+Promises: whatever lies at a path, reading ends soon, takes bounded memory, and runs nothing. Wider
+than `schemas.strictjson`, for models rightly hold `Infinity` and lengths beyond 64 bits. Pure but
+for the reading.
 """
 
 import json
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value] # None is falsy
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {shown(twice)} stands twice in one object")
     return value
 

@@ -142,13 +142,13 @@ def _grammar() -> Any:
     from jinja2.ext import Extension, loopcontrols
 
     class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 - as Jinja has it
+        tags = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    return Environment(extensions=[Generation, loopcontrols], autoescape=False)  # noqa: S701
+    return Environment(extensions=[Generation, loopcontrols], autoescape=False)
 
 
 def _is_there(path: Path) -> bool:
