@@ -47,12 +47,12 @@ class Leases:
         trace: TracebackType | None,
     ) -> None:
         """Give back what is held, for others need not wait."""
-        interrupts.settle()
-        self._stop.set()
-        self._thread.join()
-        for unit in list(self._held):
-            with suppress(StorageError):
-                self.release(unit)
+        with interrupts.giving_back(error):
+            self._stop.set()
+            self._thread.join()
+            for unit in list(self._held):
+                with suppress(StorageError):
+                    self.release(unit)
 
     def take(self, unit: str) -> bool:
         """Return whether the unit is ours now: it was free, or its holder is gone."""

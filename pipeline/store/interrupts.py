@@ -8,6 +8,8 @@ back; other threads stop at their next safe point.
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 POLL_S = 0.2
 """Seconds after which something that waits looks for a signal."""
@@ -42,6 +44,24 @@ def is_ending() -> bool:
 def settle() -> None:
     """Begin to give back what is held after a signal: safe points raise no more."""
     _Course.ending = _Course.asked
+
+
+@contextmanager
+def giving_back(error: BaseException | None) -> Iterator[None]:
+    """Give back what is held, as `settle` does, for the length of a block.
+
+    Where the holder's block has not ended by the signal, the next safe point still has to raise.
+
+    Args:
+        error: what the holder's block ended with.
+    """
+    was_ending = _Course.ending
+    settle()
+    try:
+        yield
+    finally:
+        if not isinstance(error, Interrupted):
+            _Course.ending = was_ending
 
 
 def forget() -> None:

@@ -120,12 +120,12 @@ class Sweep:
         trace: TracebackType | None,
     ) -> None:
         """Say that nothing goes any more."""
-        interrupts.settle()
-        self._stop.set()
-        self._thread.join()
-        with suppress(StorageError):  # it is dead soon
-            if self._storage.get(sweep_key()) == self._data:
-                self._storage.delete(sweep_key())
+        with interrupts.giving_back(error):
+            self._stop.set()
+            self._thread.join()
+            with suppress(StorageError):  # it is dead soon
+                if self._storage.get(sweep_key()) == self._data:
+                    self._storage.delete(sweep_key())
 
     def delete(self, key: str) -> None:
         """Remove an object of those that were named.

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.runs.leases import Leases
 from pipeline.store import interrupts
 from pipeline.store.attempts import Pace, bounded
 from pipeline.store.retry import with_retries
+from pipeline.store.storage import Storage
 from schemas.errors import StorageError
 
 
@@ -86,3 +88,20 @@ def test_a_beat_tells_that_the_work_goes_on() -> None:
     before = interrupts.silence_s()
     interrupts.beat()
     assert interrupts.silence_s() < before
+
+
+def test_a_signal_that_comes_as_something_is_given_back_is_not_lost(memory: Storage) -> None:
+    with Leases(memory, "stage") as leases:
+        leases.take("u0")
+        interrupts.ask()  # no safe point follows before the block ends
+    with pytest.raises(interrupts.Interrupted):
+        interrupts.check()
+
+
+def test_what_a_signal_ends_is_given_back_without_another_end(memory: Storage) -> None:
+    with pytest.raises(interrupts.Interrupted), Leases(memory, "stage") as leases:
+        leases.take("u0")
+        interrupts.ask()
+        interrupts.check()
+    interrupts.check()
+    assert memory.names("stage/leases") == set()
