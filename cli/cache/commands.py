@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,14 +88,12 @@ def verify(
         )
     if rescore is not None or tolerance is not None:
         raise ConfigError("--rescore goes with --config, --seed and --tolerance, without --sample")
-    from pipeline.cache.scorers import find_scorers
+    from pipeline.cache.scorers import of_each_scorer
     from pipeline.upkeep.verify import verify_scorer
 
     storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
-    found = [
-        verify_scorer(storage, name, sample=sample, seed=seed, progress=progress)
-        for name in find_scorers(storage, scorer)
-    ]
+    look = partial(verify_scorer, storage, sample=sample, seed=seed, progress=progress)
+    found = of_each_scorer(storage, scorer, look)
     code = _code_of(found)
     if as_json:
         scorers = [asdict(one) for one in found]
@@ -113,13 +112,12 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Show bytes per token, mass, entropy, odd values and stop tokens."""
-    from pipeline.cache.scorers import find_scorers
+    from pipeline.cache.scorers import of_each_scorer
     from pipeline.upkeep.stats import cache_figures
 
     storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
-    found = [
-        cache_figures(storage, name, progress=progress) for name in find_scorers(storage, scorer)
-    ]
+    look = partial(cache_figures, storage, progress=progress)
+    found = of_each_scorer(storage, scorer, look)
     code = DataError.exit_code if any(one.refused for one in found) else 0
     if as_json:
         scorers = [asdict(one) for one in found]
@@ -172,12 +170,13 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Copy the scores of another root that this one lacks."""
-    from pipeline.cache.scorers import find_scorers
+    from pipeline.cache.scorers import of_each_scorer
     from pipeline.upkeep.merge import merge_scorer
 
     storage, other = open_store(config, root, overrides, may_be_new=True), open_root(source)
     progress = make_progress(as_json=as_json)
-    done = [merge_scorer(other, storage, key, progress) for key in find_scorers(other, scorer)]
+    copy = partial(merge_scorer, other, storage, progress=progress)
+    done = of_each_scorer(other, scorer, copy)
     if as_json:
         print_json({"root": storage.root, "scorers": [asdict(one) for one in done]})
         return

@@ -23,14 +23,16 @@ def reindex(
     What is damaged is set aside, not destroyed. Ends with exit code 4 where a shard cannot be
     read: its rows are not found.
     """
-    from pipeline.cache.scorers import find_scorers
+    from pipeline.cache.scorers import find_scorers, of_each_scorer
     from pipeline.store.writer import require_safe_writes
     from pipeline.upkeep.reindex import reindex_scorer
 
     storage, progress = open_store(config, root, overrides), make_progress(as_json=as_json)
-    scorers = find_scorers(storage, scorer)
+    find_scorers(storage, scorer)  # a scorer that is not there is told first
     require_safe_writes(storage)
-    found = {key: reindex_scorer(storage, key, progress) for key in scorers}
+    found = dict(
+        of_each_scorer(storage, scorer, lambda key: (key, reindex_scorer(storage, key, progress)))
+    )
     code = DataError.exit_code if any(done.left_out for done in found.values()) else 0
     if as_json:
         listed = [{"scorer": key, **asdict(done)} for key, done in found.items()]

@@ -1,15 +1,60 @@
 """Scorers of a root: found by name or key, and put into words."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.store.commit import commit_names
 from pipeline.store.records import find_record, read_record
 from pipeline.store.storage import Storage
-from schemas.errors import ConfigError, IdentityError
+from schemas.errors import ConfigError, DataError, IdentityError
 from schemas.foreign import shown
 from schemas.forms import is_part
 from schemas.keys import CACHE, name_key, scorer_folder, scorer_key
 from schemas.records.scores import ScorerIdentity, ScorerName
 
+T = TypeVar("T")
+
 SHORT = 8
 """Characters of a scorer's key that people are shown."""
+
+
+def known_scorers(storage: Storage) -> list[str]:
+    """Return the keys of a root's scorers, sorted.
+
+    A folder that holds no more than the leases of who is about to make a scorer, or what a clean-up
+    has not deleted yet, is none.
+    """
+    return [key for key in sorted(storage.folders(CACHE)) if is_there(storage, key)]
+
+
+def is_there(storage: Storage, scorer: str) -> bool:
+    """Return whether a root has a scorer: its description, or units that should have one."""
+    return storage.exists(scorer_key(scorer)) or bool(commit_names(storage, scorer_folder(scorer)))
+
+
+def of_each_scorer(storage: Storage, start: str | None, look: Callable[[str], T]) -> list[T]:
+    """Return what is found of each scorer whose key begins with some characters; of all without.
+
+    One that a clean-up deletes meanwhile is left out.
+
+    Args:
+        storage: the root's store.
+        start: as for `find_scorers`.
+        look: what finds it, from a scorer's key.
+
+    Raises:
+        ConfigError: as `find_scorers`.
+    """
+    found = []
+    for scorer in find_scorers(storage, start):
+        try:
+            one = look(scorer)
+        except DataError:
+            if is_there(storage, scorer):
+                raise
+        else:
+            found += [one] if is_there(storage, scorer) else []
+    return found
 
 
 def find_scorers(storage: Storage, start: str | None) -> list[str]:
@@ -20,7 +65,7 @@ def find_scorers(storage: Storage, start: str | None) -> list[str]:
     """
     if start == "":
         raise ConfigError("the name of a scorer is empty: give the first characters of its key")
-    known = sorted(storage.folders(CACHE))
+    known = known_scorers(storage)
     found = [name for name in known if name.startswith(start or "")]
     if not found or (start is not None and len(found) > 1):
         listed = ", ".join(known) or "none"
@@ -99,7 +144,7 @@ def find_named(storage: Storage, name: str) -> tuple[str, ScorerIdentity]:
     if not is_part(name):
         raise ConfigError(f"{shown(name)} is no name of a scorer, nor the beginning of its key")
     named = find_record(storage, name_key(name), ScorerName)
-    if named is not None and named.scorer not in storage.folders(CACHE):
+    if named is not None and not is_there(storage, named.scorer):
         raise ConfigError(
             f"{storage.url(name_key(name))} stands for scorer {named.scorer!r}, which this root "
             "does not have: it was deleted. Delete that record, or make the scorer anew"

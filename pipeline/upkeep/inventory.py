@@ -7,13 +7,12 @@ Must not: open a shard.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.cache.scorers import find_identity, teacher_words
+from pipeline.cache.scorers import find_identity, known_scorers, teacher_words
 from pipeline.store.commit import commit_names
 from pipeline.store.records import find_record, read_records
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
 from schemas.keys import (
-    CACHE,
     ROUNDS,
     RUNS,
     SCORE,
@@ -61,7 +60,7 @@ def list_caches(storage: Storage) -> Iterator[CacheEntry]:
     Raises:
         DataError: a record is damaged.
     """
-    scorers = sorted(storage.folders(CACHE))
+    scorers = known_scorers(storage)
     uses = uses_by_scorer(storage) if scorers else {}
     for scorer in scorers:
         yield _entry(storage, scorer, uses.get(scorer, []))
