@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check audit bench clean
+.PHONY: help quickstart test test-gpu check audit bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ quickstart: .venv/.opd .venv/.train ## run the whole pipeline on this machine's 
 test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: .venv/.opd .venv/.dev .venv-airflow/.airflow ## run the tests; ARGS='-k name' picks some, JOBS=n at once
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-gpu: $(if $(PY),,.venv/.opd .venv/.dev) ## run the tests that need a GPU; PY=python3 takes an environment of yours
+	$(or $(PY),$(BIN)/python) -m pytest --confcutdir=tests/gpu $(ARGS) tests/gpu
 
 check: .venv/.opd .venv/.dev ## lint, format, types and import directions
 	$(BIN)/ruff check

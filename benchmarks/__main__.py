@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, title in NAMES.items():
             print(f"{name:<9} {title}")
         return 0
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | ({"DS_ACCELERATOR": given.device} if given.device else {}))
     failed = False
-    options = {"data": given.data, "minutes": given.minutes}
+    options = {"data": given.data, "minutes": given.minutes, "device": given.device}
     for name in given.names:
         record = measure(name, quick=given.quick, seed=given.seed, options=options)
         failed = failed or bool(record.get("failures"))
@@ -80,7 +80,7 @@ def measure(
     )
     words = ["python", "-m", "benchmarks", name, *(["--quick"] if quick else [])]
     for key, value in given.items():
-        words += [f"--{key}", value.name if isinstance(value, Path) else f"{value:g}"]
+        words += [f"--{key}", _argument(value)]
     return {
         "benchmark": name,
         **{key: _rounded(value) for key, value in result.figures.items()},
@@ -95,6 +95,12 @@ def measure(
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, Path):
+        return value.name
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table(record: dict[str, Any]) -> Table:
@@ -134,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON there")
     parser.add_argument("--data", type=Path, metavar="FILE", help="cache: scores to measure with")
-    parser.add_argument("--minutes", type=float, metavar="M", help="fuzz: how long it runs")
+    parser.add_argument("--minutes", type=float, metavar="M", help="fuzz, chaos: how long it runs")
+    parser.add_argument("--device", choices=["cuda"], help="losses, learner: measure on a GPU")
     parser.add_argument("--seed", type=int, default=0, help="root of everything random")
     return parser
 

@@ -36,6 +36,8 @@ from benchmarks.kit.measure import (
     cost_ratio,
     headline,
     units_per_cpu_s,
+    waiting,
+    wall_ratio,
     wall_seconds,
 )
 from benchmarks.losses import naive_loss
@@ -59,6 +61,9 @@ from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
 from schemas.records.shards import UnitShard
 
+LARGE = Size("180M", hidden=1024, layers=12, vocab=32_000, head=64)
+"""What a GPU is given: 180 million parameters."""
+
 K = 16
 MICRO_TOKENS = 1024
 RATE = 1e-5
@@ -66,31 +71,35 @@ TOLERANCE = 1e-3
 """Relative difference of the two sides' losses above which they do not do the same work."""
 
 
-def run(*, quick: bool, seed: int) -> Result:
-    """Measure a tiny and a 20M student; the figure is the worst of the cases."""
+def run(*, quick: bool, seed: int, device: str = "cpu") -> Result:
+    """Measure a tiny and a 20M student, on a GPU a larger one; the worst case is the figure."""
     sizes = (TINY,) if quick else (TINY, MEDIUM)
-    cases = [_case(size, quick=quick, seed=seed) for size in sizes]
+    if device != "cpu" and not quick:
+        sizes = (MEDIUM, LARGE)
+    cases = [_case(size, quick=quick, seed=seed, device=device) for size in sizes]
     return Result({"step_ratio": headline(cases, "step_ratio", max)}, cases)
 
 
-def _case(size: Size, *, quick: bool, seed: int) -> Case:
+def _case(size: Size, *, quick: bool, seed: int, device: str) -> Case:
     rows, repeats = (8 if quick or size is MEDIUM else 24), (3 if quick else 5)
     with tempfile.TemporaryDirectory(prefix="opd-bench-") as name:
         source = make_model(Path(name) / "student", size, seed=seed)
         data = _scored_round(Path(name), size, rows, seed=seed)
         plan = _plan(data, rows)
-        ours, plain = _Ours(source, data, plan), _Plain(source, data, plan)
+        ours, plain = _Ours(source, data, plan, device), _Plain(source, data, plan, device)
         sides: dict[str, Action] = {"opd": ours, "plain": plain}
-        alternate(sides, 1)
+        wait = waiting(device)
+        alternate(sides, 1, wait)
         _require_same(ours.loss, plain.loss)
-        timings = alternate(sides, repeats)
+        timings = alternate(sides, repeats, wait)
         ours.close()
+    ratio = cost_ratio if device == "cpu" else wall_ratio
     return {
         "case": size.name,
         "rows": rows,
         "micro_batches": len(plan.micro),
         "trained_tokens": plan.trained_tokens,
-        "step_ratio": cost_ratio(timings["opd"], timings["plain"]),
+        "step_ratio": ratio(timings["opd"], timings["plain"]),
         **{f"{name}_tokens_per_cpu_s": units_per_cpu_s(t) for name, t in timings.items()},
         **{f"{name}_step_wall_s": wall_seconds(t) for name, t in timings.items()},
     }
@@ -99,15 +108,15 @@ def _case(size: Size, *, quick: bool, seed: int) -> Case:
 class _Ours:
     """The learner; a call is one optimizer step."""
 
-    def __init__(self, source: ModelSource, data: RoundData, plan: StepPlan) -> None:
+    def __init__(self, source: ModelSource, data: RoundData, plan: StepPlan, device: str) -> None:
         train = TrainSection(
             learning_rate=RATE,
             sequences_per_step=sum(len(rows) for micro in plan.micro for rows in micro),
-            device="cpu",
+            device="cuda" if device == "cuda" else "cpu",
             micro_batch_tokens=MICRO_TOKENS,
         )
         settings = LearnerSettings(train, LossConfig(kind="forward_kl"), len(plan.micro))
-        self._learner = Learner(source, settings, join_ranks("cpu"))
+        self._learner = Learner(source, settings, join_ranks(device))
         self._data, self._plan, self.loss = data, plan, 0.0
 
     def __call__(self) -> int:
@@ -132,14 +141,16 @@ class _Micro:
 class _Plain:
     """A loop that needs nothing but torch and transformers; a call is one optimizer step."""
 
-    def __init__(self, source: ModelSource, data: RoundData, plan: StepPlan) -> None:
-        self._model: Any = load_model(source, dtype="float32", device="cpu").train()
+    def __init__(self, source: ModelSource, data: RoundData, plan: StepPlan, device: str) -> None:
+        self._model: Any = load_model(source, dtype="float32", device=device).train()
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         vocab = int(self._model.lm_head.weight.shape[0])
         batches = [data.batch(micro[0]) for micro in plan.micro]
-        self._micro = [_Micro(*batch_inputs(b, "cpu"), batch_targets(b, vocab)) for b in batches]
+        self._micro = [
+            _Micro(*batch_inputs(b, device), batch_targets(b, vocab).to(device)) for b in batches
+        ]
         self._tokens, self.loss = plan.trained_tokens, 0.0
 
     def __call__(self) -> int:

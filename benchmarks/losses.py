@@ -1,6 +1,7 @@
 """`losses`: head and loss in chunks, against a full log-softmax and against bare matmuls.
 
-All sides run forward and backward in float32 over the same targets, and must give the same loss.
+All sides run forward and backward over the same targets, and must give the same loss: on a CPU in
+float32 and CPU seconds, on a GPU in wall time, in float32 and bfloat16.
 Shapes: T tokens, H hidden, V vocabulary, K top-k, S support.
 """
 
@@ -8,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,8 @@ from benchmarks.kit.measure import (
     headline,
     in_child,
     peak_bytes,
+    waiting,
+    wall_ratio,
     wall_seconds,
 )
 from pipeline.models.head import Head
@@ -49,6 +53,8 @@ class Shape:
     hidden: int
     vocab: int
     seed: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +78,9 @@ Side = Callable[[Problem], float]
 def make_problem(shape: Shape) -> Problem:
     """Return a random problem; nothing in it is larger than the head."""
     torch.manual_seed(shape.seed)
-    hidden_TH = torch.empty(shape.tokens, shape.hidden).normal_(std=0.5)
-    weight_VH = torch.empty(shape.vocab, shape.hidden).normal_(std=0.05)
+    place: dict[str, Any] = {"device": shape.device, "dtype": shape.dtype}
+    hidden_TH = torch.empty(shape.tokens, shape.hidden, **place).normal_(std=0.5)
+    weight_VH = torch.empty(shape.vocab, shape.hidden, **place).normal_(std=0.05)
     first_T1 = torch.randint(shape.vocab, (shape.tokens, 1))
     ids_TK = (first_T1 + torch.arange(K) * (shape.vocab // K)) % shape.vocab
     logprobs_TK = torch.randn(shape.tokens, K).log_softmax(-1).sort(descending=True).values
@@ -86,13 +93,13 @@ def make_problem(shape: Shape) -> Problem:
         token_logprob_T=logprobs_TK[:, 0],
         weight_T=torch.ones(shape.tokens),
         vocab_size=shape.vocab,
-    )
+    ).to(shape.device)
     return Problem(hidden_TH.requires_grad_(), weight_VH.requires_grad_(), targets)
 
 
 def naive_loss(hidden_TH: Tensor, weight_VH: Tensor, targets: Targets) -> Tensor:
     """Return the summed forward KL over support and tail from a full log-softmax."""
-    logq_TV = F.log_softmax(F.linear(hidden_TH, weight_VH), dim=-1)
+    logq_TV = F.log_softmax(F.linear(hidden_TH, weight_VH).float(), dim=-1)
     logq_TS = logq_TV.gather(-1, targets.ids_TS)
     valid_TS = targets.valid_TS
     mass_T = logq_TS.exp().masked_fill(~valid_TS, 0.0).sum(-1)
@@ -138,8 +145,7 @@ def _backward(problem: Problem, loss: Tensor) -> float:
 
 
 SIDES: dict[str, Side] = {
-    "opd_128": partial(opd_side, chunk=128),
-    "opd_256": partial(opd_side, chunk=256),
+    **{f"opd_{chunk}": partial(opd_side, chunk=chunk) for chunk in (128, 256, 1024, 4096)},
     "naive": naive_side,
     "floor": floor_side,
 }
@@ -154,8 +160,10 @@ def extra_bytes(side: str, shape: Shape) -> int:
     return peak_bytes() - before
 
 
-def run(*, quick: bool, seed: int) -> Result:
-    """Measure each vocabulary; the figures are those of chunk 128, the slowest case counts."""
+def run(*, quick: bool, seed: int, device: str = "cpu") -> Result:
+    """Measure each vocabulary; the figures are those of one chunk, the slowest case counts."""
+    if device != "cpu":
+        return run_on_device(device, quick=quick, seed=seed)
     if quick:
         cases = [_case(Shape(256, 128, 8_192, seed), ["opd_128"], memory_tokens=512)]
     else:
@@ -167,6 +175,60 @@ def run(*, quick: bool, seed: int) -> Result:
     names = ("cpu_vs_naive", "cpu_vs_floor", "memory_vs_naive")
     figures = {name: headline(cases, f"opd_128_{name}", max) for name in names}
     return Result(figures, cases)
+
+
+def run_on_device(device: str, *, quick: bool, seed: int) -> Result:
+    """Measure a large vocabulary on a GPU in wall time, in both number formats."""
+    tokens, hidden, vocab = (1024, 256, 8_192) if quick else (16_384, 4096, 151_936)
+    cases = [
+        _device_case(Shape(tokens, hidden, vocab, seed, device, torch.bfloat16)),
+        _device_case(Shape(tokens // 4, hidden // 4, vocab, seed, device, torch.float32)),
+    ]
+    names = ("vs_naive", "vs_floor", "memory_vs_naive")
+    return Result({name: headline(cases, f"opd_4096_{name}", max) for name in names}, cases)
+
+
+def _device_case(shape: Shape) -> Case:
+    """Measure all sides; the naive one on a quarter of the tokens, for it needs them all."""
+    ours, problem = ["opd_256", "opd_1024", "opd_4096"], make_problem(shape)
+    losses = dict[str, float]()
+    parts = {"naive": problem.part(shape.tokens // 4)}
+
+    def once(side: str) -> int:
+        part = parts.get(side, problem)
+        losses[side] = SIDES[side](part)
+        return len(part.targets)
+
+    names, wait = [*ours, "naive", "floor"], waiting(shape.device)
+    timings = alternate({name: partial(once, name) for name in names}, 1, wait)
+    _require_same(SIDES["opd_1024"](parts["naive"]), losses["naive"])
+    timings = alternate({name: partial(once, name) for name in names}, 5, wait)
+    memory = {name: _device_bytes(name, parts["naive"]) for name in [*ours, "naive"]}
+    case: Case = {
+        "case": f"V={shape.vocab} {str(shape.dtype).removeprefix('torch.')}",
+        "tokens": shape.tokens,
+        "hidden": shape.hidden,
+        "memory_tokens": len(parts["naive"].targets),
+    }
+    for name in names:
+        case[f"{name}_wall_s"] = wall_seconds(timings[name])
+    for name in ours:
+        case[f"{name}_vs_naive"] = wall_ratio(timings[name], timings["naive"])
+        case[f"{name}_vs_floor"] = wall_ratio(timings[name], timings["floor"])
+        case[f"{name}_memory_vs_naive"] = memory[name] / memory["naive"]
+    for name, extra in memory.items():
+        case[f"{name}_extra_bytes"] = extra
+    return case
+
+
+def _device_bytes(side: str, problem: Problem) -> int:
+    """Return by how much a side raises the peak memory of the GPU, gradients included."""
+    problem.hidden_TH.grad = problem.weight_VH.grad = None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    SIDES[side](problem)
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _case(shape: Shape, ours: list[str], *, memory_tokens: int) -> Case:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -26,7 +27,16 @@ def machine() -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
         "system": f"{platform.system()} {platform.machine()}",
+        **_gpu(),
     }
+
+
+def _gpu() -> dict[str, str | int]:
+    """Return the name of the GPU that a benchmark has used, if it did."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count()}
 
 
 def versions() -> dict[str, str]:

@@ -77,32 +77,60 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def timed(action: Action) -> Timing:
-    """Run a side once and return what that took."""
+def timed(action: Action, wait: Callable[[], None] = lambda: None) -> Timing:
+    """Run a side once and return what that took.
+
+    Args:
+        action: the side.
+        wait: returns when everything that was started on a device has ended.
+    """
     gc.collect()
+    wait()
     wall, cpu = time.perf_counter(), time.process_time()
     units = action()
+    wait()
     return Timing(units, time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def alternate(sides: Mapping[str, Action], repeats: int) -> dict[str, list[Timing]]:
+def alternate(
+    sides: Mapping[str, Action], repeats: int, wait: Callable[[], None] = lambda: None
+) -> dict[str, list[Timing]]:
     """Return the timings of each side: all sides once a round, in turned order every other round.
 
     Args:
         sides: what is compared, by name.
         repeats: rounds that are measured.
+        wait: as for `timed`.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in sides}
     for round_index in range(repeats):
         order = list(sides)[:: -1 if round_index % 2 else 1]
         for name in order:
-            timings[name].append(timed(sides[name]))
+            timings[name].append(timed(sides[name], wait))
     return timings
+
+
+def waiting(device: str) -> Callable[[], None]:
+    """Return what waits for a device's work to end; on a CPU there is nothing to wait for."""
+    if device == "cpu":
+        return lambda: None
+    import torch
+
+    return torch.cuda.synchronize
 
 
 def cost_ratio(ours: Sequence[Timing], other: Sequence[Timing]) -> Spread:
     """Return CPU seconds per unit of one side over another's, round by round; below 1 we win."""
     return spread([a.cost_s / b.cost_s for a, b in zip(ours, other, strict=True)])
+
+
+def wall_ratio(ours: Sequence[Timing], other: Sequence[Timing]) -> Spread:
+    """Return wall seconds per unit of one side over another's, round by round; below 1 we win.
+
+    For work on a device, which costs the processor next to nothing.
+    """
+    pairs = zip(ours, other, strict=True)
+    return spread([(a.wall_s / a.units) / (b.wall_s / b.units) for a, b in pairs])
 
 
 def speed_ratio(ours: Sequence[Timing], other: Sequence[Timing]) -> Spread:

@@ -49,12 +49,19 @@ class Tiny:
         base = None if self.base is None else ModelSource(str(self.base), None, False)
         return ModelSource(str(self.folder), None, False, base)
 
-    def engine(self, *, batch_tokens: int = 4096, chunk_tokens: int = 1024) -> Engine:
+    def engine(
+        self,
+        *,
+        batch_tokens: int = 4096,
+        chunk_tokens: int = 1024,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> Engine:
         """Return the model in an engine of its own."""
         section = EngineSection(
-            device="cpu", batch_tokens=batch_tokens, logit_chunk_tokens=chunk_tokens
+            device=device, batch_tokens=batch_tokens, logit_chunk_tokens=chunk_tokens
         )
-        return open_engine(Start(self.source, section, dtype="float32", use="score"), print)
+        return open_engine(Start(self.source, section, dtype=dtype, use="score"), print)
 
     @torch.no_grad()
     def logits(self, prompt: Ids, response: Ids) -> Doubles:
