@@ -90,5 +90,4 @@ def _forget(run: Run, scorer: Scorer, folder: str, unit: UnitShard) -> None:
         return
     if cached is not None and _scores(storage, scorer, cached.shard) is None:
         storage.delete(f"{index_part(index_folder(scorer.key), 'new')}/{digest}")
-        storage.delete(key)
-        storage.delete(cached.shard.key)
+        storage.delete(key)  # not its shard: by now another process may have put it again

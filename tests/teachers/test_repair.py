@@ -71,7 +71,7 @@ def test_a_damaged_unit_is_forgotten_by_the_round_and_by_the_cache(
     before, commit = everything(run), cached(run, shard)
     assert forget_invalid(run, 0, "main", Recorder()) == 1
     entry = commit.replace("/commits/", "/index/new/").removesuffix(".json")
-    expected = {f"{SCORES}/manifest.json", f"{SCORES}/commits/{unit}.json", commit, entry, shard}
+    expected = {f"{SCORES}/manifest.json", f"{SCORES}/commits/{unit}.json", commit, entry}
     assert gone(run, before) == expected & set(before)
     assert forget_invalid(run, 0, "main", Recorder()) == 0  # a unit without a commit is not wrong
 

@@ -33,10 +33,19 @@ from pipeline.cache.index.entries import (
     unique_entries,
 )
 from pipeline.cache.index.segments import NOWHERE, find_in_segment, read_table
+from pipeline.store.commit import committed_units
 from pipeline.store.records import find_record
 from pipeline.store.storage import Storage
 from schemas.errors import DataError, StorageError
-from schemas.keys import data_folder, index_folder, index_part, index_state_key, shard_key, stem
+from schemas.keys import (
+    data_folder,
+    index_folder,
+    index_part,
+    index_state_key,
+    scorer_folder,
+    shard_key,
+    stem,
+)
 from schemas.records.index import IndexRun, IndexState
 from schemas.records.scores import CacheCommit
 from schemas.records.shards import Shard
@@ -144,9 +153,12 @@ class Index:
         )
 
     def _refresh(self) -> None:
+        committed = set[str]() if self._is_read else self._never_merged()
         # names before the state: what is merged in between is then found twice, not missed
         names = self._storage.names(self._new)
         number = newest_state(self._storage, self.folder)
+        if not number and not committed <= names:  # every commit comes after its entry
+            raise CompactedError(self.folder)
         if number != self.state.number:
             self.state, self._tables = read_state(self._storage, self.scorer, number), {}
         units = {name: self.units.get(name) or self._read_unit(name) for name in sorted(names)}
@@ -154,6 +166,11 @@ class Index:
         for name in units.keys() - self.units.keys():
             raise CompactedError(f"{self._new}/{name}")
         self._is_read = True
+
+    def _never_merged(self) -> set[str]:
+        """Return the committed units of an index that seems to have had no merge."""
+        merged = newest_state(self._storage, self.folder)
+        return set() if merged else committed_units(self._storage, scorer_folder(self.scorer))
 
     def _read_unit(self, name: str) -> NewUnit | None:
         return read_unit(self._storage, f"{self._new}/{name}")

@@ -204,14 +204,28 @@ def test_a_damaged_shard_is_left_out_and_named(memory: Storage) -> None:
     assert (done.left_out, done.units) == ([key], 4)
 
 
-@pytest.mark.parametrize("folder", ["new", "states"])
-def test_an_index_made_anew_finds_what_deleted_objects_held(folder: str, memory: Storage) -> None:
+def test_an_index_made_anew_finds_what_a_deleted_entry_held(memory: Storage) -> None:
     fill(memory)
-    memory.delete(first_key(memory, folder))
+    memory.delete(first_key(memory, "new"))
     assert ScoreCache(memory, SCORER.identity, print).known(ALL).num_rows < len(ALL)
     done = rebuild(memory, Index(memory, SCORER.key), anew=True)
     assert (done.faults, done.rows) == ({}, len(ALL))
     assert ScoreCache(memory, SCORER.identity, print).known(ALL).num_rows == len(ALL)
+
+
+@pytest.mark.parametrize("folders", [("states",), ("new", "states", "parts", "tables")], ids=repr)
+def test_an_index_whose_folders_were_deleted_is_mended(
+    folders: tuple[str, ...], memory: Storage
+) -> None:
+    fill(memory)
+    for folder in folders:
+        for name in memory.names(f"{INDEX}/{folder}"):
+            memory.delete(f"{INDEX}/{folder}/{name}")
+    notes: list[str] = []
+    assert ScoreCache(memory, SCORER.identity, notes.append).known(ALL).num_rows == len(ALL)
+    assert len(notes) == 1 and f"{INDEX} is damaged" in notes[0]
+    assert ScoreCache(memory, SCORER.identity, notes.append).known(ALL).num_rows == len(ALL)
+    assert len(notes) == 1
 
 
 @pytest.mark.parametrize("left", [0, 16, 100])
