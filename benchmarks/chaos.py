@@ -1,8 +1,9 @@
 """`chaos`: runs of quickstart's size on S3 while everything dies and every request may fail.
 
-Two `opd run` share a run behind a proxy that injects faults; beside them the cache is verified,
-cleaned, merged and looked at. Processes, their children and the S3 server are killed at random
-moments; at the end of each run every promise is checked. It needs what the tests need.
+Two `opd run` share a run, of one learner process or of two, behind a proxy that injects faults;
+beside them the cache is verified, cleaned, merged, reprocessed and looked at. Processes, their
+children and the S3 server are killed at random moments; at the end of each run every promise is
+checked. It needs what the tests need.
 """
 
 import json
@@ -41,8 +42,10 @@ class Size:
     blows: int
 
 
-FULL, QUICK = Size(1280, 64, 2, 90), Size(32, 8, 1, 6)
+FULL, QUICK = Size(1280, 64, 2, 180), Size(32, 8, 1, 6)
 MINUTES = 30.0
+RANKS = (1, 2)
+"""Processes of the learner, one number after the other, run by run."""
 FAULTS = {fault: share / 2 for fault, share in STORM.items()}
 """Share of the requests that each fault meets."""
 
@@ -59,7 +62,8 @@ def run(*, quick: bool, seed: int, minutes: float | None = None) -> Result:
         try:
             while not trials or time.monotonic() < end:
                 begin = time.monotonic()
-                counts, found = _trial(field, server, size, chance)
+                ranks = RANKS[len(trials) % len(RANKS)]
+                counts, found = _trial(field, server, size, ranks, chance)
                 trials.append((counts, time.monotonic() - begin))
                 failures += found
                 print(f"run {len(trials)}: {_told(counts)}", *found, sep="\n", file=sys.stderr)
@@ -106,14 +110,16 @@ def _result(trials: Sequence[tuple[Counter[str], float]], failures: list[str]) -
 
 @dataclass(frozen=True)
 class Field:
-    """The folder of all runs, and what a quiet run publishes."""
+    """The folder of all runs, and what a quiet run publishes, by ranks of the learner."""
 
     folder: Path
-    quiet: dict[str, Any]
+    quiet: dict[int, dict[str, Any]]
+    scorer: str
+    """Key of the scorer that all runs share."""
 
 
 def _prepare(folder: Path, size: Size) -> Field:
-    """Make models, prompts and a quiet run; every temporary folder is below the folder."""
+    """Make models, prompts and quiet runs; every temporary folder is below the folder."""
     (folder / "tmp").mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     for name, teacher in (("student", False), ("main", True)):
@@ -122,13 +128,19 @@ def _prepare(folder: Path, size: Size) -> Field:
         rows = distinct(count, 5, held_out=held_out)
         lines = (json.dumps({"prompt": row.prompt, "reference": row.answer}) for row in rows)
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    config = _config(folder, str(folder / "quiet"), size)
-    _finished("run", "-c", str(config), "--json")
-    return Field(folder, snapshot(Storage(str(folder / "quiet")), "runs"))
+    quiet = dict[int, dict[str, Any]]()
+    for ranks in RANKS:
+        root = str(folder / f"quiet-{ranks}")
+        config = _config(folder, root, size, ranks)
+        _finished("run", "-c", str(config), "--json")
+        quiet[ranks] = snapshot(Storage(root), "runs")
+    (scorer,) = Storage(root).folders("cache")
+    return Field(folder, quiet, scorer)
 
 
-def _config(folder: Path, root: str, size: Size) -> Path:
+def _config(folder: Path, root: str, size: Size, ranks: int) -> Path:
     changes: dict[str, object] = {
+        "train.num_processes": ranks,
         "run.rounds": size.rounds,
         "rollout.prompts_per_round": size.prompts,
         "rollout.prompts_per_unit": size.unit,
@@ -146,11 +158,11 @@ def _config(folder: Path, root: str, size: Size) -> Path:
 
 
 def _trial(
-    field: Field, server: SeaweedServer, size: Size, chance: random.Random
+    field: Field, server: SeaweedServer, size: Size, ranks: int, chance: random.Random
 ) -> tuple[Counter[str], list[str]]:
     """Disturb one run until it has ended by itself; return counts and broken promises."""
     root = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    config = _config(field.folder, root, size)
+    config = _config(field.folder, root, size, ranks)
     line = ["run", "-c", str(config), "--json"]
     os.environ.update(server.account.environ())  # this process looks past the proxy
     proxy = FaultProxy(server.endpoint, mix=FAULTS, seed=chance.randrange(1 << 30))
@@ -159,7 +171,12 @@ def _trial(
         commands=[
             Command("run", [line]),
             Command("run beside", [line]),
-            Command("upkeep", _upkeep(config, root), endless=True, ready=lambda: bool(scorers())),
+            Command(
+                "upkeep",
+                _upkeep(config, root, field.scorer),
+                endless=True,
+                ready=lambda: bool(scorers()),
+            ),
         ],
         server=server,
         proxy=proxy,
@@ -172,7 +189,7 @@ def _trial(
         proxy.close()
     found = broken_promises(
         Storage(root),
-        field.quiet,
+        field.quiet[ranks],
         done_again=lambda: _finished("run", "-c", str(config), "--json"),
         scratch=field.folder / "tmp",
     )
@@ -181,7 +198,7 @@ def _trial(
     return counts, [*mayhem.wrong, *texts]
 
 
-def _upkeep(config: Path, root: str) -> Sequence[Sequence[str]]:
+def _upkeep(config: Path, root: str, scorer: str) -> Sequence[Sequence[str]]:
     """Return what is done with a root beside its runs, one of them at a time."""
     here = ["-c", str(config)]
     return (
@@ -189,6 +206,7 @@ def _upkeep(config: Path, root: str) -> Sequence[Sequence[str]]:
         ["cache", "gc", *here, "--delete", "--unused-scorers", "--older-than", "0.002"],
         ["cache", "merge", "--from-root", root, "--root", f"{root}-copy"],
         ["cache", "reindex", *here],
+        ["cache", "reprocess", *here, "--from", scorer, "--to", "small", "--k", "2"],
         ["cache", "ls", *here],
         ["status", "-c", str(config)],
     )
