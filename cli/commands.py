@@ -8,7 +8,7 @@ from collections.abc import Callable
 import typer
 
 from cli import config as inspect_config
-from cli import doctor, quickstart, runs, stages
+from cli import doctor, prompts, quickstart, runs, stages
 from cli.cache import commands as cache
 from cli.helppage import CommandPage, GroupPage
 
@@ -33,7 +33,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "train": stages.train,
         "eval": stages.evaluate,
     },
-    "Look": {"status": runs.status, "plan": runs.plan},
+    "Look": {"status": runs.status, "plan": runs.plan, "prompts": prompts.app},
     "Schedulers": {"gate": runs.gate},
     "Cache": {"cache": cache.app},
 }

@@ -22,7 +22,8 @@ from benchmarks.kit.fuzzscores import SCORER, any_table, score_shard
 from benchmarks.kit.mutation import TEXTS, any_json, any_object, mutated
 from pipeline.prompts.files import PromptFile
 from pipeline.prompts.reading import record_chunks
-from pipeline.prompts.records import BadRecord, parse_record
+from pipeline.prompts.records import parse_record
+from pipeline.prompts.values import BadRecord
 from pipeline.shards.codec import CODECS
 from pipeline.shards.parquet import read_rows, read_table
 from pipeline.shards.scores import decode_scores, read_scores

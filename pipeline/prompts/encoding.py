@@ -4,34 +4,28 @@ Promises: ids are made once and never decoded and encoded again; a record is a r
 under the reason why not.
 """
 
-import inspect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
 from pipeline.models.tokenizer import vocabulary_size
 from pipeline.prompts.files import PromptFile
-from pipeline.prompts.reading import Numbered, record_chunks
-from pipeline.prompts.records import BadRecord, PromptRecord, check_ids, parse_record
+from pipeline.prompts.ids import Encoder
+from pipeline.prompts.reading import record_chunks
+from pipeline.prompts.records import PromptRecord, check_ids, parse_record
+from pipeline.prompts.values import BadRecord
 from schemas.config.prompts import PromptsSection
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
-from schemas.foreign import excerpt
 from schemas.tables import PROMPTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-REFUSALS = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError),
-    *(TypeError, ValueError),
-)
-"""What a template's own code raises for messages that it does not expect."""
 
 SHOWN_PROBLEMS = 5
 """Bad records that an error lists; all are counted."""
@@ -55,6 +49,16 @@ class Tally:
             self.shown.append(f"  {place}: {problem}")
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A record that was read: the row that it becomes, or what is wrong with it."""
+
+    number: int
+    value: object
+    row: dict[str, Any] | BadRecord
+    chat: bool = False
+
+
 def prompt_tables(
     file: PromptFile, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", *, tally: Tally
 ) -> Iterator[pa.Table]:
@@ -69,123 +73,53 @@ def prompt_tables(
     Raises:
         ConfigError: after the last record, if none is usable, or one is not and may not be skipped.
     """
-    section, size = config.prompts, vocabulary_size(tokenizer)
-    _check_template_variables(tokenizer, section)
-    for chunk in record_chunks(file):
-        tally.records += len(chunk)
-        parsed = list(_parsed(chunk, file, config, tally=tally))
-        encoded = encode_records(tokenizer, [record for _, record in parsed], section)
-        rows = []
-        for (number, record), ids in zip(parsed, encoded, strict=True):
-            try:
-                usable = _usable(ids, max_tokens=section.max_tokens, vocab_size=size)
-                rows.append(_row(record, usable, number=number, unit=file.unit, seen=tally.seen))
-                tally.chats += record.kind == "messages"
-            except BadRecord as problem:
-                tally.skip(file.place(number), problem)
+    for chunk in encoded_chunks(file, config, tokenizer, tally=tally):
+        rows = [one.row for one in chunk if not isinstance(one.row, BadRecord)]
         yield _table(rows, tokenizer)
-    _refuse(file, tally, section)
+    _refuse(file, tally, config.prompts)
 
 
-def encode_records(
-    tokenizer: "PreTrainedTokenizerBase", records: Sequence[PromptRecord], section: PromptsSection
-) -> list[list[int] | BadRecord]:
-    """Return the token ids of each record, or what is wrong with it.
+def encoded_chunks(
+    file: PromptFile, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", *, tally: Tally
+) -> Iterator[list[Encoded]]:
+    """Yield what becomes of each record of a file in its order, a chunk at a time.
+
+    Args:
+        file: the prompt file.
+        config: the run.
+        tokenizer: the student's tokenizer.
+        tally: counts what becomes a row and what does not.
 
     Raises:
-        ConfigError: there is a chat, and the tokenizer has no chat template.
+        ConfigError: an option of `[prompts]` does not fit the tokenizer.
     """
-    texts = [record.value for record in records if record.kind == "prompt"]
-    encoded = iter(_encode_texts(tokenizer, texts, section.add_special_tokens))
-    result: list[list[int] | BadRecord] = []
-    for record in records:
-        if record.kind == "prompt":
-            result.append(next(encoded))
-        elif record.kind == "messages":
-            result.append(_encode_chat(tokenizer, record.value, section.chat_template_kwargs))
-        else:
-            result.append(record.value)
-    return result
+    section, size = config.prompts, vocabulary_size(tokenizer)
+    encoder = Encoder(tokenizer, section)
+    for chunk in record_chunks(file):
+        tally.records += len(chunk)
+        parsed = [_parsed(value, config) for _, value in chunk]
+        found = []
+        for (number, value), record, ids in zip(chunk, parsed, encoder.ids(parsed), strict=True):
+            try:
+                usable = _usable(ids, max_tokens=section.max_tokens, vocab_size=size)
+                known = cast(PromptRecord, record)  # it has ids
+                row = _row(known, usable, number=number, unit=file.unit, seen=tally.seen)
+                chat = known.kind == "messages"
+                tally.chats += chat
+                found.append(Encoded(number, value, row, chat))
+            except BadRecord as problem:
+                tally.skip(file.place(number), problem)
+                found.append(Encoded(number, value, problem))
+        yield found
 
 
-def start_ids(tokenizer: "PreTrainedTokenizerBase", section: PromptsSection) -> list[int]:
-    """Return the ids that the tokenizer adds to `prompt` text of its own accord."""
-    if not section.add_special_tokens:
-        return []
-    return [int(i) for i in tokenizer("", add_special_tokens=True)["input_ids"]]
-
-
-def _check_template_variables(
-    tokenizer: "PreTrainedTokenizerBase", section: PromptsSection
-) -> None:
-    options = set(inspect.signature(tokenizer.apply_chat_template).parameters) - {"chat_template"}
-    taken = sorted(options.intersection(section.chat_template_kwargs))
-    if taken:
-        raise ConfigError(
-            f"prompts.chat_template_kwargs: {taken[0]!r} is an option of the tokenizer's call, "
-            "which opd sets, and no variable of the chat template; remove it"
-        )
-
-
-def _parsed(
-    chunk: list[Numbered], file: PromptFile, config: RunConfig, *, tally: Tally
-) -> Iterator[tuple[int, PromptRecord]]:
-    for number, value in chunk:
-        try:
-            if isinstance(value, BadRecord):
-                raise value
-            yield number, parse_record(value, teachers=config.teachers)
-        except BadRecord as problem:
-            tally.skip(file.place(number), problem)
-
-
-def _encode_texts(
-    tokenizer: "PreTrainedTokenizerBase", texts: list[str], add_special_tokens: bool
-) -> list[list[int] | BadRecord]:
-    if not texts:
-        return []
-    batch = tokenizer(
-        texts,
-        add_special_tokens=add_special_tokens,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    start = tokenizer.bos_token_id
-    if not add_special_tokens or start is None:
-        return list(batch)
-    return [_double_start(tokenizer) if ids[:2] == [start, start] else ids for ids in batch]
-
-
-def _double_start(tokenizer: "PreTrainedTokenizerBase") -> BadRecord:
-    return BadRecord(
-        "double_start",
-        f"the text begins with {tokenizer.bos_token!r} and the tokenizer adds another: remove it "
-        "from the text, or set prompts.add_special_tokens = false",
-    )
-
-
-def _encode_chat(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], variables: dict[str, Any]
-) -> list[int] | BadRecord:
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "the prompts hold 'messages', and the student's tokenizer has no chat template: give "
-            "'prompt' text instead, or add a chat_template.jinja to the student's folder"
-        )
+def _parsed(value: object, config: RunConfig) -> PromptRecord | BadRecord:
+    if isinstance(value, BadRecord):
+        return value
     try:
-        result: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, **variables
-        )
-    except (TemplateError, *REFUSALS) as error:
-        words = excerpt(str(error))
-        return BadRecord("bad_messages", f"the chat template refuses the messages: {words}")
-    ids = result["input_ids"] if hasattr(result, "keys") else result
-    return [int(i) for i in ids]
+        return parse_record(value, teachers=config.teachers)
+    except BadRecord as problem:
+        return problem
 
 
 def _usable(ids: list[int] | BadRecord, *, max_tokens: int, vocab_size: int) -> list[int]:

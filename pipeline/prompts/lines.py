@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.prompts.files import PromptFile
-from pipeline.prompts.records import BadRecord
+from pipeline.prompts.values import BadRecord
 from schemas.errors import ConfigError
 from schemas.foreign import excerpt, shown
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from pipeline.models.tokenizeridentity import template_digest, tokenizer_digest
-from pipeline.prompts.encoding import Tally, prompt_tables, start_ids
+from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import (
     PromptFile,
     find_prompt_file,
     missing_prompt_file,
     whole_location,
 )
+from pipeline.prompts.ids import start_ids
+from pipeline.prompts.template import TODAY, template_source
 from pipeline.runs.run import Run
 from pipeline.shards import parquet
 from pipeline.store.commit import content_shard
@@ -47,7 +49,7 @@ Split = Literal["train", "eval"]
 SHARD_ROWS = 65536
 """Prompts in one shard at most."""
 
-CHAT_PARTS = ("chat template", "prompts.chat_template_kwargs")
+CHAT_PARTS = ("chat template", "prompts.chat_template_kwargs", "prompts.answered")
 """Parts of the identity that matter to files with chats only."""
 
 
@@ -120,6 +122,8 @@ def _store_prompts(
     skipped = dict(sorted(tally.skipped.items()))
     if skipped:
         LOG.warning("%s: left out %d records: %s", file.location, sum(skipped.values()), skipped)
+    if tally.chats and TODAY in template_source(tokenizer):
+        LOG.warning("%s: the chat template writes today's date, pinned as it is now", file.location)
     used = _used(identity, chats=tally.chats > 0)
     return PromptsManifest(
         source=source,
@@ -155,7 +159,9 @@ def _store_shard(storage: Storage, table: pa.Table, metadata: dict[str, Any]) ->
 
 def _identity(section: PromptsSection, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """Return what the ids depend on besides the file, in words; `on_error` cannot change them."""
+    later = {} if section.answered == "refuse" else {"prompts.answered": section.answered}
     return {
+        **later,
         "tokenizer": tokenizer_digest(tokenizer),
         "chat template": template_digest(tokenizer),
         "ids added to text": start_ids(tokenizer, section),
@@ -195,7 +201,8 @@ def _check_identity(
     where = storage.url(shard.key)
     _, metadata = parquet.read_table(storage.read_shard(shard), where=where, columns=[])
     before = metadata.get("identity", {})
-    changed = [name for name, part in identity.items() if before.get(name) != part]
+    names = dict.fromkeys([*identity, *before])
+    changed = [name for name in names if before.get(name) != identity.get(name)]
     raise IdentityError(
         f"{option}: prompts are pinned at first use, and what made them has changed since: "
         f"{', '.join(changed) or 'the version of opd'}. Undo that, or start a new run under "

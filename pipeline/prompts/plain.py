@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.prompts.records import Foreign
+from pipeline.prompts.values import Foreign
 
 Sizes = NDArray[np.int64]
 

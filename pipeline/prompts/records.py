@@ -6,15 +6,16 @@ Promises: any JSON value is either a `PromptRecord` or one `BadRecord` that says
 import difflib
 import json
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from pipeline.prompts.chats import check_text_alone, parse_chat
+from pipeline.prompts.shapes import KINDS, expected_shape, in_our_shape
+from pipeline.prompts.values import BadRecord, Foreign, encodable, wrong_type
 from schemas.foreign import shown
-
-KINDS = ("prompt", "prompt_ids", "messages")
-"""Columns that hold a prompt; a record has exactly one of them."""
 
 FIELDS = (*KINDS, "reference", "teacher", "weight", "prompt_id")
 """Columns with a meaning; all others are free metadata."""
@@ -26,38 +27,13 @@ LEAST_WEIGHT, LARGEST_WEIGHT = 1e-37, 3e38
 """Weights that float32 holds in full precision."""
 
 
-RAW_BYTES = range(0xDC80, 0xDD00)
-"""What stands in a text for bytes that are no UTF-8: Python's `surrogateescape`."""
-
-
-class BadRecord(Exception):
-    """A record cannot be used: `reason` is the short name under which it is counted."""
-
-    def __init__(self, reason: str, text: str) -> None:
-        """Name the reason and say what was found and expected."""
-        super().__init__(text)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """A value that JSON has no type for, such as a date: no text of a prompt, but free metadata."""
-
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        """Return the value's text."""
-        return self.text
-
-    def __repr__(self) -> str:
-        """Return type and text, for messages."""
-        return f"{self.kind} {self.text}"
+CHAT_IN_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|from)["']\s*:""")
+"""How a chat begins that somebody wrote as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """A well-formed record, not tokenised yet; `kind` says what `value` is."""
+    """A well-formed record, not tokenised yet; `kind` says what `value` is: text, ids or `Chat`."""
 
     kind: str
     value: Any
@@ -79,28 +55,42 @@ def parse_record(record: object, *, teachers: Collection[str]) -> PromptRecord:
         BadRecord: the record cannot be used.
     """
     if not isinstance(record, dict):
-        several = isinstance(record, list) and any(isinstance(part, dict) for part in record)
-        hint = ": write each object of the list on a line of its own" if several else ""
-        raise BadRecord("not_an_object", f"expected a JSON object, found {shown(record)}{hint}")
+        raise BadRecord(
+            "not_an_object", f"expected a JSON object, found {shown(record)}{_hint(record)}"
+        )
+    record = in_our_shape(record)
     fields = {key: value for key, value in record.items() if value is not None}
     kinds = [kind for kind in KINDS if kind in fields]
     if not kinds:
         raise BadRecord(
-            "no_prompt", f"expected one of {', '.join(KINDS)}, found {shown(list(record))}"
+            "no_prompt",
+            f"expected one of {', '.join(KINDS)}, found {shown(list(record))}"
+            f"{expected_shape(fields)}",
         )
     if len(kinds) > 1:
         raise BadRecord("several_prompts", f"expected one prompt, found {' and '.join(kinds)}")
     kind = kinds[0]
-    check = {"prompt": _text, "prompt_ids": _ids, "messages": _messages}[kind]
+    if kind != "prompt_ids":
+        check_text_alone(fields)
+    check = {"prompt": _text, "prompt_ids": _ids, "messages": parse_chat}[kind]
     return PromptRecord(
         kind=kind,
-        value=check(fields[kind]),
+        value=check(fields if kind == "messages" else fields[kind]),
         prompt_id=_prompt_id(fields.get("prompt_id")),
         reference=_reference(fields.get("reference")),
         teacher=_teacher(fields.get("teacher"), teachers),
         weight=_weight(fields.get("weight", 1.0)),
         metadata=_metadata({k: v for k, v in record.items() if k not in FIELDS}),
     )
+
+
+def _hint(record: object) -> str:
+    objects = (
+        [part for part in record if isinstance(part, dict)] if isinstance(record, list) else []
+    )
+    if any("role" in part or "from" in part for part in objects):
+        return ': write a chat as {"messages": […]}'
+    return ": write each object of the list on a line of its own" if objects else ""
 
 
 def check_ids(ids: list[int], *, max_tokens: int, vocab_size: int) -> None:
@@ -125,50 +115,30 @@ def check_ids(ids: list[int], *, max_tokens: int, vocab_size: int) -> None:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise _wrong_type("prompt", "text", value)
+        raise wrong_type("prompt", "text", value)
     if not value.strip():
         raise BadRecord("empty", "'prompt' is empty")
-    return _encodable(value, "prompt")
+    if CHAT_IN_TEXT.match(value):
+        raise BadRecord(
+            "wrong_type", "'prompt' is text that holds a chat as JSON: write it as a list, unquoted"
+        )
+    return encodable(value, "prompt")
 
 
 def _ids(value: object) -> list[int]:
     if not isinstance(value, list) or not all(type(i) is int for i in value):
-        raise _wrong_type("prompt_ids", "a list of whole numbers", value)
+        raise wrong_type("prompt_ids", "a list of whole numbers", value)
     return value
-
-
-def _messages(value: object) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise _wrong_type("messages", "a list of {role, content}", value)
-    if not value:
-        raise BadRecord("empty", "'messages' is empty")
-    return [_message(message, f"message {index}") for index, message in enumerate(value, 1)]
-
-
-def _message(message: object, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise BadRecord("bad_messages", f"{where}: expected an object, found {shown(message)}")
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            found = f"found {shown(message[key])}" if key in message else "it is missing"
-            raise BadRecord("bad_messages", f"{where}: expected text in {key!r}, {found}")
-        _encodable(message[key], f"{where}: {key}")
-    try:
-        text = json.dumps(message, ensure_ascii=False, default=str)
-    except RecursionError as error:
-        raise BadRecord("bad_messages", f"{where} is nested too deeply") from error
-    _encodable(text, where)
-    return {key: part for key, part in message.items() if part is not None}
 
 
 def _prompt_id(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise _wrong_type("prompt_id", "text", value)
+        raise wrong_type("prompt_id", "text", value)
     if not value:
         raise BadRecord("empty", "'prompt_id' is empty")
-    return _encodable(value, "prompt_id")
+    return encodable(value, "prompt_id")
 
 
 def _reference(value: object) -> str | None:
@@ -178,15 +148,15 @@ def _reference(value: object) -> str | None:
     if whole or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise _wrong_type("reference", "text or a number", value)
-    return _encodable(value, "reference")
+        raise wrong_type("reference", "text or a number", value)
+    return encodable(value, "reference")
 
 
 def _teacher(value: object, teachers: Collection[str]) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise _wrong_type("teacher", "text", value)
+        raise wrong_type("teacher", "text", value)
     if value not in teachers:
         close = difflib.get_close_matches(value[:LONGEST_NAME], teachers, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(teachers)}"
@@ -196,7 +166,7 @@ def _teacher(value: object, teachers: Collection[str]) -> str | None:
 
 def _weight(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong_type("weight", "a number", value)
+        raise wrong_type("weight", "a number", value)
     if not LEAST_WEIGHT <= value <= LARGEST_WEIGHT:  # NaN is in no interval
         raise BadRecord("bad_weight", f"'weight' is {shown(value)}, expected a number above 0")
     return float(value)
@@ -210,7 +180,7 @@ def _metadata(free: dict[str, Any]) -> str | None:
         text = json.dumps(_finite(free), sort_keys=True, ensure_ascii=False, default=_plain)
     except RecursionError as error:
         raise BadRecord("wrong_type", "a free column is nested too deeply") from error
-    return _encodable(text, "a free column")
+    return encodable(text, "a free column")
 
 
 def _finite(value: Any) -> Any:
@@ -227,20 +197,3 @@ def _plain(value: object) -> str:
     if isinstance(value, Foreign | Decimal):
         return str(value)
     raise BadRecord("wrong_type", f"a free column holds {shown(value)}, which JSON cannot hold")
-
-
-def _encodable(text: str, name: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        place, code = error.start, ord(text[error.start])
-        if code in RAW_BYTES:
-            found = f"not UTF-8: byte 0x{code & 255:02x} at character {place + 1} of {name!r}"
-            raise BadRecord("not_utf8", found) from error
-        found = f"{name!r} holds half a surrogate pair, \\u{code:04x}, at character {place + 1}"
-        raise BadRecord("not_utf8", found) from error
-    return text
-
-
-def _wrong_type(name: str, expected: str, value: object) -> BadRecord:
-    return BadRecord("wrong_type", f"expected {expected} in {name!r}, found {shown(value)}")

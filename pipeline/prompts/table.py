@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.prompts.files import PromptFile
 from pipeline.prompts.lines import LARGEST_RECORD, Sized
 from pipeline.prompts.plain import plain
-from pipeline.prompts.records import KINDS
+from pipeline.prompts.shapes import CHAT_COLUMNS, KINDS, expected_shape
 from pipeline.shards.extent import Extent, checked_extent
 from pipeline.shards.pages import RowGroup, row_groups
 from schemas.errors import ConfigError
@@ -111,9 +111,9 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _check_columns(file: PromptFile, schema: pa.Schema) -> None:
     names = schema.names
-    if set(names).isdisjoint(KINDS):
+    if set(names).isdisjoint({*KINDS, *CHAT_COLUMNS}):
         close = next((c for k in KINDS for c in difflib.get_close_matches(k, names, n=1)), None)
-        hint = f"; did you mean to rename {close!r}?" if close else ""
+        hint = f"; did you mean to rename {close!r}?" if close else expected_shape(names)
         raise ConfigError(
             f"{file.location} has no column {', '.join(KINDS[:-1])} or {KINDS[-1]}, found "
             f"{shown(names)}{hint}"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.config.section import Place, Positive, Section
+from schemas.config.section import Place, Positive, Section, later
 
 
 class PromptsSection(Section):
@@ -22,3 +22,6 @@ class PromptsSection(Section):
     """Let the tokenizer add its own start tokens to `prompt` text; chat templates do so anyway."""
     chat_template_kwargs: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Extra variables of the chat template, such as `enable_thinking`."""
+    answered: Literal["refuse", "drop", "continue"] = later("refuse")
+    """What becomes of a chat that ends with an answer: a bad prompt; the answer is left off; or the
+    student goes on with it."""

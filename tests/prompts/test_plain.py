@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.prompts.plain import plain
-from pipeline.prompts.records import BadRecord, Foreign, parse_record
+from pipeline.prompts.records import parse_record
+from pipeline.prompts.values import BadRecord, Foreign
 
 FAR = 253402300800
 """The first second of the year 10000."""

@@ -14,8 +14,8 @@ from pipeline.prompts import lines, reading
 from pipeline.prompts.files import PromptFile, find_prompt_file
 from pipeline.prompts.lines import FORMATS, jsonl_records
 from pipeline.prompts.reading import record_chunks
-from pipeline.prompts.records import BadRecord
 from pipeline.prompts.table import parquet_records
+from pipeline.prompts.values import BadRecord
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError

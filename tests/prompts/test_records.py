@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.prompts.records import BadRecord, PromptRecord, parse_record
+from pipeline.prompts.records import PromptRecord, parse_record
+from pipeline.prompts.values import BadRecord
 from pipeline.store.storage import Storage
 from tests.support.promptfiles import (
     TEMPLATE,

@@ -3,8 +3,10 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
+import shutil
 import struct
 import uuid
 import zipfile
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.support.tiny import make_model
 
 LINE = b'{"prompt": "1+1="}\n'
 FAR = 253402300800
@@ -205,3 +209,69 @@ def directory(folder: Path) -> None:
 def file_as_folder(folder: Path) -> None:
     """A file where a folder should be."""
     (folder / "prompts").write_text("")
+
+
+ENDS = ((1, "<bos>"), (2, "<eos>"))
+"""What `ends_texts` adds to a text, before it and after it."""
+
+
+def chats(folder: Path) -> None:
+    """A student with a tokenizer for chats; a template that the case wrote stays."""
+    written = folder / "student" / "chat_template.jinja"
+    template = written.read_text() if written.exists() else None
+    shutil.rmtree(folder / "student")
+    make_model(folder / "student", tokenizer="chat")
+    if template is not None:
+        written.write_text(template)
+
+
+def ends_texts(folder: Path) -> None:
+    """A student whose tokenizer adds start and end to texts, and does so for chats too."""
+    chats(folder)
+    path = folder / "student" / "tokenizer.json"
+    held = json.loads(path.read_text())
+    ids = {token: {"id": token, "ids": [number], "tokens": [token]} for number, token in ENDS}
+    pieces = [{"SpecialToken": {"id": token, "type_id": 0}} for _, token in ENDS]
+    single = [pieces[0], {"Sequence": {"id": "A", "type_id": 0}}, pieces[1]]
+    held["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": ids,
+    }
+    path.write_text(json.dumps(held))
+
+
+def chats_in_parquet(folder: Path) -> None:
+    """Chats whose structs Arrow fills with nulls, one with tools and one without."""
+    chats(folder)
+    user = {"role": "user", "content": "a"}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "look"}}]}
+    tools = [{"function": {"name": "look", "description": "b"}}]
+    rows = [{"messages": [user, call, {**user, "role": "tool"}], "tools": tools}]
+    pq.write_table(pa.Table.from_pylist([*rows, {"messages": [user]}]), folder / "p.parquet")
+
+
+def pictures_in_parquet(folder: Path) -> None:
+    """Chats beside which stand the bytes of pictures."""
+    chats(folder)
+    rows = [{"messages": [{"role": "user", "content": "a"}], "images": [{"bytes": b"\x89PNG"}]}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "p.parquet")
+
+
+def calls_as_maps(folder: Path) -> None:
+    """Calls of tools whose arguments are an Arrow map, which becomes pairs."""
+    chats(folder)
+    arguments = pa.map_(pa.string(), pa.string())
+    function = pa.struct([("name", pa.string()), ("arguments", arguments)])
+    turn = pa.struct(
+        [
+            ("role", pa.string()),
+            ("content", pa.string()),
+            ("tool_calls", pa.list_(pa.struct([("function", function)]))),
+        ]
+    )
+    call = {"function": {"name": "look", "arguments": [("a", "b")]}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    table = pa.table({"messages": pa.array([turns], pa.list_(turn))})
+    pq.write_table(table, folder / "p.parquet")
