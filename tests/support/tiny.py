@@ -19,7 +19,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pipeline.models.loading import settle_libraries
 from pipeline.quickstart.addition import distinct, make_tokenizer
 
-ARCHITECTURES = {"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "stablelm": "StableLm"}
+ARCHITECTURES = {
+    **{"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "stablelm": "StableLm"},
+    **{"olmo2": "Olmo2", "phi": "Phi", "starcoder2": "Starcoder2"},
+}
 MAX_PROMPT_TOKENS = 40
 MAX_NEW_TOKENS = 12
 TRAIN_PROMPTS, EVAL_PROMPTS = 24, 8

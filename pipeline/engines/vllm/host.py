@@ -71,11 +71,11 @@ class VllmHost:
         """
         self._adapter_arguments = held.arguments
         self._stays = start.section.vllm.keep_between_stages
+        arguments = model_arguments(start, held.source, batch_tokens=batch_tokens)
         apart = self._prepare()
         self._signal: tuple[Any, ...] | None = None
         self._count = 0
-        arguments = {
-            **model_arguments(start, held.source, batch_tokens=batch_tokens),
+        arguments |= {
             "worker_extension_cls": "pipeline.engines.vllm.worker.SignalWorker",
             "logits_processors": ["pipeline.engines.vllm.mask:VocabularyMask"],
             "use_tqdm_on_load": False,

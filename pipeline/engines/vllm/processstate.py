@@ -1,11 +1,12 @@
 """What vLLM changes in the process that it is called from, held back or put back.
 
-Promises: environment, random state, torch's functions, process group, warnings and collections are
-this process's own again. Imports nothing of vLLM.
+Promises: environment, random states, settings of torch, process group, warnings, collections, and
+classes and functions of other libraries are this process's own again. Imports nothing of vLLM.
 """
 
 import gc
 import os
+import random
 import sys
 import tempfile
 import warnings
@@ -13,7 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+
+from pipeline.engines.vllm.marks import MARKS
 
 
 class ProcessState:
@@ -22,9 +26,14 @@ class ProcessState:
     def __init__(self) -> None:
         """Look at the process."""
         self._environment = dict(os.environ)
-        self._random = torch.get_rng_state()
-        self._set_num_threads = torch.set_num_threads
+        self._random = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        self._dtype, self._precision = (
+            torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
+        )
+        self._excepthook = sys.excepthook
         self._had_group = torch.distributed.is_initialized()
+        MARKS.begin()
 
     @contextmanager
     def group_kept(self) -> Iterator[None]:
@@ -47,12 +56,19 @@ class ProcessState:
             torch.distributed.destroy_process_group = destroy
 
     def restore(self) -> None:
-        """Put it back."""
+        """Put it back, once."""
+        MARKS.end()
         for name in set(os.environ) - set(self._environment):
             del os.environ[name]
         os.environ.update(self._environment)
-        torch.set_rng_state(self._random)
-        torch.set_num_threads = self._set_num_threads
+        torch_state, python_state, numpy_state = self._random
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_default_dtype(self._dtype)
+        if torch.get_float32_matmul_precision() != self._precision:
+            torch.set_float32_matmul_precision(self._precision)
+        sys.excepthook = self._excepthook
 
 
 @contextmanager
