@@ -277,6 +277,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold what was half made
         words = reason_of(error, most=REASON_CHARS)
+        is_full = "memory" in words.lower()  # before words of ours are added
         orphans = ", ".join(str(orphan.pid) for orphan in find_orphans())
         if orphans:
             words += (
@@ -285,6 +286,6 @@ def _explained(source: ModelSource) -> Iterator[None]:
             )
         if fault := disk_fault(error):
             raise full_disk(fault, error) from error
-        if "memory" in words.lower():
+        if is_full:
             raise CapacityError(f"vLLM cannot start with {source.location}: {words}") from error
         raise source.blame(f"vLLM cannot run the model {source.location}: {words}") from error
