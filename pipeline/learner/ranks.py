@@ -93,6 +93,9 @@ def join_ranks(device: str) -> Ranks:
 
     Args:
         device: `auto`, `cpu` or `cuda`; a process takes the GPU of its local rank.
+
+    Raises:
+        ConfigError: the device is not there, or fewer GPUs than processes.
     """
     chosen = pick_device(device).split(":")[0]
     if chosen == "cpu":
@@ -108,7 +111,7 @@ def join_ranks(device: str) -> Ranks:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
     if chosen == "cuda":
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(pick_device(f"cuda:{local_rank}"))
     backend = "nccl" if chosen == "cuda" else "gloo"
     if not torch.distributed.is_initialized():
         if count > 1:

@@ -34,6 +34,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
     from transformers import AutoModelForCausalLM
 
     require_packages(source)
+    place = pick_device(device)
     loader: Any = AutoModelForCausalLM.from_pretrained
     with explained(f"cannot load {source.words}", blame=source.blame, advice=advice_of(source)):
         model, report = loader(
@@ -44,11 +45,25 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused by their names
+            **_unpacked(source),
         )
         _refuse_incomplete(source, report)
-        loaded: PreTrainedModel = model.to(pick_device(device)).eval()
+        loaded: PreTrainedModel = model.to(place).eval()
     _refuse_unbounded(source, loaded, dtype)
     return loaded
+
+
+def _unpacked(source: ModelSource) -> dict[str, Any]:
+    """Return what has transformers unpack weights of compressed-tensors when it loads them.
+
+    By itself it does so at the first call of the whole model, of which we only call parts.
+    """
+    settings = whole_settings(source)
+    quantized = getattr(settings, "quantization_config", None)
+    if not isinstance(quantized, dict) or quantized.get("quant_method") != "compressed-tensors":
+        return {}
+    settings.quantization_config = {**quantized, "dequantize": True}
+    return {"config": settings}
 
 
 def require_packages(source: ModelSource) -> None:
@@ -86,7 +101,7 @@ def require_causal(source: ModelSource) -> None:
 
 
 def pick_device(device: str) -> str:
-    """Return a torch device: `auto` becomes a GPU where there is one.
+    """Return a torch device that is there: `auto` becomes a GPU where there is one.
 
     Raises:
         ConfigError: the device is not there.
@@ -95,12 +110,38 @@ def pick_device(device: str) -> str:
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device = {device!r}, but torch sees no GPU; use 'auto' or 'cpu'")
     try:
-        return str(torch.device(device))
-    except RuntimeError as error:
+        found = torch.device(device)
+        count = 1 if found.type == "cpu" else torch.get_device_module(found).device_count()
+    except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"device = {device!r} is not a torch device") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        count = 0  # a driver that does not work
+    check_there(device, found.index or 0, count)
+    return str(found)
+
+
+def check_there(device: str, index: int, count: int) -> None:
+    """Make sure that a device is one of those that torch sees.
+
+    Args:
+        device: its name, as messages have it.
+        index: its number among those of its kind.
+        count: how many of its kind torch sees.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if count == 0:
+        kind = "GPU" if device.startswith("cuda") else f"{device.partition(':')[0]} device"
+        raise ConfigError(f"device = {device!r}, but torch sees no {kind}; use 'auto' or 'cpu'")
+    if index >= count:
+        kind = device.partition(":")[0]
+        last = f"{kind}:0 to {kind}:{count - 1}" if count > 1 else f"{kind}:0 alone"
+        raise ConfigError(
+            f"device = {device!r}, but torch sees {last} here: name one of these, or 'auto'. "
+            "CUDA_VISIBLE_DEVICES decides which GPUs there are, and renumbers them"
+        )
 
 
 def settle_libraries() -> None:

@@ -1,7 +1,6 @@
 """One teacher with one signal: who it is, whether it may score this student, where its cache is."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.cache.scorers import stored_scorer
 from pipeline.checkpoints.opening import opened_model
@@ -9,7 +8,13 @@ from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Engine
 from pipeline.engines.opening import open_engine, scoring_version
 from pipeline.engines.start import Note, Start
-from pipeline.models.source import ModelSource, find_model, load_settings, model_identity
+from pipeline.models.source import (
+    ModelSource,
+    find_model,
+    load_settings,
+    model_identity,
+    whole_settings,
+)
 from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer, tokenizer_digest
 from pipeline.runs.run import Run
@@ -108,7 +113,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         engine=config.score.engine,
         engine_version=scoring_version(config.score, longest(run)),
         dtype=section.dtype,
-        quantization=_quantization(settings),
+        quantization=_quantization(source),
         tokenizer=tokenizer_digest(tokenizer),
         template=None,
         vocab_size=vocab_size,
@@ -163,6 +168,10 @@ def _check_consistent(run: Run, teacher: str) -> None:
         )
 
 
-def _quantization(settings: Any) -> str | None:
-    found = getattr(settings, "quantization_config", None)
-    return None if found is None else fingerprint(str(found))
+def _quantization(source: ModelSource) -> str | None:
+    """Return a digest of how a model, or its text part, is quantised; None where it is not."""
+    whole = whole_settings(source)
+    found = [
+        getattr(part, "quantization_config", None) for part in (whole.get_text_config(), whole)
+    ]
+    return next((fingerprint(str(one)) for one in found if one is not None), None)

@@ -1,6 +1,7 @@
 """Models on disk: loaded whole and on a device, or refused in plain words."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.models.loading import load_model, pick_device
+from pipeline.models.loading import check_there, load_model, pick_device
 from pipeline.models.source import ModelSource, load_settings
 from schemas.errors import ConfigError
 from tests.support.modelfolders import (
@@ -95,3 +96,23 @@ def test_devices_are_named_or_refused() -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         pick_device("cuda:1")
+
+
+def test_a_gpu_beyond_those_there_is_refused_with_the_names_of_those() -> None:
+    check_there("cuda:1", 1, 2)
+    with pytest.raises(ConfigError, match=r"'cuda:3', but torch sees cuda:0 to cuda:1 here"):
+        check_there("cuda:3", 3, 2)
+    with pytest.raises(ConfigError, match=r"torch sees cuda:0 alone"):
+        check_there("cuda:1", 1, 1)
+
+
+@pytest.mark.parametrize("device", ["cuda:3", "xpu:1", "xpu", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_weights_are_read(
+    whole: Path, tmp_path: Path, device: str
+) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("there is a device")
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    (folder / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=f"device = '{device}', but torch sees no"):
+        load_model(source_of(folder), dtype="float32", device=device)

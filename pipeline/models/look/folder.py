@@ -14,6 +14,7 @@ from pipeline.models.look import tensors as weights_of
 from pipeline.models.look.adapterfiles import adapter_faults, adapter_tensor_faults
 from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.layers import layer_faults
+from pipeline.models.look.quantisation import told_elsewhere
 from pipeline.models.look.settings import (
     CONFIG,
     GENERATION,
@@ -114,6 +115,7 @@ def _model_faults(folder: Path, *, weights: bool, learns: bool) -> Iterator[str]
                 f"{CONFIG}: quantization_config is {shown(quantized)}, and weights that were "
                 "quantised cannot be trained: give the model that was not quantised"
             )
+        yield from told_elsewhere(folder, settings)
     size = None if settings is None else size_of(settings, "vocab_size")
     yield from _generation_faults(folder, size)
     yield from tokenizer_faults(folder, size)
