@@ -128,6 +128,8 @@ def check_rollout(table: pa.Table, *, where: str) -> None:
     for name in ("response_mask", "rollout_student_logprobs"):
         _check_lengths(table, name, tokens, where=where)
     _check_logprobs(table, "rollout_student_logprobs", where=where)
+    if not np.isfinite(flat_values(table, "rollout_student_logprobs")).all():
+        raise DataError(f"{where}: an id was drawn whose log-probability is -inf: that cannot be")
 
 
 def check_scores(table: pa.Table, *, signal: Signal, where: str) -> None:

@@ -175,10 +175,13 @@ def test_what_is_no_log_probability_is_refused(name: str, value: float) -> None:
         check_scores(scores(rows), signal=Signal(K), where="store/x")
 
 
-def test_a_student_log_probability_that_is_none_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("value", "says"), [("nan", "no log-probability"), ("-inf", "an id was drawn")]
+)
+def test_a_student_log_probability_that_is_none_is_refused(value: str, says: str) -> None:
     rows = rollout_rows([2])
-    rows["rollout_student_logprobs"][0] = [-0.1, float("nan")]
-    with pytest.raises(DataError, match="no log-probability"):
+    rows["rollout_student_logprobs"][0] = [-0.1, float(value)]
+    with pytest.raises(DataError, match=says):
         check_rollout(rollout(rows), where="x")
 
 
