@@ -33,9 +33,11 @@ def _hf(start: Start, note: Note) -> Engine:
 
 
 def _vllm(start: Start, note: Note) -> Engine:
+    from pipeline.engines.reference import held_engine
     from pipeline.engines.vllm.engine import VllmEngine
 
-    return VllmEngine(start, version=engine_version("vllm"), note=note)
+    version = engine_version("vllm")
+    return held_engine(start, lambda: VllmEngine(start, version=version, note=note), note)
 
 
 def _server(start: Start, note: Note) -> Engine:
@@ -60,7 +62,8 @@ def open_engine(start: Start, note: Note) -> Engine:
         note: told of a start that takes long, and where vLLM gets an adapter merged.
 
     Raises:
-        ConfigError: the model cannot be loaded, or the engine is not installed.
+        ConfigError: the model cannot be loaded, the engine is not installed, or vLLM's numbers are
+            not those of transformers.
         CapacityError: the model does not fit.
         StorageError: no server answers.
     """

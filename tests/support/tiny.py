@@ -21,7 +21,7 @@ from pipeline.quickstart.addition import distinct, make_tokenizer
 
 ARCHITECTURES = {
     **{"qwen3": "Qwen3", "llama": "Llama", "gemma2": "Gemma2", "stablelm": "StableLm"},
-    **{"olmo2": "Olmo2", "phi": "Phi", "starcoder2": "Starcoder2"},
+    **{"olmo2": "Olmo2", "phi": "Phi", "starcoder2": "Starcoder2", "gpt_neox": "GPTNeoX"},
 }
 MAX_PROMPT_TOKENS = 40
 MAX_NEW_TOKENS = 12
