@@ -9,6 +9,8 @@ from importlib import metadata
 
 from pipeline.engines.engine import Engine
 from pipeline.engines.start import Note, Start
+from pipeline.models.rotary import DYNAMIC, LONGROPE, border_of
+from pipeline.models.source import load_settings
 from schemas.config.engines import EngineName, EngineSection
 from schemas.errors import ConfigError
 
@@ -69,7 +71,24 @@ def open_engine(start: Start, note: Note) -> Engine:
     """
     section = start.section
     require_engine(section.engine, section.server.urls)
+    _check_rotary(start)
     return ENGINES[section.engine].open(start, note)
+
+
+def _check_rotary(start: Start) -> None:
+    """Make sure that no sequence meets rotary frequencies that follow its length."""
+    border, hf = border_of(load_settings(start.source)), start.section.engine == "hf"
+    if border is None:
+        return
+    if border.kind == DYNAMIC and not hf:
+        raise ConfigError(
+            f"cannot use {start.source.words} on engine {start.section.engine!r}: vLLM's "
+            "frequencies of rotary scaling 'dynamic' are others than transformers'. Set engine = "
+            "'hf', or choose another model"
+        )
+    scores_each_side = hf and start.use == "score" and border.kind == LONGROPE
+    if start.max_tokens is not None and not scores_each_side:
+        border.check(start.max_tokens if hf else start.max_tokens + 1)  # vLLM takes one more
 
 
 def require_engine(name: EngineName, urls: Sequence[str] = ()) -> None:

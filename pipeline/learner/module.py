@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.head import check_head, head_of
+from pipeline.models.head import check_head, decoder_of, head_of
 from pipeline.models.loading import load_model
 from pipeline.models.lora import attach_adapter
 from pipeline.models.source import ModelSource
@@ -40,9 +40,7 @@ class DistillationModule(nn.Module):
         self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scaled loss of a micro-batch and its summed diagnostics."""
-        hidden = self.student.get_decoder()(
-            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
-        )
+        hidden = decoder_of(self.student)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         hidden_TH = hidden.last_hidden_state[states_2T[0], states_2T[1]]
         return head_loss(
             hidden_TH,

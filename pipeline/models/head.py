@@ -1,7 +1,7 @@
 """A model's head: what turns its last hidden state into logits. Shapes: T tokens, H hidden."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "A setting of its config.json is wrong, or this release of transformers has a fault"
+
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What Gemma, RecurrentGemma and xLSTM call the cap of their logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +74,16 @@ def head_of(model: "PreTrainedModel") -> Head:
     return Head(
         weight_VH=linear.weight,
         bias_V=linear.bias,
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None),
         scale=multiplier / divisor,
     )
+
+
+def decoder_of(model: "PreTrainedModel") -> Any:
+    """Return what gives a causal language model's last hidden state."""
+    decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call] # transformers' gap
+    # Llama 4's text model is its class's `model`, but its name for it is another one
+    return getattr(model, "model", model) if decoder is model else decoder
 
 
 @torch.no_grad()
@@ -92,8 +102,7 @@ def check_head(model: "PreTrainedModel", head: Head, input_ids: Tensor) -> None:
     model.train(False)
     try:
         with explained(f"{type(model).__name__} cannot compute logits", advice=SETTINGS):
-            decoder = model.get_decoder()  # type: ignore[no-untyped-call] # transformers' gap
-            hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+            hidden = decoder_of(model)(input_ids=input_ids, use_cache=False).last_hidden_state
             expected = model(input_ids=input_ids, use_cache=False).logits.float()
             mine = head.logits(hidden)
     finally:

@@ -19,12 +19,27 @@ PAD = 0
 Ids = NDArray[np.int32]
 
 
-def length_batches(lengths: NDArray[Any], budget: int) -> list[NDArray[np.int64]]:
+def length_batches(
+    lengths: NDArray[Any], budget: int, *, kinds: NDArray[Any] | None = None
+) -> list[NDArray[np.int64]]:
     """Return row indices in batches, longest first, each padded to at most `budget` values.
 
     A row that is longer than the budget makes a batch of its own.
+
+    Args:
+        lengths: tokens of each row.
+        budget: most tokens of a batch, padding included.
+        kinds: what the rows of a batch must have in common, a function of their length.
     """
     order = np.argsort(-lengths, kind="stable").astype(np.int64)
+    if kinds is None:
+        return _cut(order, lengths, budget)
+    parts = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1)
+    return [batch for part in parts for batch in _cut(part, lengths, budget)]
+
+
+def _cut(order: NDArray[np.int64], lengths: NDArray[Any], budget: int) -> list[NDArray[np.int64]]:
+    """Return rows, which come longest first, in batches."""
     batches, start = [], 0
     while start < len(order):
         size = max(1, budget // int(lengths[order[start]]))

@@ -6,7 +6,8 @@ from typing import Any
 
 from pipeline.checkpoints.probe import find_probe
 from pipeline.engines.lazy import LazyEngine
-from pipeline.engines.opening import for_policy, open_engine
+from pipeline.engines.opening import for_policy
+from pipeline.engines.proof import proved_engine
 from pipeline.engines.start import Start
 from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource, generation_settings
@@ -48,7 +49,7 @@ def lazy_engine(
         max_tokens=longest,
         reads_text=bool(run.config.rollout.stop_strings),
     )
-    opener = partial(open_engine, start, note)
+    opener = partial(proved_engine, start, note, probe=weights.probe)
     if slot is None:
         return LazyEngine(opener, note)
     return LazyEngine(opener, note, partial(slot.lend, start=start, weights=weights, note=note))

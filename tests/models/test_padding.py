@@ -33,6 +33,19 @@ def test_a_batch_is_closed_only_when_a_further_row_would_not_fit(
         assert (len(batch) + 1) * lengths[batch[0]] > budget
 
 
+@given(LENGTHS, st.integers(1, 60), st.integers(1, 30))
+def test_rows_on_two_sides_of_a_border_share_no_batch(
+    lengths: list[int], budget: int, border: int
+) -> None:
+    rows = np.array(lengths, dtype=np.int64)
+    batches = length_batches(rows, budget, kinds=rows > border)
+    flat = [row for batch in batches for row in batch.tolist()]
+    assert flat == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for batch in batches:
+        assert len({lengths[i] > border for i in batch}) == 1
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
 @given(SOME, st.booleans())
 def test_padding_keeps_each_row_on_its_side(lengths: list[int], left: bool) -> None:
     rows = [np.arange(1, n + 1, dtype=np.int32) * 7 for n in lengths]

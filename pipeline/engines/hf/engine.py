@@ -6,7 +6,7 @@ by length under a token budget. Shapes: B rows, T tokens, V vocabulary.
 
 import gc
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.hf.sampling import draw, processed_logprobs
+from pipeline.engines.hf.stepping import Stepper
 from pipeline.engines.hf.textends import BatchReading
 from pipeline.engines.memory import capacity
 from pipeline.engines.start import Start
-from pipeline.models.head import check_head, head_of
+from pipeline.models.head import check_head, decoder_of, head_of
 from pipeline.models.loading import load_model
 from pipeline.models.padding import length_batches, padded, response_positions
+from pipeline.models.rotary import border_of
 from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
 from pipeline.scores.signals import score_signals
@@ -55,6 +57,8 @@ class HfEngine:
         self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
         probe = torch.arange(min(4, self.vocab_size), device=self._model.device)[None]
         check_head(self._model, self._head, probe)
+        self._stepper = Stepper(self._model, self._head, start.dtype)
+        self._border = border_of(self._model.config)
 
     def generate(
         self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
@@ -66,7 +70,11 @@ class HfEngine:
             )
         lengths = np.array([len(p) for p in prompts])
         samples: list[Sample | None] = [None] * len(prompts)
-        for rows in length_batches(lengths + sampling.max_new_tokens, self._batch_tokens):
+        whole = lengths + sampling.max_new_tokens
+        if self._border is not None:
+            self._border.check(int(whole.max()))
+        kinds = None if self._stepper.pads else whole
+        for rows in length_batches(whole, self._batch_tokens, kinds=kinds):
             random = uniforms(np.array([seeds[i] for i in rows]), sampling.max_new_tokens)
             with capacity("sampling"):
                 batch = self._generate([prompts[i] for i in rows], random, sampling)
@@ -89,7 +97,8 @@ class HfEngine:
         total = np.array([len(p) for p in prompts]) + tokens
         parts: list[dict[str, Tensor]] = []
         order: list[NDArray[np.int64]] = []
-        for rows in length_batches(total, self._batch_tokens):
+        kinds = None if self._border is None else self._border.sides(total)
+        for rows in length_batches(total, self._batch_tokens, kinds=kinds):
             batch = [
                 _Row(prompts[i], responses[i], None if candidates is None else candidates[i])
                 for i in rows
@@ -114,7 +123,7 @@ class HfEngine:
 
     def close(self) -> None:
         """Give the model's memory back."""
-        del self._model, self._head
+        del self._model, self._head, self._stepper
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -125,7 +134,7 @@ class HfEngine:
     ) -> Iterator[dict[str, Tensor]]:
         rows = [np.concatenate([row.prompt, row.response]) for row in batch]
         ids_BT, mask_BT = padded(rows, self._model.device, left=False)
-        hidden = self._decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        hidden = decoder_of(self._model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         prompt_tokens = np.array([len(row.prompt) for row in batch])
         response_tokens = np.array([len(row.response) for row in batch])
         before = response_positions(prompt_tokens, response_tokens).to(ids_BT.device)
@@ -150,18 +159,16 @@ class HfEngine:
     def _generate(
         self, prompts: list[Ids], random: NDArray[np.float64], sampling: Sampling
     ) -> list[Sample]:
-        from transformers import DynamicCache
-
         device = self._model.device
         ids_BT, mask_BT = padded(prompts, device, left=True)
         uniform_BN = torch.from_numpy(random).to(device)
         stops = torch.tensor(sampling.stop_token_ids, device=device)
         alive = torch.arange(len(prompts), device=device)
         record = _Record(random.shape, sampling.candidates, device)
-        texts, cache, current = self._texts(prompts, sampling), DynamicCache(), ids_BT
+        texts, cache, current = self._texts(prompts, sampling), self._stepper.begin(), ids_BT
         for step in range(sampling.max_new_tokens):
             interrupts.beat()
-            logits_BV = self._next_logits(current, mask_BT, cache)
+            logits_BV = self._stepper.next_logits(current, mask_BT, cache)
             ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[alive, step], sampling)
             record.put(step, alive, ids_B, logprobs_BV)
             ended_B = torch.isin(ids_B, stops)
@@ -174,7 +181,7 @@ class HfEngine:
                 keep = (~ended_B).nonzero()[:, 0]
                 if not len(keep):
                     break
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)
                 alive, mask_BT, current = alive[keep], mask_BT[keep], current[keep]
         return record.samples()
 
@@ -182,21 +189,6 @@ class HfEngine:
         """Return what reads the responses' texts, or None where they do not matter."""
         strings = self._stops.of(sampling.stop_strings)
         return None if strings is None else BatchReading(strings, prompts, self._model.device)
-
-    @property
-    def _decoder(self) -> Any:
-        return self._model.get_decoder()  # type: ignore[no-untyped-call] # transformers' gap
-
-    def _next_logits(self, current_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
-        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -current_BT.shape[1] :]
-        hidden = self._decoder(
-            input_ids=current_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return self._head.logits(hidden.last_hidden_state[:, -1])
 
     def _choose(
         self, logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling
