@@ -43,9 +43,11 @@ class Learner:
         import deepspeed
 
         train = settings.train
-        student = together(lambda: load_student(source, train, ranks.device))
+        student, mode = together(lambda: load_student(source, train, ranks.device))
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
-        module = DistillationModule(student, settings.loss, train.logit_chunk_tokens)
+        module = DistillationModule(
+            student, mode, settings.loss, chunk_tokens=train.logit_chunk_tokens
+        )
         optimizer = torch.optim.AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=train.learning_rate,

@@ -5,7 +5,7 @@ vocabulary.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from pipeline.models.head import check_head, decoder_of, head_of
 from pipeline.models.loading import load_model
 from pipeline.models.lora import attach_adapter
+from pipeline.models.own.learning import (
+    LearningMode,
+    check_quiet,
+    learning_mode,
+    recompute_activations,
+)
 from pipeline.models.source import ModelSource
 from pipeline.objectives.headloss import head_loss
 from pipeline.objectives.targets import Targets
@@ -23,18 +29,26 @@ from schemas.config.train import TrainSection
 class DistillationModule(nn.Module):
     """The student and the loss on its hidden states: what DeepSpeed wraps."""
 
-    def __init__(self, student: Any, loss: LossConfig, chunk_tokens: int) -> None:
+    def __init__(
+        self, student: Any, mode: LearningMode, loss: LossConfig, *, chunk_tokens: int
+    ) -> None:
         """Hold the student; it keeps its own parameters."""
         import deepspeed
 
         super().__init__()
-        self.student = student
+        self.student, self._mode = student, mode
         self._loss, self._chunk_tokens = loss, chunk_tokens
         self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call] # torch's gap
         head = head_of(student)  # not this module's own: ZeRO-3 must gather it for our forward
         for tensor in (head.weight_VH, head.bias_V):
             if tensor is not None:
                 deepspeed.zero.register_external_parameter(self, tensor)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode: the student's is what `LearningMode` makes of it."""
+        self.training = mode
+        self._mode.set(self.student, learns=mode)
+        return self
 
     def forward(
         self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
@@ -52,24 +66,27 @@ class DistillationModule(nn.Module):
         )
 
 
-def load_student(source: ModelSource, train: TrainSection, device: str) -> Any:
-    """Return the student in training mode: all its weights learn, or those of its adapter.
+def load_student(source: ModelSource, train: TrainSection, device: str) -> tuple[Any, LearningMode]:
+    """Return the student as it learns, and its mode: all its weights learn, or its adapter's.
 
     Raises:
-        ConfigError: it cannot be loaded, its head is not understood, or its adapter does not fit.
+        ConfigError: it cannot be loaded, its head is not understood, its adapter does not fit, or
+            it does not compute in training what it computes when it samples.
     """
     lora = train.lora
     whole = source if lora is None else source.whole
     # what is frozen has no float32 masters, so it is loaded as it will be computed with
     dtype = "float32" if lora is None else train.dtype
     student = load_model(whole, dtype=dtype, device=device)
-    check_head(student, head_of(student), torch.arange(4, device=device)[None])
+    probe = torch.arange(4, device=device)[None]
+    check_head(student, head_of(student), probe)
     if lora is not None:
         attach_adapter(student, Path(source.location), dropout=lora.dropout)
-    student.train()
+    mode = learning_mode(student, probe, model_dropout=train.model_dropout)
     if train.activation_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-    return student
+        recompute_activations(student, mode)
+    check_quiet(student, mode, probe)
+    return student, mode
 
 
 def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
