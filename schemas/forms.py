@@ -39,6 +39,14 @@ Key = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})*$", max_len
 FileName = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$", max_length=255)]
 """A file in a flat folder; also a unit, a run, a teacher."""
 
+TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer's named chat templates, the only one in a model's folder that is kept."""
+
+ModelFile = Annotated[
+    str, StringConstraints(pattern=rf"^({TEMPLATES}/)?{_NAME}$", max_length=len(TEMPLATES) + 256)
+]
+"""A file in the folder of a checkpoint."""
+
 Label = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})?$", max_length=255)]
 """What is graded, or who paid: one name, or two."""
 

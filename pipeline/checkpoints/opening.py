@@ -10,6 +10,7 @@ from pipeline.runs.run import Run
 from pipeline.store.disk.files import file_sha256
 from pipeline.store.disk.scratch import scratch
 from schemas.errors import DataError
+from schemas.forms import TEMPLATES
 from schemas.keys import manifest_key
 from schemas.records.shards import Shard
 from schemas.records.training import CheckpointManifest
@@ -66,6 +67,7 @@ def opened(run: Run, manifest: CheckpointManifest, *, weights: bool = True) -> I
     if root is None:
         with scratch("checkpoint") as folder:
             for name, shard in wanted.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 run.storage.download(shard, folder / name)
             yield folder
         return
@@ -76,6 +78,7 @@ def opened(run: Run, manifest: CheckpointManifest, *, weights: bool = True) -> I
         return
     with scratch("checkpoint") as folder:  # what the manifest does not name is not to be read
         for name in manifest.files:
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).symlink_to((root / prefix / name).resolve())
         yield folder
 
@@ -94,7 +97,7 @@ def _base_of(run: Run, manifest: CheckpointManifest) -> CheckpointManifest:
 def _check_names(run: Run, manifest: CheckpointManifest, prefix: str) -> None:
     """Make sure that no file of a manifest leads out of its folder."""
     for name in manifest.files:
-        if not PLAIN_NAME.fullmatch(name) or name in (".", ".."):
+        if not PLAIN_NAME.fullmatch(name.removeprefix(f"{TEMPLATES}/")) or name in (".", ".."):
             raise DataError(
                 f"the manifest of {run.storage.url(prefix)} names the file {name!r}, expected one "
                 "of the checkpoint's own folder: another program wrote it. Restore the manifest, "
@@ -103,7 +106,11 @@ def _check_names(run: Run, manifest: CheckpointManifest, prefix: str) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """Return what lies in a checkpoint's folder, by the names that a manifest gives."""
+    inside = {path.name for path in folder.iterdir()}
+    if TEMPLATES not in inside:
+        return inside
+    return inside - {TEMPLATES} | {f"{TEMPLATES}/{p.name}" for p in (folder / TEMPLATES).iterdir()}
 
 
 def _verify_local(path: Path, shard: Shard, run: Run) -> None:

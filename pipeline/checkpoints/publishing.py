@@ -61,7 +61,8 @@ def publish_checkpoint(
 def _upload(run: Run, prefix: str, folder: Path) -> dict[str, Shard]:
     """Write a folder's files, without the one that decides; return them by name."""
     last = deciding_file(folder)
-    names = sorted(path.name for path in folder.iterdir() if path.name != last)
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(name for name in files if name != last)
     return {name: run.storage.upload(f"{prefix}/{name}", folder / name) for name in names}
 
 

@@ -3,9 +3,12 @@
 With `train.lora`, that is an adapter, and the model that it belongs to is kept once beside it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoints.carried import carry_tokenizer
+from pipeline.checkpoints.faithful import require_same, require_same_adapter
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.publishing import publish_checkpoint
 from pipeline.models.adapters import adapter_settings
@@ -52,8 +55,7 @@ def _import_student(run: Run) -> CheckpointManifest:
     section, lora = run.config.student, run.config.train.lora
     source = find_model(run.place, section, "student")
     settings = load_settings(source)  # first, for the tokenizer would be blamed for an odd model
-    tokenizer = model_tokenizer(source)
-    check_fits(tokenizer, settings, "student.model")
+    check_fits(model_tokenizer(source), settings, "student.model")
     whole = source if lora is None else source.whole
     model, origin = load_model(whole, dtype=section.dtype, device="cpu"), model_identity(source)
     if lora is not None and source.base is None:
@@ -62,19 +64,30 @@ def _import_student(run: Run) -> CheckpointManifest:
         check_continued(Path(source.location), lora, model)
     pin_run(run)  # not before the student is known to be one
     if lora is None:
-        return _publish(run, 0, model, tokenizer, origin)
-    base = _publish(run, None, model, tokenizer, origin if source.base is None else origin["base"])
+        return _publish(run, 0, model, source=source, origin=origin)
+    below = origin if source.base is None else origin["base"]
+    base = _publish(run, None, model, source=source.whole, origin=below)
     with scratch("student") as folder:
         settings, weights = _first_adapter(run, lora, source, model)
-        write_adapter(folder, settings, weights, tokenizer)
+        carry_tokenizer(source, folder)
+        write_adapter(folder, settings, weights)
+        require_same_adapter(folder, settings, weights)
         return publish_checkpoint(run, 0, folder, origin=origin, state=None, base=base)
 
 
 def _publish(
-    run: Run, index: int | None, model: "PreTrainedModel", tokenizer: Any, origin: dict[str, Any]
+    run: Run,
+    index: int | None,
+    model: "PreTrainedModel",
+    *,
+    source: ModelSource,
+    origin: dict[str, Any],
 ) -> CheckpointManifest:
+    """Publish a model, after what was written has given its logits."""
     with scratch("student") as folder:
-        export_folder(model, tokenizer, model.state_dict(), folder)
+        export_folder(model, model.state_dict(), source=source, folder=folder)
+        made = replace(source, location=str(folder), revision=None, base=None)
+        require_same(model, made, source, allowed=run.config.train.verify_tolerance)
         return publish_checkpoint(run, index, folder, origin=origin, state=None)
 
 

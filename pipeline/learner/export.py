@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.checkpoints.carried import carry_tokenizer
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.probe import make_probe, write_probe
 from pipeline.checkpoints.publishing import publish_checkpoint
@@ -18,7 +19,6 @@ from pipeline.models.adapters import adapter_settings
 from pipeline.models.loading import load_model
 from pipeline.models.lora import write_adapter
 from pipeline.models.source import ModelSource
-from pipeline.models.tokenizer import model_tokenizer
 from pipeline.runs.run import Run
 from pipeline.scores.tolerances import export_limit
 from pipeline.store.disk.scratch import scratch
@@ -42,7 +42,8 @@ def publish_student(
         run: the run.
         inputs: what was trained on.
         learner: holds the student.
-        source: the checkpoint that training started from, for its tokenizer and its base.
+        source: the checkpoint that training started from, for its base and for every
+            file but weights.
         probe: sequences whose log-probabilities are compared.
         state: the learner's final state.
         state_key: key of that state's record.
@@ -81,13 +82,13 @@ def _export(
     run: Run, learner: Learner, weights: dict[str, Tensor], source: ModelSource, folder: Path
 ) -> None:
     """Write what was trained: a whole model in the student's number format, or its adapter."""
-    tokenizer = model_tokenizer(source)
     if source.base is not None:
-        write_adapter(folder, adapter_settings(Path(source.location)), weights, tokenizer)
+        carry_tokenizer(source, folder)
+        write_adapter(folder, adapter_settings(Path(source.location)), weights)
         return
     dtype = getattr(torch, run.config.student.dtype)
     cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
-    export_folder(learner.student, tokenizer, cast, folder)
+    export_folder(learner.student, cast, source=source, folder=folder)
 
 
 def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tensor) -> Tensor:

@@ -170,9 +170,9 @@ def read_adapter(folder: Path) -> dict[str, "Tensor"]:
 
 
 def write_adapter(
-    folder: Path, settings: Mapping[str, Any], weights: "Mapping[str, Tensor]", tokenizer: Any
+    folder: Path, settings: Mapping[str, Any], weights: "Mapping[str, Tensor]"
 ) -> None:
-    """Write an adapter's folder; the same values give the same bytes.
+    """Write the settings and weights of an adapter; the same values give the same bytes.
 
     Raises:
         DataError: a tensor is empty, as partitioned parameters are when they were not gathered.
@@ -182,7 +182,6 @@ def write_adapter(
     empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
     if empty or not weights:
         raise DataError(f"export of {len(empty)} empty tensors of an adapter: not gathered")
-    tokenizer.save_pretrained(folder)
     text = json.dumps(dict(settings), indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous().float() for name, tensor in sorted(weights.items())}

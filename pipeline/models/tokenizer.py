@@ -73,13 +73,16 @@ def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
 
 
 def stored_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer beside a stored checkpoint; code that lies there is never run.
+    """Return the tokenizer beside a stored checkpoint; code in it runs only where it is trusted.
 
     Raises:
         DataError: there is none, or it cannot be read.
     """
     return load_tokenizer(
-        source.location, revision=None, trust_remote_code=False, blame=source.blame
+        source.location,
+        revision=None,
+        trust_remote_code=source.trust_remote_code,
+        blame=source.blame,
     )
 
 

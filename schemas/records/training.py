@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from schemas.forms import Count, FileName, Key, Mark, Real, Words
+from schemas.forms import Count, FileName, Key, Mark, ModelFile, Real, Words
 from schemas.keys import checkpoint_folder, manifest_key, metrics_folder, owner, stage_folder
 from schemas.records.record import Record, Versioned
 from schemas.records.shards import Shard
@@ -84,7 +84,7 @@ class CheckpointManifest(Versioned):
     """Where the weights come from: the imported model's identity, or run, round and step."""
     state: Key | None
     """Key of the learner's state that belongs to these weights."""
-    files: dict[FileName, Shard]
+    files: dict[ModelFile, Shard]
     base: Mark | None = None
     """Policy version of the run's base, where the folder is that of an adapter."""
 

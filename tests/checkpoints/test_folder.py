@@ -1,18 +1,20 @@
 """Exports of a model: its logits, its tokenizer, and files named by their content."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pipeline.checkpoints import folder as checkpoint_folder
 from pipeline.checkpoints.claim import INDEX
 from pipeline.checkpoints.folder import export_folder
+from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.models.tokenizeridentity import tokenizer_digest
 from pipeline.quickstart.addition import make_tokenizer
@@ -27,6 +29,15 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     for path in folder.glob("*.safetensors"):
         found |= load_file(path)
     return found
+
+
+def export(made: Path, folder: Path, state: Mapping[str, Tensor] | None = None) -> Path:
+    """Return the export of a folder, with a state of its own or another."""
+    model, source = model_of(made), ModelSource(str(made), None, False)
+    folder.mkdir()
+    given = model.state_dict() if state is None else state
+    export_folder(model, given, source=source, folder=folder)
+    return folder
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "llama"])
@@ -44,35 +55,46 @@ def test_an_export_gives_the_same_logits_and_the_same_tokenizer(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_is_always_written_out(tmp_path: Path, tied: bool) -> None:
-    tensors = tensors_of(exported(tmp_path, tied=tied))
-    same = torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
-    assert same == tied
+def test_a_head_is_written_where_the_source_has_one(tmp_path: Path, tied: bool) -> None:
+    folder = exported(tmp_path, tied=tied)
+    assert tensors_of(folder).keys() == tensors_of(tmp_path / "model-0").keys()
+    assert ("lm_head.weight" in tensors_of(folder)) != tied
+
+
+def test_a_tied_head_that_came_with_the_source_stays(tmp_path: Path) -> None:
+    made = tiny.make_model(tmp_path / "model")
+    (path,) = made.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+    first = export(made, tmp_path / "first")
+    again = export(first, tmp_path / "again")
+    for folder in (first, again):
+        found = tensors_of(folder)
+        assert found.keys() == tensors.keys()
+        assert torch.equal(found["lm_head.weight"], tensors["lm_head.weight"])
 
 
 def test_a_state_without_its_tied_head_is_whole(tmp_path: Path) -> None:
-    model, target = model_of(tiny.make_model(tmp_path / "model")), tmp_path / "export"
+    made = tiny.make_model(tmp_path / "model")
+    model = model_of(made)
     state = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
-    target.mkdir()
-    export_folder(model, make_tokenizer(), state, target)
-    assert torch.equal(tensors_of(target)["lm_head.weight"], state["model.embed_tokens.weight"])
+    target = export(made, tmp_path / "export", state)
     assert torch.equal(logits(model_of(target)), logits(model))
 
 
 def test_the_given_state_is_written_and_not_the_models_own(tmp_path: Path) -> None:
     model, other = (model_of(tiny.make_model(tmp_path / str(s), seed=s)) for s in (1, 2))
-    target = tmp_path / "export"
-    target.mkdir()
-    export_folder(model, make_tokenizer(), other.state_dict(), target)
+    target = export(tmp_path / "1", tmp_path / "export", other.state_dict())
     assert torch.equal(logits(model_of(target)), logits(other))
     assert not torch.equal(logits(model), logits(other))
 
 
 def test_weights_that_were_not_gathered_are_refused(tmp_path: Path) -> None:
-    model = model_of(tiny.make_model(tmp_path / "model"))
-    state = model.state_dict() | {"model.norm.weight": torch.empty(0)}
+    made = tiny.make_model(tmp_path / "model")
+    state = model_of(made).state_dict() | {"model.norm.weight": torch.empty(0)}
     with pytest.raises(DataError, match="1 empty tensors, such as model.norm.weight"):
-        export_folder(model, make_tokenizer(), state, tmp_path)
+        export(made, tmp_path / "export", state)
 
 
 @pytest.mark.parametrize("max_file", ["4GB", "20KB"])

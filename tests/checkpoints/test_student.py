@@ -15,7 +15,6 @@ from pipeline.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_se
 from pipeline.models.loading import load_model
 from pipeline.models.lora import read_adapter, write_adapter
 from pipeline.models.source import ModelSource
-from pipeline.quickstart.addition import make_tokenizer
 from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
 from schemas.errors import DataError
@@ -31,7 +30,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, first: Path) -> list[Path
     for seed in (1, 2):
         raw = tiny.make_adapter(tmp_path_factory.mktemp("raw"), first, seed=seed)
         found.append(tmp_path_factory.mktemp("adapter"))
-        write_adapter(found[-1], adapter_settings(raw), read_adapter(raw), make_tokenizer())
+        write_adapter(found[-1], adapter_settings(raw), read_adapter(raw))
     return found
 
 

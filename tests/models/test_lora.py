@@ -18,7 +18,6 @@ from pipeline.models.adapters import adapter_settings
 from pipeline.models.loading import load_model
 from pipeline.models.lora import linear_layers, new_adapter, read_adapter, write_adapter
 from pipeline.models.source import ModelSource
-from pipeline.quickstart.addition import make_tokenizer
 from schemas.config.train import LoraSection
 from schemas.errors import ConfigError
 from tests.support.learning import (
@@ -198,7 +197,7 @@ def made(setup: Setup, lora: LoraSection, seed: int = 1) -> tuple[dict[str, Any]
 
 def test_a_new_adapter_changes_nothing_and_is_peft_s(setup: Setup, tmp_path: Path) -> None:
     settings, weights = made(setup, LORA)
-    write_adapter(tmp_path, settings, weights, make_tokenizer())
+    write_adapter(tmp_path, settings, weights)
     assert settings["base_model_name_or_path"] == "there"
     plain: Any = AutoModelForCausalLM.from_pretrained(setup.source.whole.location)
     plain.eval()
@@ -220,7 +219,7 @@ def test_a_new_adapter_depends_on_its_seed_alone(setup: Setup, tmp_path: Path) -
         torch.rand(3)
         (tmp_path / name).mkdir()
         settings, weights = made(setup, LORA, seed)
-        write_adapter(tmp_path / name, settings, weights, make_tokenizer())
+        write_adapter(tmp_path / name, settings, weights)
         files.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert files[0] == files[1]
     assert files[0]["adapter_config.json"] == files[2]["adapter_config.json"]

@@ -15,7 +15,6 @@ from pipeline.models.adapters import ADAPTER_WEIGHTS
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.quickstart.addition import make_tokenizer
 from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key, stage_folder
@@ -43,7 +42,8 @@ def exported(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
     target = folder / f"export-{seed}"
     target.mkdir()
     model = model_of(made)
-    export_folder(model, make_tokenizer(), model.state_dict(), target)
+    source = ModelSource(str(made), None, False)
+    export_folder(model, model.state_dict(), source=source, folder=target)
     return target
 
 

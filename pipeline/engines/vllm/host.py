@@ -186,6 +186,7 @@ class VllmHost:
         with quiet(), collected_once():
             if held.adapter is None:
                 self._ask("reload_weights", kwargs={"weights_path": held.source.location})
+                self._ask("opd_pack_heads")
             else:  # read with the next request, for it has a new number
                 self._adapter, self._adapter_id = held.adapter, self._adapter_id + 1
             if not self._llm.reset_prefix_cache():
@@ -288,4 +289,6 @@ def _explained(source: ModelSource) -> Iterator[None]:
             raise full_disk(fault, error) from error
         if is_full:
             raise CapacityError(f"vLLM cannot start with {source.location}: {words}") from error
-        raise source.blame(f"vLLM cannot run the model {source.location}: {words}") from error
+        raise ConfigError(  # whole files that transformers loads: vLLM has no place for them
+            f"vLLM cannot run the model {source.location}: {words}"
+        ) from error

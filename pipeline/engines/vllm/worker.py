@@ -49,6 +49,18 @@ class SignalWorker:
                 device=runner.device,
             )
 
+    def opd_pack_heads(self) -> None:
+        """Pack heads again after their weights were replaced.
+
+        On a CPU vLLM packs a matrix for its kernel, and after a reload only where a file names it;
+        of a tied head the file names the embedding alone.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+                module.quant_method.process_weights_after_loading(module)
+
     def opd_begin(self, words: dict[str, Any], vocab_size: int, chunk_tokens: int) -> str | None:
         """Collect a signal from now on; return what this vLLM lacks for it, or None.
 
