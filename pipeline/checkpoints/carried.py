@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.models.look.settings import CONFIG, GENERATION
+from pipeline.models.own.effective import generation_file
 from pipeline.models.source import ModelSource, local_folder
 from pipeline.models.tokenizer import tokenizer_place
 from schemas.errors import ConfigError
@@ -48,6 +49,7 @@ def carry_model_files(source: ModelSource, folder: Path) -> None:
     Raises:
         ConfigError: a chat template has a name that no store can hold.
     """
+    generation_file(source)  # of a hub id: not before it was asked for is it here
     model, tokenizer = local_folder(source.whole), local_folder(tokenizer_place(source))
     if model is not None:
         apart = tokenizer != model

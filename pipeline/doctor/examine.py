@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pipeline.engines.opening import require_engine
 from pipeline.engines.processes import find_orphans
 from pipeline.models.loading import require_causal, require_packages
+from pipeline.models.own.effective import effective_settings
 from pipeline.models.source import ModelSource, find_model, load_settings
 from pipeline.models.tokenizer import check_fits, model_tokenizer, vocabulary_size
 from pipeline.models.tokenizeridentity import check_same_tokenizer
@@ -199,4 +200,5 @@ def _fitting(label: str, source: ModelSource, run: Run, *, scores: bool) -> Find
     needed = check_context(run, settings, label=label, scores=scores)
     held = getattr(settings, "max_position_embeddings", None)
     words = f"{source.location}: {settings.vocab_size} ids, {held} tokens, {needed} needed"
+    words += f"; {effective_settings(source, model_tokenizer(source)).words()}"
     return Finding(label, "ok", words, {"context": held, "needed": needed})

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.models.border import explained
 from pipeline.models.look.jsonfiles import Unusable, read_object
@@ -31,7 +31,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
     import torch
 
     settle_libraries()
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     require_packages(source)
     place = pick_device(device)
@@ -44,6 +44,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
             dtype=getattr(torch, dtype),
             output_loading_info=True,
             use_safetensors=True,
+            generation_config=cast(Any, GenerationConfig)(),  # the model's own is not looked at
             ignore_mismatched_sizes=True,  # so that they are reported, and refused by their names
             **_unpacked(source),
         )

@@ -186,22 +186,6 @@ def whole_settings(source: ModelSource) -> Any:
         )
 
 
-def generation_settings(source: ModelSource) -> Any:
-    """Return a model folder's transformers generation settings, empty where it has none.
-
-    Raises:
-        ConfigError: they cannot be read.
-    """
-    from transformers import GenerationConfig
-
-    make: Any = GenerationConfig
-    folder = Path(source.whole.location)
-    if not (folder / "generation_config.json").is_file():
-        return make()
-    with explained(f"{folder / 'generation_config.json'} cannot be read", blame=source.blame):
-        return make.from_pretrained(folder)
-
-
 def advice_of(source: ModelSource) -> str:
     """Return what to do where a model cannot be loaded."""
     if source.is_folder:

@@ -13,7 +13,7 @@ from pipeline.models.source import ModelSource
 from schemas.errors import ConfigError, OpdError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
@@ -113,27 +113,6 @@ def check_fits(tokenizer: "PreTrainedTokenizerBase", settings: Any, label: str) 
             f"{label}: its tokenizer has {used} ids, but the model has {size} (vocab_size): they "
             "are of different models, or the embedding was not resized to the tokenizer"
         )
-
-
-def end_token_ids(
-    tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None"
-) -> tuple[int, ...]:
-    """Return every id that ends a response, from the tokenizer and the generation configuration.
-
-    Raises:
-        ConfigError: neither names one.
-    """
-    found: set[int] = set()
-    for holder in (tokenizer, generation_config):
-        ids = getattr(holder, "eos_token_id", None)
-        found.update([] if ids is None else ids if isinstance(ids, list | tuple) else [ids])
-    if not found:
-        raise ConfigError(
-            "neither the tokenizer nor generation_config.json names an end-of-sequence token, so "
-            "no response would end: set rollout.stop_token_ids, or eos_token in the student's "
-            "tokenizer_config.json"
-        )
-    return tuple(sorted(int(i) for i in found))
 
 
 def _check_folder(folder: Path, *, needs_files: bool) -> None:

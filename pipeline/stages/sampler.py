@@ -10,9 +10,9 @@ from pipeline.engines.opening import for_policy
 from pipeline.engines.proof import proved_engine
 from pipeline.engines.start import Start
 from pipeline.engines.vllm.slot import EngineSlot, Weights
-from pipeline.models.source import ModelSource, generation_settings
+from pipeline.models.own.effective import end_token_ids
+from pipeline.models.source import ModelSource
 from pipeline.models.stopstrings import reading_backend
-from pipeline.models.tokenizer import end_token_ids
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from schemas.config.engines import EngineSection
@@ -78,7 +78,7 @@ def stop_tokens(
     """Return the ids that end a response: the configured ones, or all that the model names."""
     if given is not None:
         return tuple(sorted(set(given)))
-    return end_token_ids(tokenizer, generation_settings(source))
+    return end_token_ids(source, tokenizer)
 
 
 def stop_strings(run: Run, tokenizer: Any) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ import pytest
 from pipeline.models.source import (
     ModelSource,
     find_model,
-    generation_settings,
     load_settings,
     model_identity,
 )
@@ -84,13 +83,6 @@ def test_a_folder_without_a_config_is_no_model(place: ConfigPlace) -> None:
 def test_settings_are_those_of_the_text_model(whole: Path) -> None:
     settings = load_settings(source_of(whole))
     assert (settings.num_hidden_layers, settings.hidden_size) == (1, 32)
-
-
-def test_generation_settings_are_read_where_there_are_any(folder: Path) -> None:
-    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
-    assert generation_settings(source_of(folder)).eos_token_id == [1, 5]
-    (folder / "generation_config.json").unlink()
-    assert generation_settings(source_of(folder)).eos_token_id is None
 
 
 def test_identity_is_that_of_the_content_and_not_of_the_folder(whole: Path, folder: Path) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import GenerationConfig, Qwen3Config
+from transformers import Qwen3Config
 
 from pipeline.models import tokenizer as tk
 from schemas.errors import ConfigError
 from tests.support.repository import REPOSITORY
-from tests.support.tinytokenizers import Fast, bpe_backend, char_tokenizer, load
-
-Generation: Any = GenerationConfig
+from tests.support.tinytokenizers import Fast, char_tokenizer, load
 
 
 def load_error(location: str | Path, **kwargs: Any) -> str:
@@ -32,20 +30,6 @@ def test_importing_the_module_loads_neither_torch_nor_transformers() -> None:
         "assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
-
-
-def test_end_ids_are_the_sorted_union_of_tokenizer_and_generation_config() -> None:
-    tokenizer = char_tokenizer()
-    assert tk.end_token_ids(tokenizer, None) == (2,)
-    assert tk.end_token_ids(tokenizer, Generation()) == (2,)
-    assert tk.end_token_ids(tokenizer, Generation(eos_token_id=0)) == (0, 2)
-    assert tk.end_token_ids(tokenizer, Generation(eos_token_id=[9, 2, 0])) == (0, 2, 9)
-
-
-def test_no_end_id_at_all_is_an_error_that_says_what_to_set() -> None:
-    silent = Fast(tokenizer_object=bpe_backend())
-    with pytest.raises(ConfigError, match="rollout.stop_token_ids"):
-        tk.end_token_ids(silent, Generation())
 
 
 def test_the_vocabulary_size_counts_gaps_between_ids() -> None:

@@ -287,7 +287,10 @@ def test_in_16_bits_an_engine_is_measured_by_its_own_rounding(
     assert stages.started == 2 and "its own rounding is not known" in stages.notes[-1]
     found = stages.sample(after)
     assert stages.started == 2 and "replaced" in stages.notes[-1], stages.notes[-1]
-    wrong = replace(trained.before, dtype="bfloat16", source=after.source)
+    model: Any = load_model(after.source, dtype="float32", device="cpu")
+    changed(model)
+    export_folder(model, model.state_dict(), source=after.source, folder=tmp_path)
+    wrong = replace(before, source=replace(after.source, location=str(tmp_path)))
     stages.use(wrong, lambda engine: None)
     assert stages.started == 3 and "on average would pass" in stages.notes[-1]
     stages.slot.close()
