@@ -58,6 +58,17 @@ def carry_model_files(source: ModelSource, folder: Path) -> None:
         _copy((p for p in _carried(tokenizer) if p.name != GENERATION), tokenizer, folder)
 
 
+def check_carried(source: ModelSource) -> None:
+    """Make sure that what a model has besides weights can be carried.
+
+    Raises:
+        ConfigError: a chat template has a name that no store can hold.
+    """
+    for place in (source.whole, tokenizer_place(source)):
+        folder = local_folder(place)
+        list(_carried(folder) if folder is not None else ())
+
+
 def carry_tokenizer(source: ModelSource, folder: Path) -> None:
     """Copy the files of a model's tokenizer into the folder of an adapter.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints.carried import carry_tokenizer
+from pipeline.checkpoints.carried import carry_tokenizer, check_carried
 from pipeline.checkpoints.faithful import require_same, require_same_adapter
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.publishing import publish_checkpoint
@@ -62,6 +62,7 @@ def _import_student(run: Run) -> CheckpointManifest:
         check_targets(model, lora)
     elif lora is not None:
         check_continued(Path(source.location), lora, model)
+    check_carried(source)
     pin_run(run)  # not before the student is known to be one
     if lora is None:
         return _publish(run, 0, model, source=source, origin=origin)
