@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.engines.opening import require_engine
 from pipeline.engines.processes import find_orphans
+from pipeline.models.accounting import require_read
 from pipeline.models.loading import require_causal, require_packages
 from pipeline.models.own.effective import effective_settings
 from pipeline.models.source import ModelSource, find_model, load_settings
@@ -170,6 +171,7 @@ def _student(run: Run) -> Finding:
     source = student_source(run)
     require_packages(source)
     require_causal(source)
+    require_read(source)
     check_fits(model_tokenizer(source), load_settings(source), "student.model")
     return _fitting("student", source, run, scores=False)
 
@@ -182,6 +184,7 @@ def _teacher(run: Run, name: str) -> Finding:
     if run.config.score.engine == "hf":
         require_packages(source)
     require_causal(source)
+    require_read(source)
     theirs = model_tokenizer(source)
     try:
         student = student_source(run)

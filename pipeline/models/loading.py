@@ -1,14 +1,15 @@
 """Loading of Hugging Face models onto a device. Torch is imported inside functions only."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipeline.models.accounting import refuse_unread
 from pipeline.models.border import explained
 from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.packages import package_faults
 from pipeline.models.look.settings import CONFIG
 from pipeline.models.lora import merge_adapter
+from pipeline.models.quiet import settle_libraries
 from pipeline.models.source import ModelSource, advice_of, local_folder, whole_settings
 from schemas.errors import ConfigError
 
@@ -48,7 +49,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
             ignore_mismatched_sizes=True,  # so that they are reported, and refused by their names
             **_unpacked(source),
         )
-        _refuse_incomplete(source, report)
+        refuse_unread(source, model, report)
         loaded: PreTrainedModel = model.to(place).eval()
     _refuse_unbounded(source, loaded, dtype)
     return loaded
@@ -143,32 +144,6 @@ def check_there(device: str, index: int, count: int) -> None:
             f"device = {device!r}, but torch sees {last} here: name one of these, or 'auto'. "
             "CUDA_VISIBLE_DEVICES decides which GPUs there are, and renumbers them"
         )
-
-
-def settle_libraries() -> None:
-    """Keep transformers' bars and DeepSpeed's guess at the accelerator off the screen.
-
-    To be called before a model class is imported: that imports accelerate, and so DeepSpeed.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from transformers.utils.logging import disable_progress_bar
-
-    quieten: Any = disable_progress_bar
-    quieten()
-
-
-def _refuse_incomplete(source: ModelSource, report: dict[str, Any]) -> None:
-    for kind in ("missing_keys", "mismatched_keys"):
-        told = report.get(kind) or ()
-        found = sorted(str(name[0] if isinstance(name, tuple) else name) for name in told)
-        if found:
-            raise source.blame(
-                f"the weights of {source.location} do not fit its config.json: {len(found)} "
-                f"{kind.replace('_', ' ')}, such as {found[0]}; the model is damaged"
-            )
 
 
 def _refuse_unbounded(source: ModelSource, model: "PreTrainedModel", dtype: str) -> None:

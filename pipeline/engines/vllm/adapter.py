@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.engines.start import Note, Start
+from pipeline.models.accounting import require_read
 from pipeline.models.adapters import adapted_layers, largest_rank, why_not_plain
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
@@ -71,9 +72,11 @@ def start_with(
         note: told where an adapter is merged, and why.
 
     Raises:
-        ConfigError: the adapter is damaged or does not fit its base, or vLLM cannot start.
+        ConfigError: tensors of the files would not be read, the adapter is damaged or does not fit
+            its base, or vLLM cannot start.
     """
     source = start.source
+    require_read(source)
     with ExitStack() as stack:
         if source.base is None:
             held = Held(source)

@@ -154,6 +154,7 @@ def _weight_faults(folder: Path, settings: Mapping[str, Any] | None) -> Iterator
     if settings is None or any(config_faults(settings)):
         return  # what is wrong alone is not held against other things
     if all(name in found for name in names):
+        yield from weights_of.double_faults(names, found)
         yield from _format_faults(together, settings)
         yield from layer_faults(together, settings)
 

@@ -19,13 +19,21 @@ QUANTIZED = {
     "compressed-tensors": ("compressed-tensors",),
     "eetq": ("eetq",),
     "fbgemm_fp8": ("fbgemm-gpu",),
+    "fouroversix": (),
     "fp8": (),
+    "fp_quant": (),
+    "gemma": (),
+    "gguf": (),
     "gptq": ("optimum", "gptqmodel"),
     "higgs": ("flute-kernel",),
     "hqq": ("hqq",),
+    "metal": (),
     "mxfp4": (),
+    "mxfp8": (),
+    "nvfp4": (),
     "quanto": ("optimum-quanto",),
     "quark": ("amd-quark",),
+    "sinq": (),
     "spqr": ("spqr_quant",),
     "torchao": ("torchao",),
     "vptq": ("vptq",),
@@ -43,6 +51,12 @@ def package_faults(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield what transformers would lack to load a model with these settings."""
     quantized = quantization_of(settings)
     method = str(quantized.get("quant_method")) if quantized else ""
+    if quantized and method not in QUANTIZED:
+        yield (
+            f"quantization_config.quant_method is {shown(method)}, which transformers does not "
+            "know and would load without its scales: set the stage's engine to one that knows it, "
+            "such as 'vllm', or give the model that was not quantised"
+        )
     for package in _lacking(QUANTIZED.get(method, ())):
         yield (
             f"quantization_config.quant_method is {shown(method)}, which transformers reads with "

@@ -56,6 +56,10 @@ OTHER_HEADS = (
 
 DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 
+ELSEWHERE = ("transformers_weights", "fusion_config")
+"""Settings with which transformers reads other weights, or computes otherwise, than other engines.
+"""
+
 ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 NO_PADDING = -1
@@ -128,6 +132,9 @@ def _kind_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             f"quantization_config is {shown(quantized)}, expected an object with quant_method, "
             "the name of the method"
         )
+    for name in ELSEWHERE:
+        if settings.get(name) is not None:
+            yield f"{name} is {shown(settings[name])}, which opd does not follow: remove it"
     parts = settings.get("text_config", {})
     if parts is not None and not isinstance(parts, Mapping):
         yield f"text_config is {shown(parts)}, expected an object"

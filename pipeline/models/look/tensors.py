@@ -37,6 +37,9 @@ FLOATS = {name for name in BITS if name.startswith(("F", "BF"))}
 
 PLAIN_NAME = re.compile(r"[^/\\\0]+")
 
+MODEL_FILE = re.compile(r"model[-.].*safetensors$|.*-\d+-of-\d+\.safetensors$")
+"""Names of files that hold a model's weights, or a part of them."""
+
 SHOWN_NAMES = 3
 
 Shape = tuple[int, ...]
@@ -152,6 +155,27 @@ def read_index(folder: Path) -> dict[str, str]:
                 "safetensors file of the same folder"
             )
     return entries
+
+
+def double_faults(read: list[str], tensors: dict[str, dict[str, Tensor]]) -> Iterator[str]:
+    """Yield where a tensor may be read from two files, for engines differ in which they read.
+
+    Args:
+        read: files that transformers reads.
+        tensors: file → tensors in it, of all files of the folder.
+    """
+    others = sorted(name for name in tensors if name not in read and MODEL_FILE.match(name))
+    places: dict[str, str] = {}
+    for file in (*read, *others):
+        twice = [name for name in tensors[file] if name in places]
+        if twice:
+            yield (
+                f"tensor {shown(twice[0])} is in {places[twice[0]]} and in {file} ({len(twice)} "
+                "such tensors), and engines differ in which they read: keep the files of one model "
+                "and delete the others"
+            )
+            return
+        places |= dict.fromkeys(tensors[file], file)
 
 
 def index_faults(index: dict[str, str], tensors: dict[str, dict[str, Tensor]]) -> Iterator[str]:

@@ -260,3 +260,43 @@ def own_code(folder: Path) -> None:
     trace = folder / "store" / "code-was-run"
     code = f"import pathlib\npathlib.Path({str(trace)!r}).parent.mkdir(exist_ok=True)\n"
     (folder / "student" / "own.py").write_text(f"{code}pathlib.Path({str(trace)!r}).touch()\n")
+
+
+def add_tensors(path: Path, **tensors: torch.Tensor) -> None:
+    """Put further tensors into a safetensors file; `__` in a name stands for a dot."""
+    named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({**load_file(path), **named}, path, metadata={"format": "pt"})
+
+
+def biases_denied(folder: Path) -> None:
+    add_tensors(folder / "student" / WEIGHTS, model__layers__0__mlp__up_proj__bias=torch.ones(64))
+
+
+def scales_unread(folder: Path) -> None:
+    name = "model__layers__0__mlp__up_proj__weight_scale"
+    add_tensors(folder / "main" / WEIGHTS, **{name: torch.ones(1)})
+
+
+def value_head(folder: Path) -> None:
+    add_tensors(folder / "main" / WEIGHTS, v_head__summary__weight=torch.ones(1, 64))
+
+
+def norm_of_codes(folder: Path) -> None:
+    codes = torch.ones(64, dtype=torch.int8)
+    add_tensors(folder / "main" / WEIGHTS, model__norm__weight=codes)
+
+
+def two_models(folder: Path) -> None:
+    """Leave a part of another model beside the whole one."""
+    part = {"model.norm.weight": torch.ones(32)}
+    save_file(part, folder / "student" / "model-00001-of-00002.safetensors")
+
+
+def tensor_in_two_parts(folder: Path) -> None:
+    index_whole(folder)
+    student = folder / "student"
+    save_file({"model.norm.weight": torch.ones(32)}, student / "more.safetensors")
+    path = student / f"{WEIGHTS}.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = "more.safetensors"
+    path.write_text(json.dumps(index))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from pipeline.models.accounting import require_read
 from pipeline.models.loading import load_model
 from pipeline.models.look.folder import in_words, model_faults
 from schemas.errors import ConfigError
@@ -57,6 +58,8 @@ def test_an_architecture_that_loads_passes(family: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         getattr(transformers, kind)(config).save_pretrained(tmp_path)
     assert model_faults(tmp_path, learns=True) == []
+    require_read(source_of(tmp_path))
+    load_model(source_of(tmp_path), dtype="float32", device="cpu")
 
 
 def test_all_faults_are_told_at_once_and_once_more_when_the_folder_changed(folder: Path) -> None:
@@ -84,6 +87,7 @@ def test_a_model_that_lies_in_files_by_index_passes(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "parts", max_shard_size="8KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
     assert model_faults(tmp_path / "parts") == []
+    require_read(source_of(tmp_path / "parts"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
