@@ -26,6 +26,7 @@ VOLATILE = (*PLACES, "auto_mapping", "inference_mode", "peft_version", "task_typ
 PLAIN = {
     "alpha_pattern",
     "exclude_modules",
+    "fan_in_fan_out",
     "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
@@ -45,7 +46,10 @@ NOTHING: tuple[Any, ...] = (None, False, "", "none", [], {})
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the base's weights as they are."""
 
-ENDS = ("embed_tokens", "wte", "lm_head")
+ENDS = (
+    *("embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embeddings", "shared"),
+    *("lm_head", "embed_out", "output_layer"),
+)
 """Names of embeddings and heads."""
 
 

@@ -1,7 +1,7 @@
-"""Low-rank adapters inside a transformers model: made, attached, read back, merged.
+"""Low-rank adapters inside a transformers model: made, attached, read back.
 
 Promises: only an adapter's weights want gradients; their names in a folder are PEFT's, so that any
-program that knows PEFT's format reads it. The one module that knows PEFT's classes.
+program that knows PEFT's format reads it.
 """
 
 import json
@@ -34,16 +34,19 @@ PREFIX = "base_model.model."
 
 SHOWN = 20
 
+OTHER_LAYERS = "Name other layers in train.lora.target_modules"
+
 
 def linear_layers(model: "PreTrainedModel") -> list[str]:
     """Return the names of a model's linear layers that an adapter may stand beside."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers, by another name
 
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call] # transformers' gap
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     ]
 
 
@@ -72,7 +75,8 @@ def new_adapter(
         lora_dropout=lora.dropout,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    what = f"train.lora cannot put an adapter beside layers of {model.name_or_path}"
+    with explained(what, advice=OTHER_LAYERS), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _inject(model, config)
     settings = _plain_words(config.to_dict()) | dict(base) | {"inference_mode": True}
@@ -188,31 +192,14 @@ def write_adapter(
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def merge_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
-    """Return a model, in evaluation mode, with an adapter of any kind worked into its weights.
-
-    Raises:
-        ConfigError: it does not fit the model.
-    """
-    import warnings
-
-    from peft import PeftModel
-
-    adapter_weights(folder)
-    with explained(f"the adapter {folder} does not fit its base {model.name_or_path}"):
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
-        lost = [str(w.message) for w in told if "missing adapter keys" in str(w.message)]
-        if lost:
-            raise ValueError(lost[0].splitlines()[0])
-        merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
-
-
 def _targets(layers: Iterable[str], wanted: "str | Iterable[str]") -> list[str]:
     """Return the names of layers as PEFT matches them, sorted; a name matches whole parts."""
     leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    if not leaves:
+        raise ConfigError(
+            "train.lora: the student has no linear layer that an adapter may stand beside; remove "
+            "[train.lora] to train all its weights"
+        )
     if isinstance(wanted, str):
         return leaves
     for target in wanted:

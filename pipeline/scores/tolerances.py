@@ -55,3 +55,12 @@ def export_limit(*, exact: bool, configured: float) -> float:
         configured: `train.verify_tolerance`, which counts there.
     """
     return configured if exact else ROUNDED_MEAN
+
+
+def merge_limit(*, exact: bool) -> float:
+    """Return the largest difference of a merged adapter to the unmerged one; the mean in 16 bits.
+
+    Args:
+        exact: whether the model is float32.
+    """
+    return EXACT if exact else ROUNDED_MEAN

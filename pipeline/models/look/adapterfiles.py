@@ -8,6 +8,15 @@ from schemas.foreign import shown
 
 LARGEST_RANK = 1 << 16
 
+UNMERGED = (
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
+    *("ADAPTION_PROMPT", "POLY", "XLORA"),
+)
+"""Kinds that are no change of weights, such as tokens of their own before each text."""
+
+UNMERGED_SETTINGS = ("alora_invocation_tokens", "layer_replication")
+"""Settings with which an adapter is more than a change of its base's weights."""
+
 NAMES = ("base_model_name_or_path", "revision")
 """Settings that are a text or null."""
 
@@ -20,6 +29,7 @@ def adapter_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {shown(value)}, expected a text or null"
     if settings.get("auto_mapping") is not None and not isinstance(settings["auto_mapping"], dict):
         yield f"auto_mapping is {shown(settings['auto_mapping'])}, expected an object or null"
+    yield from _kind_faults(settings)
     if settings.get("peft_type") != "LORA":
         return
     if not _is_rank(settings.get("r")):
@@ -49,6 +59,18 @@ def adapter_tensor_faults(
                 f"{shown(rank)}: settings and weights are of different adapters"
             )
             return
+
+
+def _kind_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why an adapter is of no kind that can be worked into its base's weights."""
+    if settings.get("peft_type") in UNMERGED:
+        yield (
+            f"peft_type is {shown(settings['peft_type'])}, which changes no weights of the base "
+            "and cannot be merged into it: give an adapter of another kind, such as LORA"
+        )
+    for name in UNMERGED_SETTINGS:
+        if settings.get(name):
+            yield f"{name} is {shown(settings[name])}, and such an adapter cannot be merged"
 
 
 def _pattern_faults(settings: Mapping[str, Any]) -> Iterator[str]:
