@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.border import explained
+from pipeline.models.look.vocabulary import TOKENIZER
 from pipeline.models.source import ModelSource
+from pipeline.models.tokenizerfile import held_tokenizer
 from schemas.errors import ConfigError, OpdError
 
 if TYPE_CHECKING:
@@ -54,7 +56,32 @@ def load_tokenizer(
             f"{location} holds no tokenizer: its vocabulary is empty. Expected one of "
             f"{', '.join(VOCABULARY_FILES)}; copy the tokenizer's files there"
         )
-    return tokenizer
+    with explained(f"the tokenizer {where} cannot be read", blame=blame, advice=_advice(local)):
+        return _held(tokenizer, folder if local else None, location, revision, blame)
+
+
+def _held(
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path | None,
+    location: str,
+    revision: str | None,
+    blame: type[OpdError],
+) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer as its own file has it, where there is such a file."""
+    from transformers import PreTrainedTokenizerFast
+
+    place = folder or _downloaded(location, revision)
+    if place is None:
+        return tokenizer
+    own: Any = PreTrainedTokenizerFast  # reads the file as it is
+    return held_tokenizer(tokenizer, place, lambda: own.from_pretrained(str(place)), blame=blame)
+
+
+def _downloaded(location: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(location, TOKENIZER, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":

@@ -300,3 +300,15 @@ def tensor_in_two_parts(folder: Path) -> None:
     index = json.loads(path.read_text())
     index["weight_map"]["model.norm.weight"] = "more.safetensors"
     path.write_text(json.dumps(index))
+
+
+def adapter_of_prompts(folder: Path) -> None:
+    adapter(folder, {"peft_type": "PROMPT_TUNING"})
+
+
+def adapter_of_more_layers(folder: Path) -> None:
+    adapter(folder, {"layer_replication": [[0, 2], [1, 2]]})
+
+
+def adapter_unread(folder: Path) -> None:
+    adapter(folder, {"target_modules": ["q_proj"]})
