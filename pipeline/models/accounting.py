@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.border import explained
+from pipeline.models.border import explained, settle_libraries, without_warnings
 from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.settings import CONFIG, quantization_of, size_of
 from pipeline.models.look.tensors import FLOATS, Tensor, read_header, weight_files
-from pipeline.models.quiet import settle_libraries, without_warnings
 from pipeline.models.source import (
     ModelSource,
     advice_of,

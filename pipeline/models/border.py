@@ -1,11 +1,15 @@
 """The border to the libraries that load models: whatever they raise becomes an error of ours.
 
 Promises: a full memory and a full disk stay what they are; all else says which files, and the
-library's own reason as one bounded, printable line. Torch is not imported here.
+library's own reason as one bounded, printable line. Keeps bars and tables off the screen. Torch is
+imported inside functions only.
 """
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pipeline.store.disk.scratch import disk_fault, full_disk
 from schemas.errors import CapacityError, ConfigError, OpdError
@@ -78,3 +82,30 @@ def _own(error: BaseException, what: str, blame: type[OpdError], advice: str) ->
             "true in the model's section"
         )
     return blame(f"{what}: {reason}" + (f". {advice}" if advice else ""))
+
+
+def settle_libraries() -> None:
+    """Keep transformers' bars and DeepSpeed's guess at the accelerator off the screen.
+
+    To be called before a model class is imported: that imports accelerate, and so DeepSpeed.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from transformers.utils.logging import disable_progress_bar
+
+    quieten: Any = disable_progress_bar
+    quieten()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep transformers' warnings off the screen for a block, such as its tables of names."""
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

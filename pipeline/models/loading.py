@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.models.accounting import refuse_unread
-from pipeline.models.border import explained
+from pipeline.models.border import explained, settle_libraries
 from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.packages import package_faults
 from pipeline.models.look.settings import CONFIG
 from pipeline.models.merging import merge_adapter
-from pipeline.models.quiet import settle_libraries
 from pipeline.models.source import ModelSource, advice_of, local_folder, whole_settings
 from schemas.errors import ConfigError
 

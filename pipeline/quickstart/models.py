@@ -21,8 +21,8 @@ from pipeline.engines.engine import Sampling
 from pipeline.engines.hf.engine import HfEngine
 from pipeline.engines.opening import engine_version
 from pipeline.engines.start import Start
+from pipeline.models.border import settle_libraries
 from pipeline.models.padding import padded, response_positions
-from pipeline.models.quiet import settle_libraries
 from pipeline.models.source import ModelSource
 from pipeline.quickstart.addition import (
     BOS,

@@ -16,7 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.models.quiet import settle_libraries
+from pipeline.models.border import settle_libraries
 from pipeline.quickstart.addition import distinct, make_tokenizer
 
 ARCHITECTURES = {

@@ -89,7 +89,7 @@ def main(given: str, *modules: str) -> None:
 def preload(modules: Sequence[str]) -> None:
     """Import modules, and libraries as a stage does."""
     if modules:
-        from pipeline.models.quiet import settle_libraries
+        from pipeline.models.border import settle_libraries
 
         settle_libraries()
     for name in modules:
