@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from pipeline.engines.engine import Engine
+from pipeline.engines.rotary import DYNAMIC, LONGROPE, border_of
 from pipeline.engines.start import Note, Start
-from pipeline.models.rotary import DYNAMIC, LONGROPE, border_of
 from pipeline.models.source import load_settings
 from schemas.config.engines import EngineName, EngineSection
 from schemas.errors import ConfigError

@@ -15,7 +15,6 @@ from pipeline.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pipeline.models.loading import load_model
 from pipeline.models.lora import attach_adapter, new_adapter, write_adapter
 from pipeline.models.source import ModelSource, find_model
-from pipeline.models.tokenizer import model_tokenizer
 from pipeline.quickstart.addition import make_tokenizer
 from pipeline.store.place import ConfigPlace
 from schemas.config.models import TeacherSection
@@ -73,9 +72,9 @@ def test_an_adapter_of_the_head_or_embedding_changes_that_end_alone(
     expected = unmerged(bases[tied], folder)
     merged: Any = load_model(adapter_source(folder, bases[tied]), dtype="float32", device="cpu")
     torch.testing.assert_close(logprobs(merged), expected, atol=2e-4, rtol=1e-5)
-    export_folder(
-        merged, model_tokenizer(source_of(bases[tied])), merged.state_dict(), tmp_path / "out"
-    )
+    (tmp_path / "out").mkdir()
+    base = source_of(bases[tied])
+    export_folder(merged, merged.state_dict(), source=base, folder=tmp_path / "out")
     written = load_model(source_of(tmp_path / "out"), dtype="float32", device="cpu")
     torch.testing.assert_close(logprobs(written), expected, atol=2e-4, rtol=1e-5)
     shared = merged.lm_head.weight is merged.model.embed_tokens.weight
@@ -178,7 +177,7 @@ def test_an_adapter_beside_the_layers_of_gpt2_is_made_attached_and_merged(tmp_pa
     assert settings["target_modules"] == ["c_attn", "c_fc", "c_proj"]
     moved = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
     make_tokenizer().save_pretrained(tmp_path / "base")
-    write_adapter(tmp_path / "adapter", settings, moved, make_tokenizer())
+    write_adapter(tmp_path / "adapter", settings, moved)
     source = adapter_source(tmp_path / "adapter", tmp_path / "base")
     attached: Any = load_model(source.whole, dtype="float32", device="cpu")
     attach_adapter(attached, tmp_path / "adapter", dropout=0.0)

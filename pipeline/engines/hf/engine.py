@@ -18,11 +18,11 @@ from pipeline.engines.hf.sampling import draw, processed_logprobs
 from pipeline.engines.hf.stepping import Stepper
 from pipeline.engines.hf.textends import BatchReading
 from pipeline.engines.memory import capacity
+from pipeline.engines.rotary import border_of
 from pipeline.engines.start import Start
 from pipeline.models.head import check_head, decoder_of, head_of
 from pipeline.models.loading import load_model
 from pipeline.models.padding import length_batches, padded, response_positions
-from pipeline.models.rotary import border_of
 from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
 from pipeline.scores.signals import score_signals
