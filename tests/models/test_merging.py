@@ -177,6 +177,7 @@ def test_an_adapter_beside_the_layers_of_gpt2_is_made_attached_and_merged(tmp_pa
     assert settings["target_modules"] == ["c_attn", "c_fc", "c_proj"]
     moved = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
     make_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
     write_adapter(tmp_path / "adapter", settings, moved)
     source = adapter_source(tmp_path / "adapter", tmp_path / "base")
     attached: Any = load_model(source.whole, dtype="float32", device="cpu")

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from pipeline.models.loading import settle_libraries
+from pipeline.models.border import settle_libraries
 from pipeline.models.own.learning import (
     LearningMode,
     check_quiet,
