@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from cli.progress import BarProgress, EventProgress, QuietProgress
-from cli.terminal import cell, console, say, say_json, say_table
+from cli.terminal import cell, console, say, say_json, say_table, warn
 from pipeline.runs.figures import EvalFigures, ScoreFigures, TrainFigures
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -119,6 +119,11 @@ def print_status(status: RunStatus, *, only: int | None = None) -> None:
         say(f"{left} of {status.rounds_planned} rounds not begun")
     if only is not None and not status.rounds:
         say(f"round {only} has not begun")
+    if status.changed:
+        warn(
+            "opd: the configuration is not that of this run, and its stages would refuse it:",
+            *(f"  {change}" for change in status.changed),
+        )
 
 
 def _cells(row: RoundStatus) -> list[str | Text]:

@@ -107,10 +107,12 @@ def plan(
     With --round, the JSON also lists the calls that a scheduler makes for that round.
     """
     from pipeline.runs.forecast import forecast
+    from pipeline.runs.run import check_run
     from pipeline.runs.status import next_round
     from pipeline.runs.tasks import round_tasks
 
     run = load_run(config, overrides)
+    check_run(run)  # what is left of other settings is not what their owner asks
     target = rounds or run.config.run.rounds
     if round_index is None:
         ahead, tasks = forecast(run, first=next_round(run, target), rounds=target), None
@@ -146,8 +148,10 @@ def gate(
     Targets and limits stand in the [gate] table of the configuration.
     """
     from pipeline.runs.gate import judge
+    from pipeline.runs.run import check_run
 
     run = load_run(config, overrides)
+    check_run(run)
     verdict = judge(run, round_index)
     if as_json:
         head = {"stage": "gate", "run": run.name, "round": round_index}

@@ -147,19 +147,24 @@ def check_run(run: Run) -> None:
     Raises:
         IdentityError: a key that defines results was changed after the run began.
     """
-    key = run_key(run.name)
-    stands = find_record(run.storage, key, RunRecord)
+    changes = changed_settings(run)
+    if changes:
+        raise IdentityError(
+            f"{run.storage.url(run_key(run.name))} belongs to another configuration:\n"
+            + "\n".join(f"  {change}" for change in changes)
+            + "\nUndo the change, or give the new settings a run.name of their own: cached scores "
+            "are shared between the runs of a root"
+        )
+
+
+def changed_settings(run: Run) -> list[str]:
+    """Return each setting that differs from what the run began with, in words."""
+    stands = find_record(run.storage, run_key(run.name), RunRecord)
     if stands is None or stands.fingerprint == config_fingerprint(run.config):
-        return
-    identity = identity_of(run.config)
-    changes = [
-        f"  {name}: the run began with {stands.identity.get(name)!r}, now {identity.get(name)!r}"
-        for name in sorted({*stands.identity, *identity})
-        if stands.identity.get(name) != identity.get(name)
+        return []
+    before, now = stands.identity, identity_of(run.config)
+    return [
+        f"{name}: the run began with {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
     ]
-    raise IdentityError(
-        f"{run.storage.url(key)} belongs to another configuration:\n"
-        + "\n".join(changes)
-        + "\nUndo the change, or give the new settings a run.name of their own: cached scores are "
-        "shared between the runs of a root"
-    )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline.runs.gate import mean_reverse_kl
 from pipeline.runs.reporting import stage_seconds
-from pipeline.runs.run import Run
+from pipeline.runs.run import Run, changed_settings
 from pipeline.store.commit import committed_units
 from schemas.keys import STUDENT, score_stage, teacher_label
 from schemas.records.runs import EvalManifest, RolloutPlan
@@ -76,6 +76,8 @@ class RunStatus:
     teacher_accuracy: float | None = None
     initial_accuracy: float | None = None
     rounds: list[RoundStatus] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    """Settings that differ from those the run began with: every stage would refuse them."""
 
 
 def run_status(run: Run, only: int | None = None) -> RunStatus:
@@ -97,6 +99,7 @@ def run_status(run: Run, only: int | None = None) -> RunStatus:
         teacher_accuracy=_accuracy(run.baseline(teacher_label(run.config.default_teacher))),
         initial_accuracy=_accuracy(run.baseline(STUDENT)),
         rounds=rounds,
+        changed=changed_settings(run),
     )
 
 

@@ -8,7 +8,7 @@ from pipeline.rewards.location import find_grader
 from pipeline.runs.gate import judge
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
-from pipeline.runs.run import Run
+from pipeline.runs.run import Run, check_run
 from pipeline.runs.status import next_round, wants_eval
 from pipeline.runs.units import Worker
 
@@ -27,8 +27,10 @@ def run_rounds(
         progress: told of each unit.
 
     Raises:
+        IdentityError: the run began with other settings, also where nothing is left to do.
         RegressionError: a round made the student worse than `[gate]` allows.
     """
+    check_run(run)
     with EngineSlot() as slot:
         yield from _rounds(run, rounds, train=train, progress=progress, slot=slot)
 

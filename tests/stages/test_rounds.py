@@ -85,6 +85,31 @@ def test_a_changed_setting_is_refused_with_its_name_and_both_values(
     assert tuned.code == 0
 
 
+OTHERS = ("loss.kind=reverse_kl", "train.learning_rate=0.5", "student.model=teacher", "score.k=2")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "gate --round 1", "train --round 1"])
+def test_a_finished_run_refuses_other_settings_where_nothing_is_left_to_do(
+    command: str, run_copy: Path, cli: Cli
+) -> None:
+    name, *options = command.split()
+    for change in OTHERS:
+        outcome = cli(name, *options, "-c", run_copy / "run.toml", "--set", change)
+        assert outcome.code == 3 and change.partition("=")[0] in outcome.stderr
+        assert "nothing is left" not in outcome.stdout
+    assert cli(name, *options, "-c", run_copy / "run.toml", "--set", "score.device=cpu").code == 0
+
+
+def test_status_shows_a_run_to_other_settings_and_says_that_they_are_others(
+    run_copy: Path, cli: Cli
+) -> None:
+    outcome = cli("status", "-c", run_copy / "run.toml", "--set", OTHERS[0])
+    assert outcome.code == 0 and "done" in outcome.stdout
+    assert "loss.kind: the run began with" in outcome.stderr
+    tuned = cli("status", "-c", run_copy / "run.toml", "--set", "score.device=cpu")
+    assert tuned.stderr == ""
+
+
 @pytest.mark.s3
 def test_stages_run_on_s3_and_leave_the_manifests_of_a_local_run(
     tmp_path: Path, finished_run: Path, s3_server: SeaweedServer, use_s3: UseS3, cli: Cli
