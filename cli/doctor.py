@@ -13,7 +13,7 @@ from pipeline.runs.run import Run
 from schemas.config.section import MOST
 
 if TYPE_CHECKING:
-    from pipeline.doctor.examine import Finding
+    from pipeline.admission.findings import Finding
     from schemas.records.scores import DriftRecord
 
 MARKS = {"ok": "ok", "warning": "look", "failed": "FAILED"}

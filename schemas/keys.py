@@ -86,6 +86,11 @@ def prompts_folder(run: str, split: str) -> str:
     return f"{run_folder(run)}/{PROMPTS}/{split}"
 
 
+def admission_key(run: str, subject: str, mark: str) -> str:
+    """Return the key of what a model of a run was admitted by: the student, or a teacher."""
+    return f"{run_folder(run)}/admission/{subject}/{mark}.json"
+
+
 def teacher_key(run: str, teacher: str) -> str:
     """Return the key of the record of which model stands behind a teacher's name."""
     return f"{run_folder(run)}/teachers/{teacher}.json"

@@ -5,25 +5,22 @@ of settings, not of training. Nothing is written.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 
-from pipeline.doctor.examine import Finding, looked, student_source
-from pipeline.engines.engine import Engine, Sample, Sampling
-from pipeline.engines.opening import open_engine
+from pipeline.admission.findings import Finding, looked
+from pipeline.admission.models import student_source
+from pipeline.admission.trial import Rows, first_prompts, opened, try_student, try_teacher
+from pipeline.engines.engine import Sample
 from pipeline.engines.start import Note, Start
-from pipeline.models.source import find_model
-from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
-from pipeline.prompts.encoding import Tally, prompt_tables
-from pipeline.prompts.files import require_prompt_file
+from pipeline.models.source import load_settings
 from pipeline.runs.run import Run
 from pipeline.scores.drift import gap_of
-from pipeline.teachers.selftest import ROWS, scoring_noise, tolerance_of
+from pipeline.teachers.selftest import tolerance_of
 from schemas.columns import Ids
-from schemas.errors import ConfigError, DataError
+from schemas.errors import DataError
 from schemas.scoresignal import Signal
 
 NEW_TOKENS = 64
@@ -48,7 +45,9 @@ def try_engines(run: Run, note: Note) -> Iterator[Finding]:
     sampled: list[tuple[Ids, Sample]] = []
 
     def same() -> Finding:
-        sampled.extend(_sample(run, note))
+        source, prompts = student_source(run), first_prompts(run)
+        samples = try_student(run, source, prompts, new_tokens=NEW_TOKENS, note=note)
+        sampled.extend(zip(prompts, samples, strict=True))
         note("loading the student as its own teacher")
         return _same_weights(run, sampled, note)
 
@@ -56,25 +55,8 @@ def try_engines(run: Run, note: Note) -> Iterator[Finding]:
     for name, section in run.config.teachers.items():
         if sampled and section.scores is None:
             note(f"loading teacher {name}")
-            yield looked(f"noise of {name}", partial(_noise, run, name, sampled, note))
-
-
-def _sample(run: Run, note: Note) -> list[tuple[Ids, Sample]]:
-    source, section = student_source(run), run.config.rollout
-    tokenizer = model_tokenizer(source)
-    file = require_prompt_file(
-        run.place, run.config.prompts.train, key="prompts.train", settings=run.config.storage
-    )
-    table = next(prompt_tables(file, run.config, tokenizer, tally=Tally())).slice(0, ROWS)
-    prompts = [np.array(ids, np.int32) for ids in table.column("prompt_ids").to_pylist()]
-    if not prompts:
-        raise ConfigError(f"{file.location} begins without a usable prompt")
-    length = min(section.max_new_tokens, NEW_TOKENS)
-    sampling = Sampling(1.0, 1.0, 0, length, (), vocab_size=vocabulary_size(tokenizer))
-    start = Start(source, section, dtype=run.config.student.dtype, use="sample")
-    with _opened(run, start, note) as engine:
-        samples = engine.generate(prompts, list(range(len(prompts))), sampling)
-    return list(zip(prompts, samples, strict=True))
+            rows = Rows([p for p, _ in sampled], [s.ids for _, s in sampled])
+            yield looked(f"noise of {name}", partial(_noise, run, name, rows, note))
 
 
 def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Finding:
@@ -82,7 +64,7 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Fi
     dtype, k = run.config.student.dtype, run.config.score.k
     prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
     start = Start(student_source(run), run.config.score, dtype=dtype, use="score")
-    with _opened(run, start, note) as engine:
+    with opened(run, start, note) as engine:
         size = engine.vocab_size
         scores = engine.score(prompts, responses, signal=Signal(min(k, size)), vocab_size=size)
     drawn = np.concatenate([s.logprobs for _, s in sampled]).astype(np.float64)
@@ -99,30 +81,11 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Fi
     return Finding("teacher = student", "ok", words, figures)
 
 
-def _noise(run: Run, name: str, sampled: list[tuple[Ids, Sample]], note: Note) -> Finding:
-    section = run.config.teachers[name]
-    source = find_model(run.place, section, f"teachers.{name}")
-    prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
-    start = Start(source, run.config.score, dtype=section.dtype, use="score")
-    with _opened(run, start, note) as engine:
-        size = engine.vocab_size
-        signal = Signal(min(run.config.score.k, size))
-        noise = scoring_noise(engine, prompts, responses, signal=signal, vocab_size=size)
-    noise.check(tolerance_of(run.config.score, section.dtype), where=f"teachers.{name}")
+def _noise(run: Run, name: str, rows: Rows, note: Note) -> Finding:
+    size = int(load_settings(student_source(run)).vocab_size)
+    noise = try_teacher(run, name, rows, vocab_size=size, note=note)
     words = (
         f"scored alone, together and turned round, {noise.tokens} tokens differ by "
         f"{noise.mean:.2e} nats on average, {noise.max:.2e} at most"
     )
     return Finding(f"noise of {name}", "ok", words, asdict(noise))
-
-
-@contextmanager
-def _opened(run: Run, start: Start, note: Note) -> Iterator[Engine]:
-    """Give an engine for a block, which is asked for no longer sequences than a round has."""
-    longest = run.config.prompts.max_tokens + run.config.rollout.max_new_tokens
-    section = start.section.for_one_stage
-    engine = open_engine(replace(start, section=section, max_tokens=longest), note)
-    try:
-        yield engine
-    finally:
-        engine.close()

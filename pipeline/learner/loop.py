@@ -12,6 +12,7 @@ from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner
+from pipeline.learner.metrics import check_first_step
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
 from pipeline.learner.sequences import Lengths, Rows
 from pipeline.learner.settings import LearnerSettings, learning_rate_at, seed_dropout
@@ -205,6 +206,12 @@ def _check_place(work: _Work, key: str, state: StateManifest, steps: int) -> Non
         )
 
 
+def _check_first_step(work: _Work, learner: Learner, metrics: dict[str, float | None]) -> None:
+    """Refuse a round whose rollout is not of this learner, before anything of it is saved."""
+    plan = from_main(lambda: work.run.plan(work.inputs.round_index))
+    check_first_step(work.run, plan, metrics.get("rollout_kl"), vocab_size=learner.vocab_size)
+
+
 def _loop(work: _Work, learner: Learner, state: StateManifest) -> StateManifest:
     total, every = len(work.steps), work.train.save_steps
     work.progress.start("train", total, len(state.steps))
@@ -214,6 +221,8 @@ def _loop(work: _Work, learner: Learner, state: StateManifest) -> StateManifest:
             rate = learning_rate_at(work.inputs.first_step + index, work.train)
             seed_dropout(work.run.config.run.seed, work.inputs.first_step + index, work.ranks.rank)
             metrics = learner.step(plan, work.data, rate)
+            if index == 0:
+                _check_first_step(work, learner, metrics)
             state = state.model_copy(
                 update={
                     "step": work.inputs.first_step + index + 1,

@@ -1,4 +1,4 @@
-"""Figures of optimizer steps: of one step, and stored for a round."""
+"""Figures of optimizer steps: of one step, of a round's first one, and stored for a round."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,12 @@ import pyarrow as pa
 
 from pipeline.learner.batches import StepPlan
 from pipeline.runs.run import Run
+from pipeline.scores.tolerances import first_step_limit
 from pipeline.shards.parquet import write_table
 from pipeline.store.commit import content_shard
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
 from schemas.keys import metrics_folder
+from schemas.records.runs import RolloutPlan
 from schemas.records.shards import Shard
 
 TOO_HIGH = (
@@ -71,3 +73,43 @@ def steps_shard(
         and not np.isnan(values := columns[name].to_numpy(zero_copy_only=False)).any()
     }
     return shard, means
+
+
+def drew_its_own(run: Run) -> bool:
+    """Return whether a round's samples are draws from the very student that is trained on them."""
+    rollout = run.config.rollout
+    whole = rollout.temperature == 1.0 and rollout.top_p == 1.0 and rollout.top_k == 0
+    return whole and run.config.train.max_staleness == 0
+
+
+def check_first_step(
+    run: Run, plan: RolloutPlan | None, rollout_kl: float | None, *, vocab_size: int
+) -> None:
+    """Make sure that the learner says of a round's samples what the rollout said.
+
+    Args:
+        run: the run.
+        plan: of the round's rollout.
+        rollout_kl: KL of rollout to learner at the first step, in nats per token.
+        vocab_size: ids that the learner has logits for.
+
+    Raises:
+        DataError: it differs by more than rounding.
+    """
+    train = run.config.train
+    dropped = train.lora is not None and train.lora.dropout > 0.0
+    if rollout_kl is None or plan is None or dropped or not drew_its_own(run):
+        return
+    # where a tokenizer fills no more than a part of a padded vocabulary, the rest is never drawn
+    drawn = plan.sampling.get("vocab_size") or vocab_size
+    exact = drawn >= vocab_size and (train.dtype, run.config.student.dtype) == ("float32",) * 2
+    limit = first_step_limit(exact=exact) if train.max_rollout_kl is None else train.max_rollout_kl
+    if not rollout_kl <= limit:
+        raise DataError(
+            f"round {plan.round}: before its first update the learner is {rollout_kl:.3g} nats per "
+            f"token (rollout_kl) away from what the rollout drew from, with the same weights; at "
+            f"most {limit:.3g} would pass for rounding. Nothing of this step was saved. Settings "
+            "of the model that act in training alone, such as dropout, or of the rollout's engine "
+            "are the usual cause: `opd doctor --drift` compares the engines. Allow it with "
+            "train.max_rollout_kl"
+        )

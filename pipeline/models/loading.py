@@ -67,6 +67,25 @@ def _unpacked(source: ModelSource) -> dict[str, Any]:
     return {"config": settings}
 
 
+def empty_model(source: ModelSource) -> "PreTrainedModel":
+    """Return a model without weights, for the names of its layers.
+
+    Raises:
+        ConfigError: transformers cannot make it.
+    """
+    import torch
+
+    settle_libraries()
+    from transformers import AutoModelForCausalLM
+
+    make: Any = AutoModelForCausalLM.from_config
+    settings, trust = whole_settings(source), source.trust_remote_code
+    with explained(f"cannot load {source.words}", blame=source.blame, advice=advice_of(source)):
+        with torch.device("meta"):
+            model: PreTrainedModel = make(settings, trust_remote_code=trust)
+        return model
+
+
 def require_packages(source: ModelSource) -> None:
     """Make sure that transformers has what it needs to load a model.
 

@@ -5,7 +5,7 @@ tokenizer or option is refused, a file that is gone is not missed.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from pipeline.prompts.files import (
     PromptFile,
     find_prompt_file,
     missing_prompt_file,
+    require_prompt_file,
     whole_location,
 )
 from pipeline.prompts.ids import start_ids
@@ -46,6 +47,10 @@ LOG = logging.getLogger(__name__)
 
 Split = Literal["train", "eval"]
 
+Pin = Callable[[], PromptsManifest]
+
+Put = Callable[[str, bytes], None]
+
 SHARD_ROWS = 65536
 """Prompts in one shard at most."""
 
@@ -67,27 +72,59 @@ def prepare_prompts(
         ConfigError: the file is missing, or a record in it cannot be used.
         IdentityError: the file, the tokenizer or an option changed since the prompts were pinned.
     """
-    storage, config = run.storage, run.config
     option, key = f"prompts.{split}", manifest_key(prompts_folder(run.name, split))
-    source: str | None = getattr(config.prompts, split)
-    if source is None:
-        raise ConfigError(f"{option} is not set: name a JSONL or Parquet file of prompts")
+    source = _source(run, split)
     location = whole_location(run.place, source)
-    file = find_prompt_file(location, key=option, settings=config.storage)
-    pinned = find_record(storage, key, PromptsManifest)
+    file = find_prompt_file(location, key=option, settings=run.config.storage)
+    pinned = find_record(run.storage, key, PromptsManifest)
     if pinned is None:
         if file is None:
-            raise missing_prompt_file(location, key=option, settings=config.storage)
-        make = partial(_store_prompts, storage, config, file, tokenizer=tokenizer, source=source)
-        made = make()
-        shards = [shard.key for shard in made.shards]
-        settle(storage, shards, lambda _: make())  # should this process die after the record
-        pinned = create_record(storage, key, made)
-        settle(storage, shards, lambda _: make())
+            raise missing_prompt_file(location, key=option, settings=run.config.storage)
+        pinned = _made(run, split, file, tokenizer)()
     if file is not None:
         _check_source(pinned, file, option)
-    _check_identity(storage, pinned, _identity(config.prompts, tokenizer), option)
+    _check_identity(run.storage, pinned, _identity(run.config.prompts, tokenizer), option)
     return pinned
+
+
+def made_prompts(run: Run, split: Split, tokenizer: "PreTrainedTokenizerBase") -> Pin:
+    """Return what pins the prompts of a file of `[prompts]`, all of which have been read by then.
+
+    Nothing names what is stored before it is called, and of a small file nothing is.
+
+    Raises:
+        ConfigError: as `prepare_prompts`.
+    """
+    named, source = f"prompts.{split}", _source(run, split)
+    file = require_prompt_file(run.place, source, key=named, settings=run.config.storage)
+    return _made(run, split, file, tokenizer)
+
+
+def _source(run: Run, split: Split) -> str:
+    source: str | None = getattr(run.config.prompts, split)
+    if source is None:
+        raise ConfigError(f"prompts.{split} is not set: name a JSONL or Parquet file of prompts")
+    return source
+
+
+def _made(run: Run, split: Split, file: PromptFile, tokenizer: "PreTrainedTokenizerBase") -> Pin:
+    storage, source = run.storage, _source(run, split)
+    make = partial(_store_prompts, storage, run.config, file, tokenizer=tokenizer, source=source)
+    last: dict[str, bytes] = {}
+    made = make(put_last=last.__setitem__)
+    again = partial(make, put_last=storage.put)
+
+    def pin() -> PromptsManifest:
+        shards = [shard.key for shard in made.shards]
+        for key, data in last.items():
+            storage.put(key, data)
+        settle(storage, shards, lambda _: again())  # should this process die after the record
+        record = manifest_key(prompts_folder(run.name, split))
+        pinned = create_record(storage, record, made)
+        settle(storage, shards, lambda _: again())
+        return pinned
+
+    return pin
 
 
 def read_prompts(storage: Storage, manifest: PromptsManifest) -> pa.Table:
@@ -113,11 +150,15 @@ def _store_prompts(
     *,
     tokenizer: "PreTrainedTokenizerBase",
     source: str,
+    put_last: Put,
 ) -> PromptsManifest:
-    """Store a file's prompts; return the manifest that would pin them."""
+    """Store a file's prompts; return the manifest that would pin them.
+
+    The last shard, or the only one, goes where the caller says: what is wrong is known by then.
+    """
     identity, tally = _identity(config.prompts, tokenizer), Tally()
     tables = prompt_tables(file, config, tokenizer, tally=tally)
-    shards = tuple(_store_shards(storage, tables, {"identity": identity}))
+    shards = tuple(_store_shards(storage.put, put_last, tables, {"identity": identity}))
     file.check_unchanged()
     skipped = dict(sorted(tally.skipped.items()))
     if skipped:
@@ -136,24 +177,24 @@ def _store_prompts(
 
 
 def _store_shards(
-    storage: Storage, tables: Iterable[pa.Table], metadata: dict[str, Any]
+    put: Put, put_last: Put, tables: Iterable[pa.Table], metadata: dict[str, Any]
 ) -> Iterator[Shard]:
     """Write tables as shards of `SHARD_ROWS` rows and a shorter last one; yield their names."""
     held = PROMPTS.empty_table()
     for table in tables:
         held = pa.concat_tables([held, table])
         while held.num_rows >= SHARD_ROWS:
-            yield _store_shard(storage, held.slice(0, SHARD_ROWS), metadata)
+            yield _store_shard(put, held.slice(0, SHARD_ROWS), metadata)
             held = held.slice(SHARD_ROWS)
     if held.num_rows:
-        yield _store_shard(storage, held, metadata)
+        yield _store_shard(put_last, held, metadata)
 
 
-def _store_shard(storage: Storage, table: pa.Table, metadata: dict[str, Any]) -> Shard:
+def _store_shard(put: Put, table: pa.Table, metadata: dict[str, Any]) -> Shard:
     data = parquet.write_table(table.combine_chunks(), metadata, token_column="prompt_ids")
     tokens = int(list_lengths(table, "prompt_ids").sum())
     shard = content_shard(PROMPTS_FOLDER, data, rows=table.num_rows, tokens=tokens)
-    storage.put(shard.key, data)
+    put(shard.key, data)
     return shard
 
 

@@ -63,6 +63,23 @@ def try_grader(grader: Grader) -> None:
             pass
 
 
+def check_references(name: str, rows: Sequence[Response]) -> None:
+    """Make sure that prompts have the references that a grader of opd compares with.
+
+    Args:
+        name: `eval.reward`; a grader of the user's own may do without references.
+        rows: a response of any text to each prompt.
+
+    Raises:
+        ConfigError: one has none, or one that the grader cannot read.
+    """
+    if name in COMPARISONS:
+        _compared(name, rows)
+    elif name == "regex":
+        for index, row in enumerate(rows):
+            _reference(name, index, row)
+
+
 def _compared(name: str, responses: Sequence[Response]) -> list[float]:
     """Return the grades of a grader that is built in."""
     grades = []

@@ -47,6 +47,20 @@ def servers_limit(dtype: str) -> float:
     return SERVERS_EXACT if dtype == "float32" else SERVERS_ROUNDED
 
 
+FIRST_STEP_EXACT, FIRST_STEP_ROUNDED = 1e-6, 0.05
+"""KL per token of a rollout to the learner before its first update, in float32 and in 16 bits. Seen
+were 1e-10 and some 1e-3; dropout in a model's own settings makes 0.07 to 0.5."""
+
+
+def first_step_limit(*, exact: bool) -> float:
+    """Return the largest KL of a rollout to the learner with the same weights.
+
+    Args:
+        exact: whether both are float32. `train.max_rollout_kl` takes its place where it is set.
+    """
+    return FIRST_STEP_EXACT if exact else FIRST_STEP_ROUNDED
+
+
 def export_limit(*, exact: bool, configured: float) -> float:
     """Return the largest difference of an exported checkpoint to its learner; the mean in 16 bits.
 

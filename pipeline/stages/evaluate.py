@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.admission.gate import begin
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
@@ -29,7 +30,7 @@ from pipeline.runs.figures import Accuracy, EvalFigures
 from pipeline.runs.plan import cut_units
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
-from pipeline.runs.run import Run, check_run, pin_run
+from pipeline.runs.run import Run, check_run
 from pipeline.runs.units import Worker
 from pipeline.shards.rollouts import read_rollout
 from pipeline.stages.sampler import (
@@ -89,10 +90,10 @@ def run_eval(
     require_engine(section.engine, section.server.urls)
     own = slot if subject.teacher is None else None
     grader = find_grader(section, run.place)
+    if subject.round_index is not None:
+        _policy(run, subject)  # a round that is not trained begins no run
+    begin(run, stage="eval", note=progress.note)
     with open_grader(grader, timeout_s=section.grader_timeout_s) as grade:
-        if subject.teacher is None:
-            _policy(run, subject)  # a student that cannot be read begins no run
-        pin_run(run)
         grading = _Grading(section, grader, grade)
         return _grade(run, subject, grading, worker=worker, progress=progress, slot=own)
 

@@ -6,6 +6,7 @@ computes what is missing and nothing else.
 
 from typing import Any
 
+from pipeline.admission.gate import begin
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
@@ -16,7 +17,7 @@ from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
-from pipeline.runs.run import Run, check_run, pin_run
+from pipeline.runs.run import Run, check_run
 from pipeline.runs.units import Worker
 from pipeline.stages.sampler import lazy_engine, stop_strings, stop_tokens, student_weights
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
@@ -53,8 +54,9 @@ def run_rollout(
     if manifest is not None:
         return _result(run, round_index, manifest, computed=0, start_s=0.0)
     require_engine(run.config.rollout.engine, run.config.rollout.server.urls)
-    policy_of_round(run, round_index)  # a student that cannot be read begins no run
-    pin_run(run)
+    if round_index:
+        policy_of_round(run, round_index)  # a round whose turn has not come begins no run
+    begin(run, stage="rollout", note=progress.note)
     return _sample_round(run, round_index, worker=worker, progress=progress, slot=slot)
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 
 from pipeline.engines.vllm.slot import EngineSlot
-from pipeline.rewards.graders import try_grader
-from pipeline.rewards.location import find_grader
 from pipeline.runs.gate import judge
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -38,20 +36,24 @@ def run_rounds(
 def _rounds(
     run: Run, rounds: int, *, train: TrainCall, progress: Progress, slot: EngineSlot
 ) -> Iterator[StageResult]:
+    from pipeline.admission.gate import begin, try_teachers
+    from pipeline.admission.settings import look_at_grader
     from pipeline.stages.evaluate import run_eval
     from pipeline.stages.rollout import run_rollout
     from pipeline.stages.score import run_score
     from pipeline.stages.subjects import baseline_subjects, round_subject
 
-    alone = Worker()
+    alone, first = Worker(), next_round(run, rounds)
+    if first < rounds:
+        begin(run, stage=None, note=progress.note)
     if run.config.eval is not None:
         for subject in baseline_subjects(run):
             yield run_eval(run, subject, worker=alone, progress=progress, slot=slot)
-    first = next_round(run, rounds)
     if first and _is_over(run, first - 1, progress):
         return
-    if run.config.eval is not None and first < rounds:
-        try_grader(find_grader(run.config.eval, run.place))  # before hours of work, not after
+    if first < rounds:  # before hours of work, not after
+        look_at_grader(run)
+        try_teachers(run, note=progress.note)
     for index in range(first, rounds):
         yield run_rollout(run, index, worker=alone, progress=progress, slot=slot)
         yield from run_score(run, index, teacher=None, worker=alone, progress=progress)

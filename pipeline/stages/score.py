@@ -106,7 +106,6 @@ def run_score(
             results.append(_result(run, round_index, name, manifest))
             continue
         require_engine(run.config.score.engine, run.config.score.server.urls)
-        pin_run(run)
         results.append(_score(run, round_index, name, worker=worker, progress=progress))
     return results
 
@@ -121,6 +120,7 @@ def _score(
             f"`opd rollout --round {round_index}` first, or `opd run` for everything in order"
         )
     scorer = find_scorer(run, round_index, teacher)
+    pin_run(run)
     with held(run.storage, [scorer.key]) as hold:
         pin_scorer(run, scorer)
         job = _job(run, rollout, scorer, note=progress.note)

@@ -6,7 +6,7 @@ again after a crash, the stage resumes from the last saved state.
 
 from pipeline.learner.inputs import TrainInputs, find_work
 from pipeline.learner.loop import TrainedRound, train_round
-from pipeline.learner.metrics import steps_shard
+from pipeline.learner.metrics import drew_its_own, steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.states import drop_states
 from pipeline.runs.figures import TrainFigures
@@ -71,19 +71,12 @@ def _finish(run: Run, inputs: TrainInputs, trained: TrainedRound) -> TrainManife
         optimizer_restarted=state.optimizer_restarted,
         metrics=shard,
         summary=summary,
-        rollout_kl=state.steps[0].get("rollout_kl") if _drew_its_own(run) else None,
+        rollout_kl=state.steps[0].get("rollout_kl") if drew_its_own(run) else None,
     )
     key = run.manifest_key(inputs.round_index, "train")
     manifest = create_record(run.storage, key, record)
     _drop_old_states(run, inputs.round_index)
     return manifest
-
-
-def _drew_its_own(run: Run) -> bool:
-    """Return whether a round's samples are draws from the very student that is trained on them."""
-    rollout = run.config.rollout
-    whole = rollout.temperature == 1.0 and rollout.top_p == 1.0 and rollout.top_k == 0
-    return whole and run.config.train.max_staleness == 0
 
 
 def _drop_old_states(run: Run, round_index: int) -> None:

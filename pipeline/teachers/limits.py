@@ -44,3 +44,13 @@ def check_vocabulary(teacher: str, used: int, student: int) -> None:
             f"the tokenizer of teachers.{teacher} has {used} ids, but the student's vocabulary has "
             f"{student}: the student cannot learn the rest"
         )
+
+
+def check_k(k: int, vocab_size: int) -> None:
+    """Make sure that the ids that teacher and student share are as many as a top-k.
+
+    Raises:
+        ConfigError: they are fewer.
+    """
+    if k > vocab_size:
+        raise ConfigError(f"score.k = {k}, but the vocabulary has {vocab_size} ids: lower it")

@@ -23,7 +23,7 @@ from schemas.scoresignal import Signal
 
 ROWS = 4
 
-TOKENS = 4096
+TOKENS = 1024
 """Most rows and tokens of a self-test."""
 
 
@@ -70,14 +70,15 @@ class SelfTest:
 
 
 def few_rows(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows of a self-test: a few of the shortest.
+    """Return the rows of a self-test: a few of mixed lengths, so that they are padded together.
 
     Args:
         lengths: tokens of each row, prompt and response.
     """
-    short = np.argsort(lengths, kind="stable")[:ROWS]
-    fits = np.cumsum(lengths[short]) <= TOKENS
-    return np.sort(short[: max(1, int(fits.sum()))]).astype(np.int64)
+    order = np.argsort(lengths, kind="stable")
+    fits = max(1, int((lengths <= TOKENS // ROWS).sum()))
+    spread = np.unique(np.linspace(0, fits - 1, min(ROWS, fits)).round().astype(np.int64))
+    return np.sort(order[spread]).astype(np.int64)
 
 
 def scoring_noise(

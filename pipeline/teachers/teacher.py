@@ -19,7 +19,7 @@ from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabul
 from pipeline.models.tokenizeridentity import check_same_tokenizer, tokenizer_digest
 from pipeline.runs.run import Run
 from pipeline.store.records import create_record
-from pipeline.teachers.limits import check_context, check_vocabulary, longest
+from pipeline.teachers.limits import check_context, check_k, check_vocabulary, longest
 from schemas.config.run import signal_of
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
@@ -104,10 +104,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
         student_vocab = int(load_settings(policy).vocab_size)
     check_vocabulary(teacher, vocabulary_size(tokenizer), student_vocab)
     vocab_size = min(int(settings.vocab_size), student_vocab)
-    if config.score.k > vocab_size:
-        raise ConfigError(
-            f"score.k = {config.score.k}, but the vocabulary has {vocab_size} ids: lower it"
-        )
+    check_k(config.score.k, vocab_size)
     identity = ScorerIdentity(
         model=model_identity(source),
         engine=config.score.engine,

@@ -5,7 +5,7 @@ results have no default. Fields made with `tuning` affect speed or place only, n
 """
 
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,9 @@ class RunSection(Section):
     """Seed of every random choice: prompt order, samples, batch order."""
     rounds: Annotated[int, Field(gt=0, le=MAX_ROUNDS)] = tuning(...)
     """Rounds of rollout, score and train in total; may be raised later."""
+    admission: Literal["full", "static"] = tuning("full")
+    """What a new run is looked at by before anything is pinned. `full`: also load the student, and
+    for `opd run` each teacher, and try a few rows. `static`: files and settings alone."""
 
 
 class RunConfig(Section):

@@ -83,6 +83,9 @@ class TrainSection(Section):
     """Optimizer steps between saved states that a round resumes from; 0 saves at its end only."""
     verify_tolerance: Annotated[float, Field(gt=0.0, le=1e6)] = tuning(1e-3)
     """Largest difference in nats between the learner and its reloaded checkpoint (float32)."""
+    max_rollout_kl: Annotated[float, Field(gt=0.0, le=1e6)] | None = tuning(None)
+    """Largest KL of the rollout to the learner before a round's first update, in nats per token.
+    Above it the round stops. Default 1e-6 in float32, else 0.05."""
     model_dropout: bool = later(False)
     """Learn with the dropout and the router noise of the model's own `config.json`. Without it the
     learner computes what the rollout sampled from; `lora.dropout` is a key of its own."""

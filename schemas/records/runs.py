@@ -8,6 +8,7 @@ from schemas.keys import (
     PROMPTS,
     ROLLOUTS,
     STUDENT,
+    admission_key,
     baseline_folder,
     manifest_key,
     plan_key,
@@ -114,6 +115,31 @@ class RolloutManifest(Versioned):
             if found != expected:
                 return f"its {name} is {found}, planned is {expected}"
         return None
+
+
+class AdmissionRecord(Versioned):
+    """That a model of a run was loaded and tried on a few rows, and what it was then."""
+
+    run: FileName
+    subject: Label
+    """`student`, or `teacher/<name>`."""
+    seen: dict[str, Any]
+    """What the trial stands for: files, engine and versions, settings. Another one is due where
+    they are others."""
+    fingerprint: Mark
+    """Of what was seen."""
+    figures: dict[str, Any]
+    """What the trial measured."""
+
+    def flaw(self) -> str | None:
+        """Return how the record contradicts itself: its fingerprint is of something else."""
+        found = fingerprint(self.seen)
+        return None if found == self.fingerprint else f"what was seen has the fingerprint {found}"
+
+    def misplaced(self, key: str) -> str | None:
+        """Return whose admission it is, where its key is another one's."""
+        home = admission_key(self.run, self.subject, self.fingerprint)
+        return None if key == home else f"the admission of {self.subject} to run {self.run}"
 
 
 class TeacherRecord(Versioned):

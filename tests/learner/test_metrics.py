@@ -1,6 +1,7 @@
 """Figures of optimizer steps: means over trained tokens, stored whole, refused where impossible."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.learner.batches import StepPlan
-from pipeline.learner.metrics import Step, step_metrics, steps_shard
+from pipeline.learner.metrics import Step, check_first_step, step_metrics, steps_shard
 from pipeline.shards.parquet import read_table
 from pipeline.store.storage import Storage
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
 from schemas.records.training import TrainManifest
 from tests.support.minimal import minimal_run
+from tests.support.paperrun import plan_of
 
 FIGURE = st.integers(-1000, 1000).map(lambda n: n / 8)
 
@@ -105,3 +107,35 @@ def test_a_train_manifest_with_names_of_before_is_read(memory: Storage) -> None:
     )
     run.storage.put(run.manifest_key(0, "train"), written.to_bytes())
     assert run.train(0) == written
+
+
+ROUNDED, TEMPERED = "student.dtype=bfloat16", "rollout.temperature=0.7"
+DROPPED = ("train.lora.rank=2", "train.lora.alpha=4", 'train.lora.target_modules="all-linear"')
+
+
+@pytest.mark.parametrize(
+    ("kl", "overrides", "padded", "stops"),
+    [
+        (1e-8, (), False, False),
+        (2e-6, (), False, True),
+        (math.nan, (), False, True),
+        (2e-6, (), True, False),
+        (0.06, (), True, True),
+        (0.04, (ROUNDED,), False, False),
+        (0.06, (ROUNDED,), False, True),
+        (0.06, (ROUNDED, "train.max_rollout_kl=0.1"), False, False),
+        (0.06, (TEMPERED,), False, False),
+        (0.06, ("train.max_staleness=1",), False, False),
+        (0.06, (*DROPPED, "train.lora.dropout=0.1"), False, False),
+        (0.06, DROPPED, False, True),
+        (None, (), False, False),
+    ],
+)
+def test_a_learner_is_held_to_what_the_rollout_drew_from_but_for_rounding(
+    kl: float | None, overrides: tuple[str, ...], padded: bool, stops: bool
+) -> None:
+    run = minimal_run(Storage("memory://first-step"), *overrides)
+    drawn = {"sampling": {"vocab_size": 9 if padded else 10}}
+    sampled = plan_of(run, 0).model_copy(update=drawn)
+    with pytest.raises(DataError, match="rollout_kl") if stops else nullcontext():
+        check_first_step(run, sampled, kl, vocab_size=10)

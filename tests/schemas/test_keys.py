@@ -74,6 +74,8 @@ def spelled_by_keys() -> set[str]:
         keys.run_key(run),
         *(keys.manifest_key(keys.prompts_folder(run, split)) for split in ("train", "eval")),
         keys.teacher_key(run, "<name>"),
+        keys.admission_key(run, keys.STUDENT, "<mark>"),
+        keys.admission_key(run, keys.teacher_label("<name>"), "<mark>"),
         *(f"{keys.checkpoint_folder(run, index)}/<file>" for index in (0, None)),
         keys.manifest_key(keys.checkpoint_folder(run, 0)),
         f"{keys.checkpoint_folder(run, 1)}/{PREFIX}…{SUFFIX}",

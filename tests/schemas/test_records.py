@@ -62,6 +62,8 @@ def example(kind: type[BaseModel], *, absent: bool) -> Any:
         found |= {name: value for name, value in placed.items() if name in names}
     if kind is runs.RunRecord:
         found["fingerprint"] = fingerprint(found["identity"])
+    if kind is runs.AdmissionRecord:
+        found["fingerprint"] = fingerprint(found["seen"])
     if kind is runs.RolloutPlan:
         del found["fingerprint"]
         found["fingerprint"] = fingerprint(found)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from pipeline.scores.drift import Gap, gap_of
-from pipeline.scores.tolerances import export_limit, noise_limit, reload_limit, servers_limit
+from pipeline.scores.tolerances import (
+    export_limit,
+    first_step_limit,
+    noise_limit,
+    reload_limit,
+    servers_limit,
+)
 from schemas.config.train import TrainSection
 
 
@@ -34,6 +40,10 @@ def test_the_configuration_counts_for_an_export_in_float32_only() -> None:
     assert export_limit(exact=True, configured=0.7) == 0.7
     assert export_limit(exact=False, configured=0.7) == 0.1
     assert TrainSection.model_fields["verify_tolerance"].default == noise_limit("float32")
+
+
+def test_a_first_step_is_held_to_less_in_float32_than_in_16_bits() -> None:
+    assert first_step_limit(exact=True) < 1e-3**2 * 2 < first_step_limit(exact=False)
 
 
 def test_a_gap_is_the_mean_and_the_largest_difference_and_keeps_a_nan() -> None:

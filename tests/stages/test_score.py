@@ -164,9 +164,10 @@ def test_a_missing_teacher_folder_is_named_before_any_work(tmp_path: Path, cli: 
 
 
 def test_tokenizers_that_differ_are_refused_with_exit_3(tmp_path: Path, cli: Cli) -> None:
-    make_model(tmp_path / "main", teacher=True, tokenizer="chat")
     config = write_run(tmp_path)
     stages(cli, config, "rollout")
+    shutil.rmtree(tmp_path / "main")
+    make_model(tmp_path / "main", teacher=True, tokenizer="chat")
     outcome = cli("score", "-c", config, "--round", "0")
     assert outcome.code == 3
     assert not (tmp_path / "store/cache").exists()

@@ -47,7 +47,7 @@ def test_scores_of_another_teacher_stop_training_with_exit_3(run_copy: Path, cli
     config = write_run(run_copy, changes={"run.name": "other", "teachers.main.model": "impostor"})
     make_model(run_copy / "impostor", teacher=True, seed=99)
     shutil.copytree(run_copy / "store/runs/tiny", run_copy / "store/runs/other")
-    for name in ("run.json", "teachers", "rounds", "checkpoints"):
+    for name in ("run.json", "teachers", "rounds", "checkpoints", "admission"):
         forget(run_copy, f"runs/other/{name}")
     stages(cli, config, "rollout", "score")
     forget_training(run_copy)
@@ -60,3 +60,16 @@ def test_scores_of_another_teacher_stop_training_with_exit_3(run_copy: Path, cli
     outcome = cli("train", "-c", write_run(run_copy), "--round", "0")
     assert outcome.code == 3, outcome.stderr
     assert "another teacher" in outcome.stderr
+
+
+def test_a_learner_that_is_not_the_student_that_sampled_stops_before_a_state_is_saved(
+    tmp_path: Path, cli: Cli
+) -> None:
+    config = write_run(tmp_path, changes={"eval": None, "run.rounds": 1})
+    stages(cli, config, "rollout", "score")
+    tight = ("train", "-c", config, "--round", "0", "--set", "train.max_rollout_kl=1e-30")
+    outcome = cli(*tight)
+    assert outcome.code == 4 and "away from what the rollout drew from" in outcome.stderr
+    assert "rollout_kl" in outcome.stderr and "at most 1e-30" in outcome.stderr
+    assert not list((tmp_path / "store" / ROUND / "train").rglob("*.json"))
+    assert cli("train", "-c", config, "--round", "0").code == 0

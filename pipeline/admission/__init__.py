@@ -1,0 +1,1 @@
+"""What a run must pass before anything is pinned or sampled."""

@@ -1,0 +1,180 @@
+"""The one gate before a run begins: all that can be known is checked, and then the run is pinned.
+
+Promises: whatever is refused here leaves the store as it was, so that any setting may be changed;
+a run that has begun passes at once, but for teachers that were never tried as they are now.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipeline.admission.models import look_at_student, look_at_teacher, student_source
+from pipeline.admission.seen import seen_of
+from pipeline.admission.settings import (
+    look_at_engines,
+    look_at_grader,
+    look_at_learner,
+    look_at_references,
+    look_at_sampling,
+)
+from pipeline.admission.trial import Rows, first_prompts, is_tried, try_student, try_teacher
+from pipeline.checkpoints.student import policy_of_round
+from pipeline.engines.engine import Sample
+from pipeline.engines.start import Note
+from pipeline.models.source import ModelSource, load_settings
+from pipeline.models.tokenizer import model_tokenizer
+from pipeline.prompts.pinning import made_prompts, read_prompts
+from pipeline.runs.run import Run, pin_run
+from pipeline.store.records import create_record, find_record
+from pipeline.store.writer import require_safe_writes
+from pipeline.teachers.selftest import few_rows
+from pipeline.teachers.teacher import find_scorer
+from schemas.columns import Ids, list_rows
+from schemas.fingerprint import fingerprint
+from schemas.keys import (
+    STUDENT,
+    admission_key,
+    manifest_key,
+    prompts_folder,
+    run_key,
+    teacher_label,
+)
+from schemas.records.runs import AdmissionRecord, PromptsManifest
+
+NEW_TOKENS = 16
+"""Tokens that the student samples in its trial."""
+
+Figures = dict[str, Any]
+
+
+def begin(run: Run, *, stage: str | None, note: Note) -> None:
+    """Check what a run needs, import its student and pin it, unless it has begun.
+
+    Args:
+        run: the run.
+        stage: the only stage that this machine is asked for; None where it does all of them.
+        note: told what is loaded, and what is left to other machines.
+
+    Raises:
+        ConfigError: a setting, a model or a file cannot be used.
+        IdentityError: a teacher may not score this student.
+        DataError: an engine gives impossible numbers, or some that depend on their neighbours.
+        CapacityError: a model does not fit.
+    """
+    if run.storage.exists(run_key(run.name)):
+        require_safe_writes(run.storage)  # the store may be another one by now
+        return
+    for words in _looks(run, stage):
+        note(words)
+    source = student_source(run)
+    splits = ("train",) if run.config.eval is None else ("train", "eval")
+    tokenizer = model_tokenizer(source)
+    pins = [made_prompts(run, "eval" if s == "eval" else "train", tokenizer) for s in splits]
+    require_safe_writes(run.storage)
+    records = _trials(run, source, teachers=stage is None, note=note)
+    policy_of_round(run, 0)
+    pin_run(run)
+    for pin in pins:
+        pin()
+    for record in records:
+        _keep(run, record)
+
+
+def try_teachers(run: Run, *, note: Note) -> None:
+    """Try the teachers of a run that has begun, each unless it was tried as it is now.
+
+    They score a few of the prompts that are pinned, before another round is sampled.
+
+    Raises:
+        ConfigError: as `begin`.
+    """
+    key = manifest_key(prompts_folder(run.name, "train"))
+    for name, section in run.config.teachers.items():
+        if section.scores is not None or not _is_full(run, "score"):
+            continue
+        label = teacher_label(name)
+        seen = seen_of(run, name)
+        if find_record(run.storage, _key(run, label, seen), AdmissionRecord) is not None:
+            continue
+        pinned = find_record(run.storage, key, PromptsManifest)
+        if pinned is None:
+            continue
+        size = find_scorer(run, 0, name).identity.vocab_size
+        first = pinned.model_copy(update={"shards": pinned.shards[:1]})
+        prompts = list_rows(read_prompts(run.storage, first), "prompt_ids")
+        chosen = [prompts[i] for i in few_rows(np.array([len(p) for p in prompts]))]
+        _keep(run, _tried(run, name, _halves(chosen), vocab_size=size, note=note))
+
+
+def _looks(run: Run, stage: str | None) -> list[str]:
+    """Look at everything that takes no weights; return what is worth telling."""
+    stages = ("rollout", "score", "eval") if stage is None else (stage,)
+    findings = [
+        look_at_student(run),
+        *(look_at_teacher(run, name, whole=stage is None) for name in run.config.teachers),
+        look_at_sampling(run),
+        look_at_engines(run, stages),
+        look_at_grader(run),
+        look_at_references(run),
+        *([look_at_learner(run)] if stage is None else []),
+    ]
+    return [f"{one.name}: {one.words}" for one in findings if one.state != "ok"]
+
+
+def _trials(run: Run, source: ModelSource, *, teachers: bool, note: Note) -> list[AdmissionRecord]:
+    """Return what trials of the student, and of the teachers where they are here, have found."""
+    student = _is_full(run, "rollout") and run.config.rollout.engine == "hf"
+    names = [n for n, one in run.config.teachers.items() if one.scores is None]
+    names = names if teachers and _is_full(run, "score") else []
+    if not student and not names:
+        return []
+    prompts, records = first_prompts(run), list[AdmissionRecord]()
+    rows = _halves(prompts)
+    if student:
+        samples = try_student(run, source, prompts, new_tokens=NEW_TOKENS, note=note)
+        rows = Rows(prompts, [sample.ids for sample in samples])
+        records.append(_record(run, STUDENT, seen_of(run, None), _sampled(samples)))
+    size = int(load_settings(source).vocab_size)
+    tried = partial(_tried, run, rows=rows, vocab_size=size, note=note)
+    return [*records, *map(tried, names)]
+
+
+def _is_full(run: Run, stage: str) -> bool:
+    section = run.config.score if stage == "score" else run.config.rollout
+    return run.config.run.admission == "full" and is_tried(section)
+
+
+def _tried(run: Run, name: str, rows: Rows, *, vocab_size: int, note: Note) -> AdmissionRecord:
+    seen = seen_of(run, name)
+    noise = try_teacher(run, name, rows, vocab_size=vocab_size, note=note)
+    return _record(run, teacher_label(name), seen, asdict(noise))
+
+
+def _sampled(samples: Sequence[Sample]) -> Figures:
+    return {"rows": len(samples), "tokens": sum(len(sample.ids) for sample in samples)}
+
+
+def _halves(prompts: Sequence[Ids]) -> Rows:
+    """Return prompts as rows: the second half of each stands for a response."""
+    cut = [max(1, len(p) // 2) for p in prompts]
+    responses = [p[at:] if len(p) > at else p for p, at in zip(prompts, cut, strict=True)]
+    return Rows([p[:at] for p, at in zip(prompts, cut, strict=True)], responses)
+
+
+def _record(run: Run, subject: str, seen: Figures, figures: Figures) -> AdmissionRecord:
+    mark = fingerprint(seen)
+    return AdmissionRecord(
+        run=run.name, subject=subject, seen=seen, fingerprint=mark, figures=figures
+    )
+
+
+def _key(run: Run, subject: str, seen: Figures) -> str:
+    return admission_key(run.name, subject, fingerprint(seen))
+
+
+def _keep(run: Run, record: AdmissionRecord) -> None:
+    key = admission_key(run.name, record.subject, record.fingerprint)
+    create_record(run.storage, key, record)

@@ -1,0 +1,153 @@
+"""Looks at what a run needs besides its models: prompts, grader, sampling, engines, devices.
+
+Must not: write anything.
+"""
+
+from pipeline.admission.findings import Finding
+from pipeline.admission.models import student_source
+from pipeline.engines.opening import require_engine
+from pipeline.models.loading import pick_device
+from pipeline.models.source import generation_settings, load_settings
+from pipeline.models.stopstrings import reading_backend
+from pipeline.models.tokenizer import end_token_ids, model_tokenizer, vocabulary_size
+from pipeline.prompts.encoding import Tally, prompt_tables
+from pipeline.prompts.files import require_prompt_file
+from pipeline.rewards.graders import Response, check_references, try_grader
+from pipeline.rewards.location import find_grader
+from pipeline.runs.run import Run
+from schemas.config.engines import EngineSection
+from schemas.errors import ConfigError
+
+
+def engine_sections(run: Run) -> dict[str, EngineSection]:
+    """Return the tables of the stages that run a model, by the names of the stages."""
+    config = run.config
+    stages = {"rollout": config.rollout, "score": config.score, "eval": config.eval}
+    return {stage: section for stage, section in stages.items() if section is not None}
+
+
+def look_at_engines(run: Run, stages: tuple[str, ...] = ("rollout", "score", "eval")) -> Finding:
+    """Return that this machine can start the engines of some stages.
+
+    Raises:
+        ConfigError: one is not installed, or has no such device, or no key for its servers.
+    """
+    used = {name: one for name, one in engine_sections(run).items() if name in stages}
+    for section in used.values():
+        require_engine(section.engine, section.server.urls)
+        if section.engine == "hf":
+            pick_device(section.device)
+        elif section.engine == "server" and section.server.urls:
+            _check_key(section)
+        _check_temperature(section)
+    named = {stage: section.engine for stage, section in used.items()}
+    words = ", ".join(f"{stage} {engine}" for stage, engine in named.items())
+    return Finding("engines", "ok", f"{words}: installed", named)
+
+
+def look_at_sampling(run: Run) -> Finding:
+    """Return that a response can end, and that the student has the ids that are asked for.
+
+    Raises:
+        ConfigError: not so.
+    """
+    source, section = student_source(run), run.config.rollout
+    tokenizer, size = model_tokenizer(source), int(load_settings(source).vocab_size)
+    given = section.stop_token_ids
+    ends = end_token_ids(tokenizer, generation_settings(source)) if given is None else given
+    beyond = [index for index in ends if index >= size]
+    if given is not None and beyond:
+        raise ConfigError(
+            f"rollout.stop_token_ids has {beyond[0]}, but the student's vocabulary has {size} ids: "
+            f"no response would end with it. Give ids below {size}, or remove the key"
+        )
+    if section.stop_strings:
+        reading_backend(tokenizer)
+    known = vocabulary_size(tokenizer)
+    if section.candidates > known:
+        raise ConfigError(
+            f"rollout.candidates = {section.candidates}, but the vocabulary has {known} ids"
+        )
+    words = f"responses end with {', '.join(map(str, ends)) or 'no id'}"
+    return Finding("sampling", "ok", words, {"stop_token_ids": list(ends)})
+
+
+def look_at_learner(run: Run) -> Finding:
+    """Return that this machine has the device that the learner asks for.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    device = pick_device(run.config.train.device)
+    return Finding("learner", "ok", f"device {device}", {"device": device})
+
+
+def look_at_prompts(run: Run, *, read: bool) -> Finding:
+    """Return that every prompt can be used; only that the files are there, without a student.
+
+    Raises:
+        ConfigError: a file is missing, or a prompt cannot be used.
+    """
+    found, skipped = [], 0
+    for key in ("train", "eval"):
+        location = getattr(run.config.prompts, key)
+        if location is None:
+            continue
+        named, settings = f"prompts.{key}", run.config.storage
+        file = require_prompt_file(run.place, location, key=named, settings=settings)
+        words = file.location
+        if read:
+            tally, tokenizer = Tally(), model_tokenizer(student_source(run))
+            rows = sum(t.num_rows for t in prompt_tables(file, run.config, tokenizer, tally=tally))
+            skipped += tally.skipped.total()
+            words += f": {rows} prompts"
+            words += f", left out {dict(tally.skipped)}" if tally.skipped else ""
+        found.append(words)
+    return Finding("prompts", "warning" if skipped else "ok", "; ".join(found))
+
+
+def look_at_grader(run: Run) -> Finding:
+    """Return that the grader can be loaded.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if run.config.eval is None:
+        return Finding("grader", "ok", "none: there is no [eval]")
+    grader = find_grader(run.config.eval, run.place)
+    try_grader(grader)
+    return Finding("grader", "ok", f"{grader.name}: can be used")
+
+
+def look_at_references(run: Run) -> Finding:
+    """Return that the held-out prompts have the references that the grader compares with.
+
+    Raises:
+        ConfigError: one has none, or one that the grader cannot read.
+    """
+    section, location = run.config.eval, run.config.prompts.eval
+    if section is None or location is None:
+        return Finding("references", "ok", "none are needed: there is no [eval]")
+    settings, tokenizer = run.config.storage, model_tokenizer(student_source(run))
+    file = require_prompt_file(run.place, location, key="prompts.eval", settings=settings)
+    left, seen = section.max_prompts, 0
+    for table in prompt_tables(file, run.config, tokenizer, tally=Tally()):
+        columns = [table.column(name).to_pylist() for name in ("prompt_id", "reference")]
+        rows = [Response(prompt, "", answer, None) for prompt, answer in zip(*columns, strict=True)]
+        check_references(section.reward, rows if left is None else rows[: max(0, left - seen)])
+        seen += len(rows)
+    return Finding("references", "ok", f"{section.reward} can use those of {seen} prompts")
+
+
+def _check_key(section: EngineSection) -> None:
+    from pipeline.engines.server.client import api_key
+
+    api_key(section.server)
+
+
+def _check_temperature(section: EngineSection) -> None:
+    temperature: float | None = getattr(section, "temperature", None)
+    if section.engine != "hf" and temperature is not None:
+        from pipeline.engines.vllm.requests import check_temperature
+
+        check_temperature(temperature)
