@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.admission.models import look_at_student, look_at_teacher, student_source
+from pipeline.admission.models import Candidate, look_at_student, look_at_teacher
 from pipeline.admission.seen import seen_of
 from pipeline.admission.settings import (
     look_at_engines,
@@ -24,8 +24,6 @@ from pipeline.admission.trial import Rows, first_prompts, is_tried, try_student,
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sample
 from pipeline.engines.start import Note
-from pipeline.models.source import ModelSource, load_settings
-from pipeline.models.tokenizer import model_tokenizer
 from pipeline.prompts.pinning import made_prompts, read_prompts
 from pipeline.runs.run import Run, pin_run
 from pipeline.store.records import create_record, find_record
@@ -67,14 +65,13 @@ def begin(run: Run, *, stage: str | None, note: Note) -> None:
     if run.storage.exists(run_key(run.name)):
         require_safe_writes(run.storage)  # the store may be another one by now
         return
-    for words in _looks(run, stage):
+    one = Candidate(run)
+    for words in _looks(one, stage):
         note(words)
-    source = student_source(run)
     splits = ("train",) if run.config.eval is None else ("train", "eval")
-    tokenizer = model_tokenizer(source)
-    pins = [made_prompts(run, "eval" if s == "eval" else "train", tokenizer) for s in splits]
+    pins = [made_prompts(run, "eval" if s == "eval" else "train", one.tokenizer) for s in splits]
     require_safe_writes(run.storage)
-    records = _trials(run, source, teachers=stage is None, note=note)
+    records = _trials(one, teachers=stage is None, note=note)
     policy_of_round(run, 0)
     pin_run(run)
     for pin in pins:
@@ -109,35 +106,37 @@ def try_teachers(run: Run, *, note: Note) -> None:
         _keep(run, _tried(run, name, _halves(chosen), vocab_size=size, note=note))
 
 
-def _looks(run: Run, stage: str | None) -> list[str]:
+def _looks(one: Candidate, stage: str | None) -> list[str]:
     """Look at everything that takes no weights; return what is worth telling."""
     stages = ("rollout", "score", "eval") if stage is None else (stage,)
+    run = one.run
     findings = [
-        look_at_student(run),
-        *(look_at_teacher(run, name, whole=stage is None) for name in run.config.teachers),
-        look_at_sampling(run),
+        look_at_student(one),
+        *(look_at_teacher(one, name, whole=stage is None) for name in run.config.teachers),
+        look_at_sampling(one),
         look_at_engines(run, stages),
         look_at_grader(run),
-        look_at_references(run),
+        look_at_references(one),
         *([look_at_learner(run)] if stage is None else []),
     ]
-    return [f"{one.name}: {one.words}" for one in findings if one.state != "ok"]
+    return [f"{found.name}: {found.words}" for found in findings if found.state != "ok"]
 
 
-def _trials(run: Run, source: ModelSource, *, teachers: bool, note: Note) -> list[AdmissionRecord]:
+def _trials(one: Candidate, *, teachers: bool, note: Note) -> list[AdmissionRecord]:
     """Return what trials of the student, and of the teachers where they are here, have found."""
+    run = one.run
     student = _is_full(run, "rollout") and run.config.rollout.engine == "hf"
-    names = [n for n, one in run.config.teachers.items() if one.scores is None]
+    names = [name for name, t in run.config.teachers.items() if t.scores is None]
     names = names if teachers and _is_full(run, "score") else []
     if not student and not names:
         return []
-    prompts, records = first_prompts(run), list[AdmissionRecord]()
+    prompts, records = first_prompts(one), list[AdmissionRecord]()
     rows = _halves(prompts)
     if student:
-        samples = try_student(run, source, prompts, new_tokens=NEW_TOKENS, note=note)
+        samples = try_student(one, prompts, new_tokens=NEW_TOKENS, note=note)
         rows = Rows(prompts, [sample.ids for sample in samples])
         records.append(_record(run, STUDENT, seen_of(run, None), _sampled(samples)))
-    size = int(load_settings(source).vocab_size)
+    size = int(one.settings.vocab_size)
     tried = partial(_tried, run, rows=rows, vocab_size=size, note=note)
     return [*records, *map(tried, names)]
 

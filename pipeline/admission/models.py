@@ -3,6 +3,8 @@
 Must not: write anything, or run an engine.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,26 @@ from pipeline.teachers.limits import check_context, check_k, check_vocabulary
 from schemas.errors import ConfigError, OpdError
 
 
-def student_source(run: Run) -> ModelSource:
-    """Return where the student of the configuration is."""
-    return find_model(run.place, run.config.student, "student")
+@dataclass(frozen=True)
+class Candidate:
+    """A run that is looked at; its student's files are read once, which takes a second."""
+
+    run: Run
+
+    @cached_property
+    def student(self) -> ModelSource:
+        """Where the student of the configuration is."""
+        return find_model(self.run.place, self.run.config.student, "student")
+
+    @cached_property
+    def settings(self) -> Any:
+        """The student's `config.json`."""
+        return load_settings(self.student)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer."""
+        return model_tokenizer(self.student)
 
 
 def teacher_source(run: Run, name: str) -> ModelSource:
@@ -41,18 +60,18 @@ def is_here(run: Run, name: str) -> bool:
     return Path(resolved_place(run.place, section.model, f"teachers.{name}.model")).exists()
 
 
-def look_at_student(run: Run) -> Finding:
+def look_at_student(one: Candidate) -> Finding:
     """Return that the student can learn and hold what the run samples.
 
     Raises:
         ConfigError: it cannot.
     """
-    source = student_source(run)
+    run, source = one.run, one.student
     require_packages(source)
     require_causal(source)
     require_read(source)
-    settings = load_settings(source)
-    check_fits(model_tokenizer(source), settings, "student.model")
+    settings = one.settings
+    check_fits(one.tokenizer, settings, "student.model")
     _check_adapter(run, source)
     section = run.config.eval
     held, limit = _held(settings), run.config.prompts.max_tokens
@@ -63,14 +82,14 @@ def look_at_student(run: Run) -> Finding:
                 f"student holds {held} tokens, but prompts.max_tokens + eval.max_new_tokens = "
                 f"{needed}: lower one of them"
             )
-    return _fitting("student", source, run, scores=False)
+    return _fitting("student", source, settings, run, scores=False)
 
 
-def look_at_teacher(run: Run, name: str, *, whole: bool) -> Finding:
+def look_at_teacher(one: Candidate, name: str, *, whole: bool) -> Finding:
     """Return that a teacher may score the student, as far as its files are on this machine.
 
     Args:
-        run: the run.
+        one: the run.
         name: of the teacher.
         whole: whether it is to score on this machine, so that it must be here.
 
@@ -78,7 +97,8 @@ def look_at_teacher(run: Run, name: str, *, whole: bool) -> Finding:
         ConfigError: it cannot be used, or holds too few tokens or ids.
         IdentityError: its tokenizer or its vocabulary is another one.
     """
-    section, label = run.config.teachers[name], f"teacher {name}"
+    run, label = one.run, f"teacher {name}"
+    section = run.config.teachers[name]
     if section.scores is not None:
         return Finding(label, "ok", f"stored scores of {section.scores}; the model is not used")
     if not whole and not is_here(run, name):
@@ -91,8 +111,7 @@ def look_at_teacher(run: Run, name: str, *, whole: bool) -> Finding:
     require_read(source)
     theirs = model_tokenizer(source)
     try:
-        student = student_source(run)
-        ours, size = model_tokenizer(student), load_settings(student).vocab_size
+        ours, size = one.tokenizer, one.settings.vocab_size
     except OpdError:
         return Finding(label, "warning", "not held against the student, which cannot be used")
     check_same_tokenizer(ours, theirs, teacher_name=name, mode=section.tokenizer_check)
@@ -100,7 +119,7 @@ def look_at_teacher(run: Run, name: str, *, whole: bool) -> Finding:
     check_vocabulary(name, vocabulary_size(theirs), size)
     check_fits(theirs, settings, f"teachers.{name}.model")
     check_k(run.config.score.k, min(int(settings.vocab_size), size))
-    return _fitting(label, source, run, scores=True)
+    return _fitting(label, source, settings, run, scores=True)
 
 
 def _check_adapter(run: Run, source: ModelSource) -> None:
@@ -115,9 +134,8 @@ def _check_adapter(run: Run, source: ModelSource) -> None:
         check_continued(Path(source.location), lora, model)
 
 
-def _fitting(label: str, source: ModelSource, run: Run, *, scores: bool) -> Finding:
+def _fitting(label: str, source: ModelSource, settings: Any, run: Run, *, scores: bool) -> Finding:
     """Return that the longest sequence fits a model, and a place more where it scores."""
-    settings = load_settings(source)
     needed = check_context(run, settings, label=label, scores=scores)
     words = f"{source.location}: {settings.vocab_size} ids, {_held(settings)} tokens, "
     words += f"{needed} needed; {effective_settings(source, model_tokenizer(source)).words()}"

@@ -7,7 +7,7 @@ identified by content in any case.
 from pathlib import Path
 from typing import Any
 
-from pipeline.admission.models import student_source, teacher_source
+from pipeline.admission.models import Candidate, teacher_source
 from pipeline.engines.opening import engine_version
 from pipeline.models.source import ModelSource
 from pipeline.runs.run import Run
@@ -28,7 +28,11 @@ def seen_of(run: Run, teacher: str | None) -> dict[str, Any]:
         ConfigError: the model is not there, or its engine is not installed.
     """
     if teacher is None:
-        source, section, dtype = student_source(run), run.config.rollout, run.config.student.dtype
+        source, section, dtype = (
+            Candidate(run).student,
+            run.config.rollout,
+            run.config.student.dtype,
+        )
         return _model(source) | _engine(section.engine, dtype)
     scoring = run.config.score
     source, dtype = teacher_source(run, teacher), run.config.teachers[teacher].dtype

@@ -4,12 +4,12 @@ Must not: write anything.
 """
 
 from pipeline.admission.findings import Finding
-from pipeline.admission.models import student_source
+from pipeline.admission.models import Candidate
 from pipeline.engines.opening import require_engine
 from pipeline.models.loading import pick_device
-from pipeline.models.source import generation_settings, load_settings
+from pipeline.models.source import generation_settings
 from pipeline.models.stopstrings import reading_backend
-from pipeline.models.tokenizer import end_token_ids, model_tokenizer, vocabulary_size
+from pipeline.models.tokenizer import end_token_ids, vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.rewards.graders import Response, check_references, try_grader
@@ -45,16 +45,15 @@ def look_at_engines(run: Run, stages: tuple[str, ...] = ("rollout", "score", "ev
     return Finding("engines", "ok", f"{words}: installed", named)
 
 
-def look_at_sampling(run: Run) -> Finding:
+def look_at_sampling(one: Candidate) -> Finding:
     """Return that a response can end, and that the student has the ids that are asked for.
 
     Raises:
         ConfigError: not so.
     """
-    source, section = student_source(run), run.config.rollout
-    tokenizer, size = model_tokenizer(source), int(load_settings(source).vocab_size)
+    section, tokenizer, size = one.run.config.rollout, one.tokenizer, int(one.settings.vocab_size)
     given = section.stop_token_ids
-    ends = end_token_ids(tokenizer, generation_settings(source)) if given is None else given
+    ends = end_token_ids(tokenizer, generation_settings(one.student)) if given is None else given
     beyond = [index for index in ends if index >= size]
     if given is not None and beyond:
         raise ConfigError(
@@ -82,13 +81,13 @@ def look_at_learner(run: Run) -> Finding:
     return Finding("learner", "ok", f"device {device}", {"device": device})
 
 
-def look_at_prompts(run: Run, *, read: bool) -> Finding:
+def look_at_prompts(one: Candidate, *, read: bool) -> Finding:
     """Return that every prompt can be used; only that the files are there, without a student.
 
     Raises:
         ConfigError: a file is missing, or a prompt cannot be used.
     """
-    found, skipped = [], 0
+    run, found, skipped = one.run, [], 0
     for key in ("train", "eval"):
         location = getattr(run.config.prompts, key)
         if location is None:
@@ -97,8 +96,9 @@ def look_at_prompts(run: Run, *, read: bool) -> Finding:
         file = require_prompt_file(run.place, location, key=named, settings=settings)
         words = file.location
         if read:
-            tally, tokenizer = Tally(), model_tokenizer(student_source(run))
-            rows = sum(t.num_rows for t in prompt_tables(file, run.config, tokenizer, tally=tally))
+            tally = Tally()
+            tables = prompt_tables(file, run.config, one.tokenizer, tally=tally)
+            rows = sum(table.num_rows for table in tables)
             skipped += tally.skipped.total()
             words += f": {rows} prompts"
             words += f", left out {dict(tally.skipped)}" if tally.skipped else ""
@@ -119,19 +119,19 @@ def look_at_grader(run: Run) -> Finding:
     return Finding("grader", "ok", f"{grader.name}: can be used")
 
 
-def look_at_references(run: Run) -> Finding:
+def look_at_references(one: Candidate) -> Finding:
     """Return that the held-out prompts have the references that the grader compares with.
 
     Raises:
         ConfigError: one has none, or one that the grader cannot read.
     """
-    section, location = run.config.eval, run.config.prompts.eval
+    run, section, location = one.run, one.run.config.eval, one.run.config.prompts.eval
     if section is None or location is None:
         return Finding("references", "ok", "none are needed: there is no [eval]")
-    settings, tokenizer = run.config.storage, model_tokenizer(student_source(run))
+    settings = run.config.storage
     file = require_prompt_file(run.place, location, key="prompts.eval", settings=settings)
     left, seen = section.max_prompts, 0
-    for table in prompt_tables(file, run.config, tokenizer, tally=Tally()):
+    for table in prompt_tables(file, run.config, one.tokenizer, tally=Tally()):
         columns = [table.column(name).to_pylist() for name in ("prompt_id", "reference")]
         rows = [Response(prompt, "", answer, None) for prompt, answer in zip(*columns, strict=True)]
         check_references(section.reward, rows if left is None else rows[: max(0, left - seen)])

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.admission.models import student_source, teacher_source
+from pipeline.admission.models import Candidate, teacher_source
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Note, Start
-from pipeline.models.source import ModelSource
-from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
+from pipeline.models.tokenizer import vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.runs.figures import Noise
@@ -44,16 +43,16 @@ def is_tried(section: EngineSection) -> bool:
     return section.engine != "server"
 
 
-def first_prompts(run: Run) -> list[Ids]:
+def first_prompts(one: Candidate) -> list[Ids]:
     """Return a few prompts of mixed lengths from the begin of the prompt file.
 
     Raises:
         ConfigError: none of the first records is usable.
     """
+    run = one.run
     location, settings = run.config.prompts.train, run.config.storage
     file = require_prompt_file(run.place, location, key="prompts.train", settings=settings)
-    tokenizer = model_tokenizer(student_source(run))
-    table = next(prompt_tables(file, run.config, tokenizer, tally=Tally()))
+    table = next(prompt_tables(file, run.config, one.tokenizer, tally=Tally()))
     column = table.column("prompt_ids").slice(0, FROM_PROMPTS)
     prompts = [np.array(ids, np.int32) for ids in column.to_pylist()]
     if not prompts:
@@ -62,7 +61,7 @@ def first_prompts(run: Run) -> list[Ids]:
 
 
 def try_student(
-    run: Run, source: ModelSource, prompts: Sequence[Ids], *, new_tokens: int, note: Note
+    one: Candidate, prompts: Sequence[Ids], *, new_tokens: int, note: Note
 ) -> list[Sample]:
     """Return what the student samples with the rollout's engine: its own distribution, no end.
 
@@ -70,10 +69,10 @@ def try_student(
         ConfigError: the model cannot be loaded, or the engine is not installed.
         DataError: a log-probability is none, or an id is outside the vocabulary.
     """
-    section, size = run.config.rollout, vocabulary_size(model_tokenizer(source))
+    run, section, size = one.run, one.run.config.rollout, vocabulary_size(one.tokenizer)
     length = min(section.max_new_tokens, new_tokens)
     sampling = Sampling(1.0, 1.0, 0, length, (), vocab_size=size)
-    start = Start(source, section, dtype=run.config.student.dtype, use="sample")
+    start = Start(one.student, section, dtype=run.config.student.dtype, use="sample")
     with opened(run, start, note) as engine:
         samples = engine.generate(prompts, list(range(len(prompts))), sampling)
     for sample in samples:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from pipeline.admission.findings import Finding, looked
-from pipeline.admission.models import look_at_student, look_at_teacher
+from pipeline.admission.models import Candidate, look_at_student, look_at_teacher
 from pipeline.admission.settings import (
     look_at_engines,
     look_at_grader,
@@ -36,15 +36,16 @@ def examine(run: Run) -> Iterator[Finding]:
     yield looked("learner", lambda: look_at_learner(run))
     yield looked("orphans", _orphans)
     yield looked("gpus", _gpus)
-    student = looked("student", lambda: look_at_student(run))
-    yield looked("prompts", lambda: look_at_prompts(run, read=student.state != "failed"))
+    one = Candidate(run)
+    student = looked("student", lambda: look_at_student(one))
+    yield looked("prompts", lambda: look_at_prompts(one, read=student.state != "failed"))
     yield looked("grader", lambda: look_at_grader(run))
     yield student
     if student.state != "failed":
-        yield looked("sampling", lambda: look_at_sampling(run))
-        yield looked("references", lambda: look_at_references(run))
+        yield looked("sampling", lambda: look_at_sampling(one))
+        yield looked("references", lambda: look_at_references(one))
     for name in run.config.teachers:
-        yield looked(f"teacher {name}", partial(look_at_teacher, run, name, whole=True))
+        yield looked(f"teacher {name}", partial(look_at_teacher, one, name, whole=True))
 
 
 def _versions() -> Finding:

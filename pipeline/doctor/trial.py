@@ -11,11 +11,10 @@ from functools import partial
 import numpy as np
 
 from pipeline.admission.findings import Finding, looked
-from pipeline.admission.models import student_source
+from pipeline.admission.models import Candidate
 from pipeline.admission.trial import Rows, first_prompts, opened, try_student, try_teacher
 from pipeline.engines.engine import Sample
 from pipeline.engines.start import Note, Start
-from pipeline.models.source import load_settings
 from pipeline.runs.run import Run
 from pipeline.scores.drift import gap_of
 from pipeline.teachers.selftest import tolerance_of
@@ -45,8 +44,9 @@ def try_engines(run: Run, note: Note) -> Iterator[Finding]:
     sampled: list[tuple[Ids, Sample]] = []
 
     def same() -> Finding:
-        source, prompts = student_source(run), first_prompts(run)
-        samples = try_student(run, source, prompts, new_tokens=NEW_TOKENS, note=note)
+        one = Candidate(run)
+        prompts = first_prompts(one)
+        samples = try_student(one, prompts, new_tokens=NEW_TOKENS, note=note)
         sampled.extend(zip(prompts, samples, strict=True))
         note("loading the student as its own teacher")
         return _same_weights(run, sampled, note)
@@ -63,7 +63,7 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Fi
     """Hold the score engine with the student's weights against what the rollout drew from."""
     dtype, k = run.config.student.dtype, run.config.score.k
     prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
-    start = Start(student_source(run), run.config.score, dtype=dtype, use="score")
+    start = Start(Candidate(run).student, run.config.score, dtype=dtype, use="score")
     with opened(run, start, note) as engine:
         size = engine.vocab_size
         scores = engine.score(prompts, responses, signal=Signal(min(k, size)), vocab_size=size)
@@ -82,7 +82,7 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Fi
 
 
 def _noise(run: Run, name: str, rows: Rows, note: Note) -> Finding:
-    size = int(load_settings(student_source(run)).vocab_size)
+    size = int(Candidate(run).settings.vocab_size)
     noise = try_teacher(run, name, rows, vocab_size=size, note=note)
     words = (
         f"scored alone, together and turned round, {noise.tokens} tokens differ by "
