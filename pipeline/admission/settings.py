@@ -7,9 +7,9 @@ from pipeline.admission.findings import Finding
 from pipeline.admission.models import Candidate
 from pipeline.engines.opening import require_engine
 from pipeline.models.loading import pick_device
-from pipeline.models.source import generation_settings
+from pipeline.models.own.effective import end_token_ids
 from pipeline.models.stopstrings import reading_backend
-from pipeline.models.tokenizer import end_token_ids, vocabulary_size
+from pipeline.models.tokenizer import vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.rewards.graders import Response, check_references, try_grader
@@ -53,7 +53,7 @@ def look_at_sampling(one: Candidate) -> Finding:
     """
     section, tokenizer, size = one.run.config.rollout, one.tokenizer, int(one.settings.vocab_size)
     given = section.stop_token_ids
-    ends = end_token_ids(tokenizer, generation_settings(one.student)) if given is None else given
+    ends = end_token_ids(one.student, tokenizer) if given is None else given
     beyond = [index for index in ends if index >= size]
     if given is not None and beyond:
         raise ConfigError(

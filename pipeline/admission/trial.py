@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.admission.models import Candidate, teacher_source
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
+from pipeline.engines.proof import proved_engine
 from pipeline.engines.start import Note, Start
 from pipeline.models.tokenizer import vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
@@ -112,9 +113,14 @@ def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, note: Note)
 
 @contextmanager
 def opened(run: Run, start: Start, note: Note) -> Iterator[Engine]:
-    """Give an engine for a block, which is asked for no longer sequences than a round has."""
-    section = start.section.for_one_stage
-    engine = open_engine(replace(start, section=section, max_tokens=longest(run)), note)
+    """Give an engine for a block, which is asked for no longer sequences than a round has.
+
+    One that is to sample proves itself first.
+    """
+    section, begin = start.section.for_one_stage, open_engine
+    if start.use == "sample":
+        begin = proved_engine
+    engine = begin(replace(start, section=section, max_tokens=longest(run)), note)
     try:
         yield engine
     finally:

@@ -97,7 +97,7 @@ def check_first_step(
         DataError: it differs by more than rounding.
     """
     train = run.config.train
-    dropped = train.lora is not None and train.lora.dropout > 0.0
+    dropped = train.model_dropout or (train.lora is not None and train.lora.dropout > 0.0)
     if rollout_kl is None or plan is None or dropped or not drew_its_own(run):
         return
     # where a tokenizer fills no more than a part of a padded vocabulary, the rest is never drawn
