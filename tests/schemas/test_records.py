@@ -22,7 +22,12 @@ COMMIT = Commit(unit="00001", shard=SHARD, fingerprint="f" * 32, attempt="a1")
 DIGEST = "cd" * 16
 VALUES: list[tuple[Any, Any]] = [
     *((forms.Key, f"rollouts/{SHA256}.parquet"), (forms.Sha256, SHA256), (forms.Digest, DIGEST)),
-    *((forms.FileName, "u00000"), (forms.Label, "teacher/main"), (forms.Mark, "policy-1")),
+    *(
+        (forms.FileName, "u00000"),
+        (forms.ModelFile, "config.json"),
+        (forms.Label, "teacher/main"),
+        (forms.Mark, "policy-1"),
+    ),
     *((str, "é\n"), (forms.Words, "é"), (int, 3), (forms.Count, 3), (forms.Place, 2**64 - 1)),
     *((forms.Real, 0.25), (bool, True), (Any, [1, None, {"k": "v"}])),
     (JsonValue, {"dict": [["a", 1.5], ["b", None]]}),
