@@ -19,6 +19,12 @@ SETTINGS = "A setting of its config.json is wrong, or this release of transforme
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What Gemma, RecurrentGemma and xLSTM call the cap of their logits."""
 
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+"""What Cohere, Falcon-H1 and Muse call the multiplier of their logits."""
+
+MULTIPLIES = ("hyperclovax",)
+"""Kinds of models that multiply with `logits_scaling`; Granite divides by it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -69,21 +75,27 @@ def head_of(model: "PreTrainedModel") -> Head:
             "plain Linear; train adapters on other layers, or choose a causal language model"
         )
     config = model.config.get_text_config()
-    multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
-    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
     return Head(
         weight_VH=linear.weight,
         bias_V=linear.bias,
         softcap=next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None),
-        scale=multiplier / divisor,
+        scale=_scale(config),
     )
+
+
+def _scale(config: Any) -> float:
+    """Return the multiplier of the logits; `check_head` finds one that is not known here."""
+    multiplier = next((m for name in MULTIPLIERS if (m := getattr(config, name, None))), 1.0)
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    return float(multiplier * scaling if config.model_type in MULTIPLIES else multiplier / scaling)
 
 
 def decoder_of(model: "PreTrainedModel") -> Any:
     """Return what gives a causal language model's last hidden state."""
     decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call] # transformers' gap
-    # Llama 4's text model is its class's `model`, but its name for it is another one
-    return getattr(model, "model", model) if decoder is model else decoder
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call] # transformers' gap
+    # Llama 4 has another name for its text model than `model`, and ModernBERT calls its head so
+    return getattr(model, "model", model) if decoder in (model, head) else decoder
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from transformers import (
     Cohere2Config,
     Gemma2Config,
     GraniteConfig,
+    HyperCLOVAXConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -37,6 +38,7 @@ SIZES: dict[str, Any] = {
 }
 CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "Qwen3": Qwen3Config,
+    "HyperCLOVA X": partial(HyperCLOVAXConfig, logits_scaling=0.5),
     "Llama": LlamaConfig,
     "Gemma2": partial(Gemma2Config, final_logit_softcapping=3.0),
     "Cohere2": partial(Cohere2Config, logit_scale=0.25),
@@ -64,7 +66,7 @@ def test_the_head_of_a_model_gives_its_logits(name: str, tied: bool) -> None:
     assert head.weight_VH.requires_grad
     assert (head.weight_VH is model.get_input_embeddings().weight) == tied
     assert (head.softcap is not None) == (name == "Gemma2")
-    assert head.scale == {"Cohere2": 0.25, "Granite": 0.125}.get(name, 1.0)
+    assert head.scale == {"Cohere2": 0.25, "Granite": 0.125, "HyperCLOVA X": 0.5}.get(name, 1.0)
 
 
 def test_a_bfloat16_model_passes_the_check() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from pipeline.models.border import explained
-from pipeline.models.head import SETTINGS
+from pipeline.models.head import SETTINGS, decoder_of
 from schemas.errors import ConfigError
 
 ADAPTER_DROPOUT = "lora_dropout"
@@ -134,7 +134,7 @@ def check_quiet(model: Any, mode: LearningMode, input_ids: Tensor) -> None:
 
 def _hidden(model: Any, input_ids: Tensor) -> Tensor:
     with explained(f"{type(model).__name__} cannot compute as it would learn", advice=SETTINGS):
-        found: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+        found: Tensor = decoder_of(model)(input_ids=input_ids, use_cache=False).last_hidden_state
     return found
 
 
