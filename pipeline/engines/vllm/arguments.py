@@ -137,8 +137,9 @@ def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:
     """
     import psutil
 
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    queries = getattr(shape, "num_attention_heads", None) or 1  # none: a state space model
+    heads = getattr(shape, "num_key_value_heads", None) or queries
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // queries
     each = 2 * shape.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
     blocks = 2 * BLOCK_TOKENS  # vLLM rounds every sequence up, and keeps one block to itself
     free = psutil.virtual_memory().available

@@ -141,3 +141,9 @@ def test_a_cache_that_holds_no_sequence_is_refused(make: Callable[..., Tiny]) ->
         cpu_cache_bytes(shape, "float32", tokens=1, least=1 << 40)
     few = cpu_cache_bytes(shape, "float32", tokens=128, least=128)
     assert few < cpu_cache_bytes(shape, "float32", tokens=12800, least=128)
+
+
+def test_a_model_without_attention_has_a_cache_too() -> None:
+    from transformers import Mamba2Config
+
+    assert cpu_cache_bytes(Mamba2Config(), "float32", tokens=128, least=128) > 0
