@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-gpu check audit bench clean
+.PHONY: help quickstart test test-gpu zoo check audit bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ test: .venv/.opd .venv/.dev .venv-airflow/.airflow ## run the tests; ARGS='-k na
 
 test-gpu: $(if $(PY),,.venv/.opd .venv/.dev) ## run the tests that need a GPU; PY=python3 takes an environment of yours
 	$(or $(PY),$(BIN)/python) -m pytest --confcutdir=tests/gpu $(ARGS) tests/gpu
+
+zoo: .venv/.opd .venv/.dev ## try every causal architecture, tiny; ARGS='--engine vllm NAME'
+	$(BIN)/python -m tests.zoo $(ARGS)
 
 check: .venv/.opd .venv/.dev ## lint, format, types and import directions
 	$(BIN)/ruff check

@@ -293,7 +293,7 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
 
 
 LONG = (
-    *("quickstart/test_quickstart.py", "airflow/test_airflow_live.py"),
+    *("quickstart/test_quickstart.py", "airflow/test_airflow_live.py", "zoo/test_zoo.py"),
     *("engines/vllm/test_stages.py", "engines/server/test_golden.py", "engines/vllm/test_slot.py"),
     *("airflow/test_airflow_rounds.py", "system/test_chaos.py", "airflow/test_airflow_dags.py"),
     *("engines/vllm/test_engine.py", "engines/vllm/test_arguments.py", "learner/test_ranks.py"),

@@ -1,0 +1,106 @@
+"""Write docs/models.md: which architectures opd was held against transformers on, with what end.
+
+Usage: python docs/make_models.py [--check]
+
+The models are those of tests/zoo/zoo.toml, which tests/zoo/test_zoo.py holds true; what `make zoo`
+found of every other causal architecture is in tests/zoo/everything.json. With --check nothing is
+written, and the exit status is 1 where the file is out of date.
+"""
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ZOO = Path(__file__).parent.parent / "tests" / "zoo"
+TARGET = Path(__file__).with_name("models.md")
+
+WORKS, UNTRIED = "works", "not tried"
+
+INTRODUCTION = """\
+# Models
+
+<!-- Written by docs/make_models.py from tests/zoo/zoo.toml and tests/zoo/everything.json. -->
+
+Whether opd computes an architecture rightly is measured on tiny random models. Each goes the whole
+way: loaded, sampled from, scored, trained one step, exported and loaded again. Every
+log-probability is held against a plain float32 forward of transformers, one row at a time, without
+padding or cache.
+
+- **works**: all of them are within 1e-3 nats of it, at every position. So is what was trained and
+  exported, of what a plain loop of torch gives.
+- **refused**: opd ends with exit code 2 and says why, before anything is sampled. The words of the
+  refusal are quoted.
+- **not tried**: nothing is known. Whatever the architecture, opd compares its reading of a model
+  with transformers' when it loads it.
+
+Sizes, tokenizers and number formats of real models differ. `opd doctor --engines` asks your own.
+"""
+
+ZOO_WORDS = """\
+## The zoo
+
+Held by `make test` on `hf`. `make zoo ARGS='--engine vllm'` tries `vllm`, on a CPU in float32,
+where vLLM lacks some of what it has on GPUs; some of its refusals are of sizes as small as these.
+"""
+
+
+def render() -> str:
+    """Return the text of the page."""
+    table = tomllib.loads((ZOO / "zoo.toml").read_text(encoding="utf-8"))["model"]
+    parts = [
+        INTRODUCTION,
+        ZOO_WORDS,
+        "| model | `model_type` | what makes it different | `hf` | `vllm` |",
+        "|-|-|-|-|-|",
+        *(_row(entry) for entry in table),
+    ]
+    everything = ZOO / "everything.json"
+    if everything.exists():
+        found = json.loads(everything.read_text(encoding="utf-8"))
+        parts += ["", *_everything(found["architectures"], found["transformers"])]
+    return "\n".join(parts) + "\n"
+
+
+def _row(entry: Mapping[str, Any]) -> str:
+    words = [entry["name"], f"`{entry['kind']}`", entry["about"]]
+    return f"| {' | '.join([*words, _outcome(entry['hf']), _outcome(entry['vllm'])])} |"
+
+
+def _outcome(stated: str) -> str:
+    if stated == WORKS or stated.startswith(UNTRIED):
+        return stated
+    return f"refused: “{stated}”"
+
+
+def _everything(found: Mapping[str, Mapping[str, str]], version: str) -> Iterator[str]:
+    yield (
+        "## All causal architectures\n\n"
+        "What `make zoo` found on `hf`, with every architecture that transformers "
+        f"{version} has as a\ncausal language model, its sizes made small by their names alone.\n"
+    )
+    for result, words in (("works", "Work"), ("refused", "Refused"), ("not tried", "Not tried")):
+        kinds = [kind for kind, outcome in found.items() if outcome["result"] == result]
+        yield f"**{words}** ({len(kinds)}): {', '.join(f'`{kind}`' for kind in kinds)}.\n"
+    yield "| refused or not tried | reason |\n|-|-|"
+    for kind, outcome in found.items():
+        if outcome["result"] != "works":
+            yield f"| `{kind}` | {outcome['words']} |"
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
+    text, check = render(), parser.parse_args().check
+    if not check:
+        TARGET.write_text(text, encoding="utf-8")
+    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
+        sys.exit(f"{TARGET} is out of date: run python docs/make_models.py")
+
+
+if __name__ == "__main__":
+    main()
