@@ -94,7 +94,7 @@ class Index:
         """Units that are not merged yet, by name."""
         self.state = IndexState(number=0, runs=())
         """The merged segments."""
-        self._is_read = False
+        self._is_read = self._is_whole = False
         self._tables: dict[str, Entries] = {}
 
     def add(self, commit: CacheCommit, digests: Sequence[str]) -> CacheCommit:
@@ -153,12 +153,9 @@ class Index:
         )
 
     def _refresh(self) -> None:
-        committed = set[str]() if self._is_read else self._never_merged()
         # names before the state: what is merged in between is then found twice, not missed
         names = self._storage.names(self._new)
         number = newest_state(self._storage, self.folder)
-        if not number and not committed <= names:  # every commit comes after its entry
-            raise CompactedError(self.folder)
         if number != self.state.number:
             self.state, self._tables = read_state(self._storage, self.scorer, number), {}
         units = {name: self.units.get(name) or self._read_unit(name) for name in sorted(names)}
@@ -167,15 +164,21 @@ class Index:
             raise CompactedError(f"{self._new}/{name}")
         self._is_read = True
 
-    def _never_merged(self) -> set[str]:
-        """Return the committed units of an index that seems to have had no merge."""
-        merged = newest_state(self._storage, self.folder)
-        return set() if merged else committed_units(self._storage, scorer_folder(self.scorer))
+    def _require_entries(self) -> None:
+        """Make sure once that an index that was never merged names every committed unit."""
+        if self._is_whole or self.state.number:
+            return
+        committed = committed_units(self._storage, scorer_folder(self.scorer))
+        names = self._storage.names(self._new)  # after the commits: each comes after its entry
+        if not committed <= names and not newest_state(self._storage, self.folder):
+            raise CompactedError(self.folder)
+        self._is_whole = True
 
     def _read_unit(self, name: str) -> NewUnit | None:
         return read_unit(self._storage, f"{self._new}/{name}")
 
     def _lookup(self, digests: Sequence[str]) -> Hits:
+        self._require_entries()
         keys = keys_of(digests)
         order = np.argsort(keys, kind="stable")
         hits = Hits([], *(np.full(len(keys), -1, dtype=np.int64) for _ in range(2)))

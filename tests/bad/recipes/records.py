@@ -225,4 +225,6 @@ def misnamed_renumbering(folder: Path) -> None:
 
 
 def nameless_scorer(folder: Path) -> None:
-    (folder / "store/cache/0-not-a-scorer/data").mkdir(parents=True)
+    commits = folder / "store/cache/0-not-a-scorer/commits"
+    commits.mkdir(parents=True)
+    (commits / "u00000.json").write_text("{}")
