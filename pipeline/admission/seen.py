@@ -33,15 +33,15 @@ def seen_of(run: Run, teacher: str | None) -> dict[str, Any]:
             run.config.rollout,
             run.config.student.dtype,
         )
-        return _model(source) | _engine(section.engine, dtype)
+        return _model(source) | _engine(section.engine, source, dtype)
     scoring = run.config.score
     source, dtype = teacher_source(run, teacher), run.config.teachers[teacher].dtype
     limits = {"k": scoring.k, "noise_tolerance": scoring.noise_tolerance}
-    return _model(source) | _engine(scoring.engine, dtype) | limits
+    return _model(source) | _engine(scoring.engine, source, dtype) | limits
 
 
-def _engine(name: Any, dtype: str) -> dict[str, Any]:
-    return {"engine": name, "engine_version": engine_version(name), "dtype": dtype}
+def _engine(name: Any, source: ModelSource, dtype: str) -> dict[str, Any]:
+    return {"engine": name, "engine_version": engine_version(name, source), "dtype": dtype}
 
 
 def _model(source: ModelSource) -> dict[str, Any]:

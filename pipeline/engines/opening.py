@@ -10,7 +10,8 @@ from importlib import metadata
 from pipeline.engines.engine import Engine
 from pipeline.engines.rotary import DYNAMIC, LONGROPE, border_of
 from pipeline.engines.start import Note, Start
-from pipeline.models.source import load_settings
+from pipeline.models.own.attention import EAGER, is_capped
+from pipeline.models.source import ModelSource, load_settings, whole_settings
 from schemas.config.engines import EngineName, EngineSection
 from schemas.errors import ConfigError
 
@@ -31,7 +32,7 @@ class Known:
 def _hf(start: Start, note: Note) -> Engine:
     from pipeline.engines.hf.engine import HfEngine
 
-    return HfEngine(start, version=engine_version("hf"))
+    return HfEngine(start, version=engine_version("hf", start.source))
 
 
 def _vllm(start: Start, note: Note) -> Engine:
@@ -105,8 +106,12 @@ def require_engine(name: EngineName, urls: Sequence[str] = ()) -> None:
         _distribution(VLLM, engine=name)
 
 
-def engine_version(name: EngineName) -> str:
+def engine_version(name: EngineName, source: ModelSource | None = None) -> str:
     """Return the versions that an engine's numbers depend on, as installed, without loading it.
+
+    Args:
+        name: of the engine.
+        source: the model. `hf` computes capped attention as older opds did not, and says so.
 
     Raises:
         ConfigError: the engine is not installed.
@@ -116,15 +121,20 @@ def engine_version(name: EngineName) -> str:
         distribution = _distribution(package, engine=name)
         label = package if known.as_served else distribution
         found.append(f"{label}-{metadata.version(distribution)}")
+    if name == "hf" and source is not None and is_capped(whole_settings(source)):
+        found.append(EAGER)
     return "+".join(found)
 
 
-def scoring_version(section: EngineSection, needed_tokens: int) -> str:
+def scoring_version(
+    section: EngineSection, needed_tokens: int, source: ModelSource | None = None
+) -> str:
     """Return the versions that scores depend on: those that servers report, or the installed ones.
 
     Args:
         section: which engine and its settings.
         needed_tokens: most tokens of a sequence; servers must hold them and one more.
+        source: the model, as for `engine_version`.
 
     Raises:
         ConfigError: the engine is not installed, or a server holds fewer tokens.
@@ -135,7 +145,7 @@ def scoring_version(section: EngineSection, needed_tokens: int) -> str:
         from pipeline.engines.server.check import served_version
 
         return served_version(section.server, needed_tokens)
-    return engine_version(section.engine)
+    return engine_version(section.engine, source)
 
 
 def for_policy(section: EngineSection, policy_version: str) -> EngineSection:

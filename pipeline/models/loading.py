@@ -9,6 +9,7 @@ from pipeline.models.look.jsonfiles import Unusable, read_object
 from pipeline.models.look.packages import package_faults
 from pipeline.models.look.settings import CONFIG
 from pipeline.models.merging import merge_adapter
+from pipeline.models.own.attention import compute_cap
 from pipeline.models.source import ModelSource, advice_of, local_folder, whole_settings
 from schemas.errors import ConfigError
 
@@ -49,6 +50,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
             **_unpacked(source),
         )
         refuse_unread(source, model, report)
+        compute_cap(model)
         loaded: PreTrainedModel = model.to(place).eval()
     _refuse_unbounded(source, loaded, dtype)
     return loaded

@@ -108,7 +108,7 @@ def find_scorer(run: Run, round_index: int, teacher: str) -> Scorer:
     identity = ScorerIdentity(
         model=model_identity(source),
         engine=config.score.engine,
-        engine_version=scoring_version(config.score, longest(run)),
+        engine_version=scoring_version(config.score, longest(run), source),
         dtype=section.dtype,
         quantization=_quantization(source),
         tokenizer=tokenizer_digest(tokenizer),

@@ -100,7 +100,7 @@ def rescore(run: Run, scorer: str, num_rows: int, *, seed: int, progress: Progre
         tokens=sum(len(part.token) for part in parts),
         teacher_tokens=teacher_tokens,
         stored=_ways(identity.engine, identity.engine_version, identity.dtype, identity.codec),
-        now=_ways(section.engine, engine_version(section.engine), dtype),
+        now=_ways(section.engine, engine_version(section.engine, source), dtype),
         drift=drift_of(parts),
     )
 

@@ -86,9 +86,16 @@ class Models:
             settings |= SOFTCAPS if arch == "gemma2" else {}
             folder = self._make_folder(arch)
             tiny.make_model(folder, arch=arch, tied=tied, **settings)
-            reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            reference = plainly(folder)
             self._made[key] = Tiny(folder, reference)
         return self._made[key]
+
+
+def plainly(folder: Path) -> Any:
+    """Return a model whose attention is computed as its definition says, soft caps and all."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
 
 
 def adapted(model: Tiny, folder: Path, **settings: Any) -> Tiny:
@@ -96,7 +103,7 @@ def adapted(model: Tiny, folder: Path, **settings: Any) -> Tiny:
     from peft import PeftModel
 
     tiny.make_adapter(folder, model.folder, **settings)
-    base = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+    base = plainly(model.folder)
     reference = PeftModel.from_pretrained(base, str(folder)).eval()
     return Tiny(folder, reference, model.folder)
 

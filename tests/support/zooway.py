@@ -96,8 +96,10 @@ def prompts() -> list[Ids]:
 
 
 def plain(folder: Path) -> Any:
-    """Return a model as transformers loads it, and nothing else."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """Return a model as transformers loads it, its attention computed as its definition says."""
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     return model.eval()
 
 
