@@ -31,6 +31,9 @@ LEFT_BY_COMMANDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PYTHONSAFEPATH")
 """Variables that commands in this process set: with them, another would not start its own ranks, or
 not find the tests."""
 
+OF_ITS_CALLER = ("/metrics/times/", "/admission/")
+"""Where records lie that a run has by where and how its stages were called."""
+
 OPD = ("cli.main",)
 """The module that is the command line."""
 
@@ -169,11 +172,12 @@ def finish(process: Process) -> Outcome:
 def snapshot(storage: Storage, folder: str) -> dict[str, Any]:
     """Return what a run published below a folder: every JSON object, without what may differ.
 
-    Attempts differ from process to process, times from call to call; nothing else may.
+    Attempts differ from process to process, times from call to call, trials from machine to
+    machine; nothing else may.
     """
     found: dict[str, Any] = {}
     for key in keys_below(storage, folder):
-        if key.endswith(".json") and "/metrics/times/" not in key:
+        if key.endswith(".json") and not any(part in key for part in OF_ITS_CALLER):
             value = json.loads(storage.get(key) or b"")
             value.pop("attempt", None)
             found[key] = value

@@ -114,6 +114,10 @@ class Own(nn.Module):
         """Return itself."""
         return self
 
+    def get_output_embeddings(self) -> nn.Module:
+        """Return what is no decoder."""
+        return self.embedding
+
     def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
         """Return what transformers would."""
         found = self.drop(self.embedding(input_ids))
