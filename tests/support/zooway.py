@@ -96,10 +96,13 @@ def prompts() -> list[Ids]:
 
 
 def plain(folder: Path) -> Any:
-    """Return a model as transformers loads it, its attention computed as its definition says."""
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    """Return a model as transformers loads it, but for soft caps, which only `eager` computes.
+
+    Not all are read so: `eager` adds ALiBi of Falcon twice.
+    """
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
     return model.eval()
 
 
