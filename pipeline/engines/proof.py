@@ -5,13 +5,14 @@ of these. Promises: an engine whose draws its own scores do not bear out, or who
 checkpoint's probe does not, is closed before anything is sampled; a few hundred tokens are read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pipeline.checkpoints.probe import Probe
+from pipeline.engines.borders import borders_of
 from pipeline.engines.engine import Engine, Sampling
 from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Note, Start
@@ -32,12 +33,6 @@ SHORT = (3, 3, 8)
 
 MOST_TOKENS = 700
 """Prompt tokens of all rows; a border that is further away is out of reach."""
-
-BORDERS = (
-    *("sliding_window", "attention_window_size", "window_size", "attention_chunk_size"),
-    *("original_max_position_embeddings", "index_topk"),
-)
-"""Settings that name a length at which a model begins to do something else."""
 
 ADVICE = "Set the engine of rollout and eval to another one, or choose another model"
 
@@ -114,17 +109,8 @@ def _prompts(engine: Engine, settings: Any, longest: int) -> list[Ids]:
     """Return prompts of a few lengths: short ones, and those that cross a border when drawn."""
     room = longest - NEW_TOKENS
     lengths = [length for length in SHORT if length <= room]
-    for border in sorted(set(_borders(settings.get_text_config()))):
+    for border in borders_of(settings.get_text_config()):
         if max(SHORT) < border <= room and sum(lengths) + border <= MOST_TOKENS:
             lengths.append(border - 1)
     random = np.random.default_rng(0)
     return [random.integers(0, engine.vocab_size, n).astype(np.int32) for n in lengths]
-
-
-def _borders(settings: Any) -> Iterator[int]:
-    """Yield the lengths that a model's settings name, those of its rotary scaling too."""
-    scaling = getattr(settings, "rope_parameters", None) or {}
-    for name in BORDERS:
-        for value in (getattr(settings, name, None), scaling.get(name)):
-            if isinstance(value, int):
-                yield value

@@ -5,12 +5,13 @@ anything is sampled or scored; a process pays it once for each teacher and for a
 where a model cannot be held so, that is said. Shapes: T tokens of all responses joined.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.engines.borders import borders_of
 from pipeline.engines.engine import Engine
 from pipeline.engines.start import Note, Start
 from pipeline.models.loading import load_model
@@ -28,9 +29,6 @@ ROWS = (6, 17, 64)
 
 MOST_TOKENS = 256
 """Tokens of a row that goes beyond a border of the model."""
-
-BORDERS = ("sliding_window", "original_max_position_embeddings")
-"""Settings that name a length at which a model begins to do something else."""
 
 GROWTH = 2.5
 """Bytes that the reference may take for each byte of the weights' files, 16 bits made to 32."""
@@ -163,15 +161,7 @@ def _rows(settings: Any, longest: int | None) -> tuple[list[Ids], list[Ids]]:
     """Return prompts and responses of random ids, one row beyond each border of the model."""
     held = getattr(settings, "max_position_embeddings", None)
     room = min(each for each in (longest, held, MOST_TOKENS) if each is not None)
-    lengths = [n for n in (*ROWS, *(n + 8 for n in _borders(settings))) if n <= room] or [room]
+    lengths = [n for n in (*ROWS, *(n + 8 for n in borders_of(settings))) if n <= room] or [room]
     random = np.random.default_rng(0)
     rows = [random.integers(0, settings.vocab_size, n).astype(np.int32) for n in lengths]
     return [row[: len(row) // 2] for row in rows], [row[len(row) // 2 :] for row in rows]
-
-
-def _borders(settings: Any) -> Iterator[int]:
-    scaling = getattr(settings, "rope_parameters", None) or {}
-    for name in BORDERS:
-        for value in {getattr(settings, name, None), scaling.get(name)}:
-            if isinstance(value, int) and not isinstance(value, bool):
-                yield value
