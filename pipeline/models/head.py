@@ -57,6 +57,18 @@ class Head:
             logits_TV = self.softcap * torch.tanh(logits_TV / self.softcap)
         return logits_TV
 
+    def finish_(self, product_TV: Tensor) -> Tensor:
+        """Return what `finish` does, in the place of a float32 product."""
+        if self.scale != 1.0:
+            product_TV.mul_(self.scale)
+        if self.softcap is not None:
+            product_TV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return product_TV
+
+    def slope_of_cap(self, logits_TV: Tensor) -> Tensor | None:
+        """Return the derivative of the soft cap where it gave these logits; None without a cap."""
+        return None if self.softcap is None else 1.0 - (logits_TV / self.softcap).square_()
+
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Return the float32 logits of hidden states of any leading shape."""
         return self.finish(self.project(hidden_TH))

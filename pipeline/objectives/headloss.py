@@ -1,80 +1,90 @@
 """The language-model head and the loss together, in chunks: [T, V] logits never exist at once.
 
 Promises the same loss and gradients as the plain computation, with at most `chunk_tokens` rows of
-logits held. Must not change the model. Shapes: T tokens, H hidden, V vocabulary,
-N trained tokens of one chunk.
+logits held, in float32 whatever the model's type. Must not change the model.
+Shapes: T tokens, H hidden, V vocabulary, N trained tokens of one chunk, G gathered ids, B buckets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from pipeline.models.head import Head
-from pipeline.objectives.losses import DIAGNOSTICS, token_losses
+from pipeline.objectives.losses import DIAGNOSTICS, losses_of
+from pipeline.objectives.matmuls import Sum, product, takes_low
+from pipeline.objectives.outside import Outside, plain_outside
+from pipeline.objectives.sides import Sides, View
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import LossConfig
 
 
 @dataclass
 class _Gradients:
-    """Sums over chunks; None where no gradient is wanted. Those of the head are float32."""
+    """Sums over chunks; None where no gradient is wanted."""
 
     hidden_TH: Tensor | None
-    weight_VH: Tensor | None
+    weight_VH: Sum | None
     bias_V: Tensor | None
 
     @classmethod
     def zeros(cls, hidden_TH: Tensor, head: Head) -> "_Gradients":
-        def zeros(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-            if tensor is None or not (torch.is_grad_enabled() and tensor.requires_grad):
-                return None
-            return torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
+        def wanted(tensor: Tensor | None) -> bool:
+            return tensor is not None and torch.is_grad_enabled() and tensor.requires_grad
 
+        weight_VH, bias_V = head.weight_VH, head.bias_V
         return cls(
-            hidden_TH=zeros(hidden_TH, hidden_TH.dtype),
-            weight_VH=zeros(head.weight_VH, torch.float32),
-            bias_V=zeros(head.bias_V, torch.float32),
+            hidden_TH=torch.zeros_like(hidden_TH) if wanted(hidden_TH) else None,
+            weight_VH=Sum(weight_VH) if wanted(weight_VH) else None,
+            bias_V=torch.zeros_like(bias_V, dtype=torch.float32)
+            if bias_V is not None and wanted(bias_V)
+            else None,
         )
 
     @property
     def wanted(self) -> bool:
         return any(g is not None for g in (self.hidden_TH, self.weight_VH, self.bias_V))
 
-    def add(self, rows_N: Tensor, grad_NV: Tensor, hidden_NH: Tensor, *, weight_VH: Tensor) -> None:
+    def add(
+        self, rows_N: Tensor, grad_NV: Tensor, hidden_NH: Tensor, *, head: Head, alone: bool
+    ) -> None:
         if self.hidden_TH is not None:
-            self.hidden_TH[rows_N] = (grad_NV @ weight_VH).to(self.hidden_TH.dtype)
+            self.hidden_TH[rows_N] = grad_NV @ head.weight_VH
         if self.weight_VH is not None:
-            if grad_NV.dtype == hidden_NH.dtype == torch.float32:
-                self.weight_VH.addmm_(grad_NV.t(), hidden_NH)  # no second [V, H] tensor
-            else:
-                self.weight_VH += grad_NV.t() @ hidden_NH
+            self.weight_VH.add(grad_NV.t(), hidden_NH, alone=alone)
         if self.bias_V is not None:
             self.bias_V += grad_NV.sum(0, dtype=torch.float32)
 
     def paired(self, hidden_TH: Tensor, head: Head) -> list[tuple[Tensor, Tensor]]:
         """Return each input that wants a gradient, with that gradient in its own type."""
-        gradients = (self.hidden_TH, self.weight_VH, self.bias_V)
+        weight_VH = None if self.weight_VH is None else self.weight_VH.total()
+        gradients = (self.hidden_TH, weight_VH, self.bias_V)
         inputs = (hidden_TH, head.weight_VH, head.bias_V)
         both = zip(inputs, gradients, strict=True)
         return [(x, g.to(x.dtype)) for x, g in both if x is not None and g is not None]
 
 
 class _Ready(torch.autograd.Function):
-    """A loss whose gradients are known already: `backward` scales them and hands them out."""
+    """A loss whose gradients are known already: `backward` scales them and hands them out, once.
+
+    So nobody else holds them, and what is as large as the head need not be copied.
+    """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, total: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(*gradients)
+    def forward(ctx: Any, total: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
         return total.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: BackwardCFunction, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of this loss were handed out: compute it again")
+        return None, None, *(g.mul_(grad_total) for g in gradients)
 
 
 def head_loss(
@@ -110,34 +120,73 @@ def head_loss(
     sums = {name: total.clone() for name in DIAGNOSTICS}
     with torch.no_grad():
         cast = head.to(hidden_TH.dtype)
+        chunks = _Chunks(cast if takes_low(hidden_TH) else head.to(torch.float32), loss, scale)
         for start in range(0, len(rows_T), chunk_tokens):
             rows_N = rows_T[start : start + chunk_tokens]
             part, hidden_NH = targets[rows_N], hidden_TH[rows_N]
-            chunk_loss, values = _chunk(hidden_NH, cast, part, loss, rows_N=rows_N, into=gradients)
+            chunk_loss, values, gradient = chunks.look(hidden_NH, part)
+            if gradients.wanted:
+                alone = len(rows_T) <= chunk_tokens
+                gradients.add(rows_N, gradient(), hidden_NH, head=cast, alone=alone)
             total += chunk_loss
             for name, value_N in values.items():
                 sums[name] += (value_N * part.weight_T).sum()
+            del gradient  # it holds a chunk's logits
         pairs = gradients.paired(hidden_TH, head)
-    inputs, ready = [x for x, _ in pairs], tuple(g for _, g in pairs)
+    inputs, ready = [x for x, _ in pairs], [g for _, g in pairs]
     total = _Ready.apply(total, ready, *inputs)  # type: ignore[no-untyped-call] # torch's gap
-    return total * scale, sums
+    return total, sums
 
 
-def _chunk(
-    hidden_NH: Tensor,
-    head: Head,
-    part: Targets,
-    loss: LossConfig,
-    *,
-    rows_N: Tensor,
-    into: _Gradients,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return loss and diagnostics of one chunk and add its gradients; its logits die on return."""
-    product_NV = head.project(hidden_NH).requires_grad_(into.wanted)
-    with torch.set_grad_enabled(into.wanted):
-        loss_N, values = token_losses(head.finish(product_NV), part, loss)
-        chunk_loss = (loss_N * part.weight_T).sum()
-    if into.wanted:
-        (grad_NV,) = torch.autograd.grad(chunk_loss, product_NV)
-        into.add(rows_N, grad_NV, hidden_NH, weight_VH=head.weight_VH)
-    return chunk_loss.detach(), values
+class _Chunks:
+    """The logits of one chunk after the other: on a CPU, in a buffer that stays."""
+
+    def __init__(self, head: Head, loss: LossConfig, scale: float) -> None:
+        self._head, self._loss, self._scale = head, loss, scale
+        self._buffer: Tensor | None = None
+
+    def look(
+        self, hidden_NH: Tensor, part: Targets
+    ) -> tuple[Tensor, dict[str, Tensor], Callable[[], Tensor]]:
+        """Return a chunk's loss, its diagnostics, and what gives the gradient of its product.
+
+        That is [N, V], takes the place of the logits, and can be had once.
+        """
+        head, out_NV = self._head, self._of_rows(hidden_NH)
+        product_NV = product(hidden_NH, head.weight_VH, head.bias_V, out_NV=out_NV)
+        logits_NV = head.finish_(product_NV)
+        slope_NV = head.slope_of_cap(logits_NV)
+        ids_NG = part.gathered_TG
+        logits_NG = logits_NV.gather(1, ids_NG)
+        outside = _outside(logits_NV, part.ids_TS)
+        inputs = (logits_NG.requires_grad_(), outside.log_sum_NB.requires_grad_())
+        view = View(logits_NG, outside.log_sum_NB, outside.mean_N, head.weight_VH.shape[0])
+        with torch.enable_grad():
+            loss_N, values = losses_of(Sides(view, part), self._loss)
+            chunk_loss = (loss_N * part.weight_T).sum() * self._scale
+
+        def gradient() -> Tensor:
+            of_ids_NG, of_sum_NB = torch.autograd.grad(chunk_loss, inputs, materialize_grads=True)
+            dtype = hidden_NH.dtype if slope_NV is None else torch.float32
+            grad_NV = outside.gradient(of_sum_NB * head.scale, dtype)
+            grad_NV.scatter_add_(1, ids_NG, (of_ids_NG * head.scale).to(dtype))
+            return grad_NV if slope_NV is None else grad_NV.mul_(slope_NV).to(hidden_NH.dtype)
+
+        return chunk_loss.detach(), values, gradient
+
+    def _of_rows(self, hidden_NH: Tensor) -> Tensor | None:
+        """Return the first rows of the buffer; a GPU's allocator keeps its own."""
+        if hidden_NH.is_cuda:
+            return None
+        if self._buffer is None:  # the first chunk is the largest
+            self._buffer = torch.empty(len(hidden_NH), len(self._head.weight_VH))
+        return self._buffer[: len(hidden_NH)]
+
+
+def _outside(logits_NV: Tensor, ids_NS: Tensor) -> Outside:
+    """Return the ids outside the support by the fastest way that the device has."""
+    if not logits_NV.is_cuda:
+        return plain_outside(logits_NV, ids_NS)
+    from pipeline.objectives.kernels import fused_outside
+
+    return fused_outside(logits_NV, ids_NS)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.objectives.sides import Sides
+from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import LossConfig, LossKind
 from schemas.errors import DataError
@@ -44,14 +44,20 @@ def token_losses(
     logits_TV = logits_TV.float()
     if not bool(live_T.all()):  # a copy of the logits, so only where there is something to hide
         logits_TV = logits_TV.masked_fill(~live_T[:, None], 0.0)
-    sides = Sides(logits_TV, logits_TV.logsumexp(-1), targets)
+    loss_T, values = losses_of(Sides(plain_view(logits_TV, targets), targets), loss)
+    values = {name: torch.where(live_T, value_T, 0.0) for name, value_T in values.items()}
+    return torch.where(live_T, loss_T, 0.0), values
+
+
+def losses_of(sides: Sides, loss: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return loss and diagnostics as `token_losses` does, where every position is trained."""
     loss_T = LOSSES[loss.kind](sides, loss)
     with torch.no_grad():
         values = {
-            name: torch.where(live_T, diagnostic(sides, loss).float(), 0.0)
+            name: diagnostic(sides, loss).float().detach()
             for name, diagnostic in DIAGNOSTICS.items()
         }
-    return torch.where(live_T, loss_T, 0.0), values
+    return loss_T, values
 
 
 def _kl(log_a_TC: Tensor, log_b_TC: Tensor, present_TC: Tensor) -> Tensor:
@@ -148,7 +154,7 @@ DIAGNOSTICS: dict[str, _PerToken] = {
     "sampled_reverse_kl": _sampled_reverse_kl,
     "student_mass": _student_mass,
     "teacher_mass": lambda sides, _: sides.targets.logprobs_TS.exp().sum(-1),
-    "student_entropy": lambda sides, _: torch.special.entr(sides.logits_TV.softmax(-1)).sum(-1),
+    "student_entropy": lambda sides, _: sides.student_entropy_T,
     "student_token_logprob": lambda sides, _: sides.student_token_logprob_T,
     "rollout_kl": _rollout_kl,
     "floored": _floored,

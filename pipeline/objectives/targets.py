@@ -49,6 +49,11 @@ class Targets:
     rollout_logprob_T: Tensor | None = None
     """float32 log-probability under the sampling policy, or None where the run has none."""
 
+    @property
+    def gathered_TG(self) -> Tensor:
+        """Return the ids whose logits objectives look at one by one: support, sampled token."""
+        return torch.cat([self.ids_TS, self.token_ids_T[:, None]], dim=-1)
+
     def __len__(self) -> int:
         """Return the number of positions."""
         return len(self.weight_T)

@@ -7,6 +7,7 @@ from torch import Tensor
 from pipeline.models.head import Head
 from pipeline.objectives.headloss import head_loss
 from pipeline.objectives.losses import token_losses
+from pipeline.objectives.outside import plain_outside
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import LossConfig
 from tests.support.lossreference import ALL, build, name_of, random_logits, raw_columns
@@ -59,3 +60,28 @@ def test_value_and_gradients_are_those_of_float64(
         assert mine.grad is not None and other.grad is not None
         apart = (mine.grad.cpu().double() - other.grad).norm() / other.grad.norm()
         assert float(apart) <= limit, f"{float(apart):.1e} of the gradient's norm"
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 100, 4096, 32_001])
+def test_the_kernel_looks_as_torchs_own_operations_do(vocab: int) -> None:
+    """A row may have no id outside, one has -inf logits, one a mass far below its support's."""
+    from pipeline.objectives.kernels import fused_outside  # Triton comes with a GPU's torch
+
+    generator = torch.Generator().manual_seed(vocab)
+    logits_NV = 3 * torch.randn(50, vocab, generator=generator)
+    ids_NS = torch.randint(vocab, (50, min(vocab, 7)), generator=generator)
+    logits_NV[1, vocab // 2 :] = -torch.inf
+    logits_NV[2].scatter_(0, ids_NS[2], 500.0)
+    ids_NS[0] = torch.arange(min(vocab, 7))
+    of_sum_NB = torch.randn(50, 1, generator=generator)
+    inside_NV = torch.zeros(50, vocab, dtype=torch.bool).scatter_(1, ids_NS, True)
+    live_N = (~inside_NV & (logits_NV > -torch.inf)).any(1)
+    expected = plain_outside(logits_NV.double(), ids_NS)
+    found = fused_outside(logits_NV.cuda(), ids_NS.cuda())
+    for name in ("log_sum_NB", "mean_N"):
+        ours, theirs = getattr(found, name).cpu(), getattr(expected, name).float()
+        torch.testing.assert_close(ours[live_N], theirs[live_N], rtol=2e-5, atol=2e-5)
+    of_sum_NB[~live_N] = 0.0
+    theirs_NV = expected.gradient(of_sum_NB.double(), torch.float64).float()
+    ours_NV = found.gradient(of_sum_NB.cuda(), torch.float32).cpu()
+    torch.testing.assert_close(ours_NV, theirs_NV, rtol=2e-5, atol=1e-6)

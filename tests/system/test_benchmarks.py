@@ -49,7 +49,7 @@ FIGURES = {
     "fuzz": {"executions", "executions_per_s"},
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
     "learner": {"step_ratio"},
-    "losses": {"cpu_vs_naive", "cpu_vs_floor", "memory_vs_naive"},
+    "losses": {"floor_ratio", "naive_ratio", "peak_ratio"},
     "rollout": {"rollout_ratio"},
     "score": {"score_ratio", "convert_share"},
     "storage": {"publish_per_s", "read_per_s", "growth_ratio", "growth_ratio_wall"},
