@@ -19,6 +19,7 @@ from pipeline.objectives.matmuls import Sum, product, takes_low
 from pipeline.objectives.outside import Outside, plain_outside
 from pipeline.objectives.sides import Sides, View
 from pipeline.objectives.targets import Targets
+from pipeline.scores.buckets import bucket_of
 from schemas.config.loss import LossConfig
 
 
@@ -158,7 +159,7 @@ class _Chunks:
         slope_NV = head.slope_of_cap(logits_NV)
         ids_NG = part.gathered_TG
         logits_NG = logits_NV.gather(1, ids_NG)
-        outside = _outside(logits_NV, part.ids_TS)
+        outside = _outside(logits_NV, part)
         inputs = (logits_NG.requires_grad_(), outside.log_sum_NB.requires_grad_())
         view = View(logits_NG, outside.log_sum_NB, outside.mean_N, head.weight_VH.shape[0])
         with torch.enable_grad():
@@ -183,10 +184,13 @@ class _Chunks:
         return self._buffer[: len(hidden_NH)]
 
 
-def _outside(logits_NV: Tensor, ids_NS: Tensor) -> Outside:
+def _outside(logits_NV: Tensor, part: Targets) -> Outside:
     """Return the ids outside the support by the fastest way that the device has."""
-    if not logits_NV.is_cuda:
-        return plain_outside(logits_NV, ids_NS)
-    from pipeline.objectives.kernels import fused_outside
+    num_buckets = part.tail_TB.shape[1]
+    if logits_NV.is_cuda and num_buckets == 1:
+        from pipeline.objectives.kernels import fused_outside
 
-    return fused_outside(logits_NV, ids_NS)
+        return fused_outside(logits_NV, part.ids_TS)
+    ids_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)
+    buckets_V = None if num_buckets == 1 else bucket_of(ids_V, num_buckets)
+    return plain_outside(logits_NV, part.ids_TS, buckets_V=buckets_V, num_buckets=num_buckets)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.objectives.divergences import DIVERGENCES
+from pipeline.objectives.estimators import cut_share, estimated, over_categories
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
-from schemas.config.loss import LossConfig, LossKind
+from schemas.config.loss import SAMPLES, DivergenceKind, LossConfig
 from schemas.errors import DataError
 
 _NEG_INF, _MAX_LOG_RATIO = -math.inf, 20.0
@@ -60,40 +62,8 @@ def losses_of(sides: Sides, loss: LossConfig) -> tuple[Tensor, dict[str, Tensor]
     return loss_T, values
 
 
-def _kl(log_a_TC: Tensor, log_b_TC: Tensor, present_TC: Tensor) -> Tensor:
-    """Return KL(A‖B) over the present categories; absent ones give 0 and no NaN gradient."""
-    log_a_TC = log_a_TC.masked_fill(~present_TC, 0.0)
-    log_b_TC = log_b_TC.masked_fill(~present_TC, 0.0)
-    return (log_a_TC.exp() * (log_a_TC - log_b_TC)).sum(-1)
-
-
-def _forward_kl(sides: Sides, loss: LossConfig) -> Tensor:
-    """Return KL(teacher‖student); a category that the teacher gives nothing adds nothing."""
-    log_p_TC, log_q_TC, exists_TC = sides.categories
-    return _kl(log_p_TC, log_q_TC, exists_TC & (log_p_TC > _NEG_INF))
-
-
-def _reverse_kl(sides: Sides, loss: LossConfig) -> Tensor:
-    """Return KL(student‖teacher), the teacher floored."""
-    log_p_TC, log_q_TC, exists_TC = sides.categories
-    return _kl(log_q_TC, log_p_TC.clamp(min=loss.teacher_logprob_floor), exists_TC)
-
-
-def _jsd(sides: Sides, loss: LossConfig) -> Tensor:
-    """Return the generalised Jensen-Shannon divergence; its ends are the two KLs, not their limits.
-
-    Source: GKD, arXiv 2306.13649.
-    """
-    if loss.beta == 0.0:
-        return _forward_kl(sides, loss)
-    if loss.beta == 1.0:
-        return _reverse_kl(sides, loss)
-    log_p_TC, log_q_TC, exists_TC = sides.categories
-    log_p_TC = log_p_TC.clamp(min=loss.teacher_logprob_floor)
-    log_m_TC = torch.logaddexp(log_q_TC + math.log1p(-loss.beta), log_p_TC + math.log(loss.beta))
-    teacher_T = _kl(log_p_TC, log_m_TC, exists_TC)
-    student_T = _kl(log_q_TC, log_m_TC, exists_TC)
-    return loss.beta * teacher_T + (1.0 - loss.beta) * student_T
+def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
+    return estimated(sides, DIVERGENCES[loss.kind], loss)
 
 
 def _policy_gradient(sides: Sides, loss: LossConfig) -> Tensor:
@@ -112,13 +82,22 @@ def _policy_gradient(sides: Sides, loss: LossConfig) -> Tensor:
     return -advantage_T * ratio_T * (token_T - now_T).exp()
 
 
-LOSSES: dict[LossKind, _PerToken] = {
-    "forward_kl": _forward_kl,
-    "reverse_kl": _reverse_kl,
-    "jsd": _jsd,
+LOSSES: dict[str, _PerToken] = {
+    **dict.fromkeys(DIVERGENCES, _divergence),
     "policy_gradient": _policy_gradient,
 }
 """The loss of each token in nats, by `loss.kind`."""
+
+
+def _told(kind: DivergenceKind) -> _PerToken:
+    """Return what tells of a divergence whichever is trained; by a sample only where it suits."""
+
+    def divergence(sides: Sides, loss: LossConfig) -> Tensor:
+        sample = sides.targets.sample
+        suits = sample is not None and sample.of in SAMPLES[kind]
+        return (estimated if suits else over_categories)(sides, DIVERGENCES[kind], loss)
+
+    return divergence
 
 
 def _sampled_reverse_kl(sides: Sides, loss: LossConfig) -> Tensor:
@@ -127,7 +106,7 @@ def _sampled_reverse_kl(sides: Sides, loss: LossConfig) -> Tensor:
 
 
 def _student_mass(sides: Sides, loss: LossConfig) -> Tensor:
-    student_TS = sides.categories.log_q_TC[:, :-1].exp()
+    student_TS = sides.categories.log_q_TC[:, : sides.num_support].exp()
     return student_TS.masked_fill(~sides.targets.valid_TS, 0.0).sum(-1)
 
 
@@ -149,8 +128,8 @@ def _rollout_kl(sides: Sides, loss: LossConfig) -> Tensor:
 
 
 DIAGNOSTICS: dict[str, _PerToken] = {
-    "forward_kl": _forward_kl,
-    "reverse_kl": _reverse_kl,
+    "forward_kl": _told("forward_kl"),
+    "reverse_kl": _told("reverse_kl"),
     "sampled_reverse_kl": _sampled_reverse_kl,
     "student_mass": _student_mass,
     "teacher_mass": lambda sides, _: sides.targets.logprobs_TS.exp().sum(-1),
@@ -159,5 +138,6 @@ DIAGNOSTICS: dict[str, _PerToken] = {
     "rollout_kl": _rollout_kl,
     "floored": _floored,
     "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,
+    "importance_cut": cut_share,
 }
 """What is told of each token beside its loss, by the name of its metric."""

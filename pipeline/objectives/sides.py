@@ -1,7 +1,7 @@
-"""Student and teacher at the same positions, on the support and its tail bucket. Pure.
+"""Student and teacher at the same positions, on support, tail buckets and sample. Pure.
 
-Shapes: T tokens, S support = top-k and sampled token, G gathered = S and the sampled token again,
-B tail buckets, C categories = S and B, V vocabulary.
+Shapes: T tokens, S support, N ids of a sample, G gathered = S, the sampled token and N, B tail
+buckets, C categories = S and B, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.objectives.outside import LOWEST
 from pipeline.objectives.targets import Targets
+from pipeline.scores.buckets import bucket_of
 
 
 class Categories(NamedTuple):
@@ -43,54 +44,72 @@ class Sides:
     view: View
     targets: Targets
 
+    @property
+    def num_support(self) -> int:
+        """Return S."""
+        return self.targets.valid_TS.shape[1]
+
     @cached_property
-    def categories(self) -> Categories:
-        """Return both distributions, the ids outside the support together as one category."""
-        targets, view = self.targets, self.view
-        full_T = targets.valid_TS.sum(-1) == view.vocab_size
-        exists_TC = torch.cat(
-            [targets.valid_TS, ~full_T[:, None].expand_as(view.outside_TB)], dim=-1
-        )
-        support_TS = view.logits_TG[:, : targets.valid_TS.shape[1]]
-        masses_TC = torch.cat([support_TS, view.outside_TB], dim=-1).clamp(min=LOWEST)
-        log_z_T1 = masses_TC.masked_fill(~exists_TC, LOWEST).logsumexp(-1, keepdim=True)
-        return Categories(
-            log_p_TC=torch.cat([targets.logprobs_TS, targets.tail_T[:, None]], dim=-1),
-            log_q_TC=masses_TC - log_z_T1,
-            exists_TC=exists_TC,
-        )
+    def _exists_TC(self) -> Tensor:
+        valid_TS = self.targets.valid_TS
+        rest_T1 = valid_TS.sum(-1, keepdim=True) < self.view.vocab_size
+        return torch.cat([valid_TS, rest_T1.expand_as(self.view.outside_TB)], dim=-1)
+
+    @cached_property
+    def _masses_TC(self) -> Tensor:
+        support_TS = self.view.logits_TG[:, : self.num_support]
+        return torch.cat([support_TS, self.view.outside_TB], dim=-1).clamp(min=LOWEST)
 
     @cached_property
     def log_z_T(self) -> Tensor:
         """Return the log-sum-exp of all logits."""
-        first_T = self.view.logits_TG[:, 0].clamp(min=LOWEST)
-        return first_T - self.categories.log_q_TC[:, 0]
+        return self._masses_TC.masked_fill(~self._exists_TC, LOWEST).logsumexp(-1)
+
+    @cached_property
+    def categories(self) -> Categories:
+        """Return both distributions, the ids outside the support together in their buckets."""
+        targets = self.targets
+        return Categories(
+            log_p_TC=torch.cat([targets.logprobs_TS, targets.tail_TB], dim=-1),
+            log_q_TC=self._masses_TC - self.log_z_T[:, None],
+            exists_TC=self._exists_TC,
+        )
 
     @cached_property
     def student_token_logprob_T(self) -> Tensor:
         """Return log q(y) of the sampled tokens."""
-        return self.view.logits_TG[:, self.targets.valid_TS.shape[1]] - self.log_z_T
+        return self.view.logits_TG[:, self.num_support] - self.log_z_T
+
+    @cached_property
+    def student_sample_logprobs_TN(self) -> Tensor:
+        """Return log q of the sample's ids, finite."""
+        logits_TN = self.view.logits_TG[:, self.num_support + 1 :].clamp(min=LOWEST)
+        return logits_TN - self.log_z_T[:, None]
 
     @cached_property
     def student_entropy_T(self) -> Tensor:
         """Return the entropy of the student's whole distribution, in nats."""
         _, log_q_TC, exists_TC = self.categories
         q_TC = log_q_TC.exp().masked_fill(~exists_TC, 0.0)
-        num_support = self.targets.valid_TS.shape[1]
-        inside_T = (q_TC * log_q_TC)[:, :num_support].sum(-1)
+        inside_T = (q_TC * log_q_TC)[:, : self.num_support].sum(-1)
         outside_T = self.view.outside_mean_T - self.log_z_T
-        return -(inside_T + q_TC[:, num_support:].sum(-1) * outside_T)
+        return -(inside_T + q_TC[:, self.num_support :].sum(-1) * outside_T)
 
 
 def plain_view(logits_TV: Tensor, targets: Targets) -> View:
     """Return the view of float32 logits, through which autograd sees all of them."""
+    num_ids, num_buckets = logits_TV.shape[-1], targets.tail_TB.shape[1]
     outside_TV = logits_TV.scatter(-1, targets.ids_TS, LOWEST).clamp(min=LOWEST)
-    log_sum_T = outside_TV.logsumexp(-1)
+    bucket_V = bucket_of(torch.arange(num_ids, device=logits_TV.device), num_buckets)
+    sums = [
+        outside_TV.masked_fill(bucket_V != bucket, LOWEST).logsumexp(-1)
+        for bucket in range(num_buckets)
+    ]
     with torch.no_grad():
-        mean_T = ((outside_TV - log_sum_T[:, None]).exp() * outside_TV).sum(-1)
+        mean_T = (outside_TV.softmax(-1) * outside_TV).sum(-1)
     return View(
         logits_TG=logits_TV.gather(-1, targets.gathered_TG),
-        outside_TB=log_sum_T[:, None],
+        outside_TB=torch.stack(sums, dim=-1),
         outside_mean_T=mean_T,
-        vocab_size=logits_TV.shape[-1],
+        vocab_size=num_ids,
     )

@@ -1,25 +1,26 @@
 """The teacher's side of a batch: checked, normalised targets of flat token positions.
 
 Pure: no I/O, no random numbers, no state. Shapes: T tokens (all sequences of a batch, end to end),
-K top-k, S support = top-k and sampled token (K + 1 columns), V vocabulary.
+K top-k, S support = top-k and, without a sample, the sampled token (K + 1 columns), B tail buckets,
+N ids of a sample, G ids whose logits are gathered, V vocabulary.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.objectives.samples import Sample
+from pipeline.objectives.supports import Stored, Support, topk_alone, with_token
 from schemas.errors import DataError
 from schemas.tables import LOGPROB_ROUNDING
 
 _NEG_INF = -math.inf
 
 _MASS_TOLERANCE = 0.05  # 16-bit log-probabilities move the total mass by less than this
-
-_TAIL_EPSILON = 1e-6  # smallest share of the tail that stays when the sampled token leaves it
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,8 @@ class Targets:
     """float32 teacher log-probabilities, renormalised over support and tail; -inf where padded."""
     valid_TS: Tensor
     """bool, False on padded columns."""
-    tail_T: Tensor
-    """float32 teacher log-mass outside the support; -inf where there is none."""
+    tail_TB: Tensor
+    """float32 teacher log-mass outside the support in each bucket; -inf where there is none."""
     token_ids_T: Tensor
     """int64 ids of the sampled tokens."""
     token_logprob_T: Tensor
@@ -48,11 +49,19 @@ class Targets:
     """bool, True where the sampled token claimed the whole stored tail or more (rounding)."""
     rollout_logprob_T: Tensor | None = None
     """float32 log-probability under the sampling policy, or None where the run has none."""
+    sample: Sample | None = None
+    """What is known of single ids outside the support; None sums over the support alone."""
+
+    @property
+    def tail_T(self) -> Tensor:
+        """Return the teacher's log-mass outside the support, float32."""
+        return self.tail_TB.logsumexp(-1)
 
     @property
     def gathered_TG(self) -> Tensor:
-        """Return the ids whose logits objectives look at one by one: support, sampled token."""
-        return torch.cat([self.ids_TS, self.token_ids_T[:, None]], dim=-1)
+        """Return the ids whose logits objectives look at: support, sampled token, sample."""
+        sampled = [] if self.sample is None else [self.sample.ids_TN]
+        return torch.cat([self.ids_TS, self.token_ids_T[:, None], *sampled], dim=-1)
 
     def __len__(self) -> int:
         """Return the number of positions."""
@@ -67,16 +76,23 @@ class Targets:
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Targets":
-        values: dict[str, Any] = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
-            values[field.name] = None if tensor is None else change(tensor)
-        return Targets(**values)
+        return replace(self, **_changed(self, change))
 
     def require_rows(self, num_rows: int) -> None:
         """Raise DataError unless there are `num_rows` positions."""
         if len(self) != num_rows:
             raise DataError(f"{len(self)} target positions for {num_rows} positions of the model")
+
+
+def _changed(parts: Any, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Return the fields of a dataclass, their tensors changed, those of its parts too."""
+    values = {field.name: getattr(parts, field.name) for field in fields(parts)}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            values[name] = change(value)
+        elif isinstance(value, Sample):
+            values[name] = replace(value, **_changed(value, change))
+    return values
 
 
 def build_targets(
@@ -88,21 +104,25 @@ def build_targets(
     token_logprob_T: Tensor,
     weight_T: Tensor,
     rollout_logprob_T: Tensor | None = None,
+    sample: Sample | None = None,
     vocab_size: int,
 ) -> Targets:
-    """Return checked targets whose support is the teacher's top-k and the sampled token.
+    """Return checked targets whose support is the teacher's top-k, and all that is known beside it.
 
-    The sampled token's mass leaves the tail, P is renormalised over support and tail, and the tail
-    is dropped where the support is the whole vocabulary. Positions of weight 0 may hold anything.
+    Without a sample the sampled token is of the support, and its mass leaves the tail. With one it
+    is not: a support that depends on what was drawn is biased. P is renormalised over support and
+    tail, and the tail is dropped where the support is the whole vocabulary. Positions of weight 0
+    may hold anything.
 
     Args:
         topk_ids_TK: ids of the teacher's top-k; a negative id with log-probability -inf is padding.
         topk_logprobs_TK: their log-probabilities in nats, any float type.
-        tail_T: teacher log-mass outside the top-k.
+        tail_T: teacher log-mass outside the top-k; [T, B] by bucket where there is a sample.
         token_ids_T: ids of the sampled tokens.
         token_logprob_T: teacher log-probability of the sampled tokens.
         weight_T: weight of each position, 0 where it is not trained.
         rollout_logprob_T: log-probability of the sampled tokens when they were sampled.
+        sample: ids beside the top-k, and their chances; those of the top-k in it are left out.
         vocab_size: number of ids that the student's head knows.
 
     Raises:
@@ -119,7 +139,7 @@ def build_targets(
         column = column.double() if column.is_floating_point() else column.long()
         return torch.where(trained, column, otherwise)
 
-    stored = _Stored(
+    stored = Stored(
         ids_TK=live(topk_ids_TK, -1),
         logprobs_TK=live(topk_logprobs_TK, _NEG_INF),
         tail_T=live(tail_T, _NEG_INF),
@@ -129,57 +149,55 @@ def build_targets(
     )
     _check_ids(stored, vocab_size)
     _check_logprobs(stored)
-    return _normalised(stored, weight_T.float(), vocab_size)
+    return _normalised(stored, weight_T.float(), sample, vocab_size)
 
 
-class _Stored(NamedTuple):
-    """What the store holds, in float64; positions of weight 0 are blank: id 0 has all mass."""
-
-    ids_TK: Tensor
-    logprobs_TK: Tensor
-    tail_T: Tensor
-    token_ids_T: Tensor
-    token_logprob_T: Tensor
-    rollout_logprob_T: Tensor | None
-
-
-def _normalised(stored: _Stored, weight_T: Tensor, vocab_size: int) -> Targets:
-    token_T1, rollout_T = stored.token_ids_T[:, None], stored.rollout_logprob_T
-    new_T = ~(stored.ids_TK == token_T1).any(-1)
-    valid_TS = torch.cat([stored.ids_TK >= 0, new_T[:, None]], dim=-1)
-    ids_TS = torch.cat([stored.ids_TK, token_T1], dim=-1)
-    logprobs_TS = torch.cat([stored.logprobs_TK, stored.token_logprob_T[:, None]], dim=-1)
-    logprobs_TS = logprobs_TS.masked_fill(~valid_TS, _NEG_INF)
-    tail_T, clamped_T = _without_token(stored, new_T)
-    full_T = valid_TS.sum(-1) == vocab_size
-    tail_T = tail_T.masked_fill(full_T, _NEG_INF)
-    log_mass_T = torch.cat([logprobs_TS, tail_T[:, None]], dim=-1).logsumexp(-1)
-    _refuse((log_mass_T.exp() - 1).abs() > _MASS_TOLERANCE, "total teacher mass is not 1")
+def _normalised(
+    stored: Stored, weight_T: Tensor, sample: Sample | None, vocab_size: int
+) -> Targets:
+    support = with_token(stored) if sample is None else topk_alone(stored)
+    full_T = support.valid_TS.sum(-1) == vocab_size
+    tail_TB = support.tail_TB.masked_fill(full_T[:, None], _NEG_INF)
+    log_mass_T1 = torch.cat([support.logprobs_TS, tail_TB], dim=-1).logsumexp(-1, keepdim=True)
+    _refuse((log_mass_T1[:, 0].exp() - 1).abs() > _MASS_TOLERANCE, "total teacher mass is not 1")
+    rollout_T = stored.rollout_logprob_T
     return Targets(
-        ids_TS=torch.where(valid_TS, ids_TS, token_T1),
-        logprobs_TS=(logprobs_TS - log_mass_T[:, None]).float(),
-        valid_TS=valid_TS,
-        tail_T=(tail_T - log_mass_T).float(),
+        ids_TS=support.ids_TS,
+        logprobs_TS=(support.logprobs_TS - log_mass_T1).float(),
+        valid_TS=support.valid_TS,
+        tail_TB=(tail_TB - log_mass_T1).float(),
         token_ids_T=stored.token_ids_T,
         token_logprob_T=stored.token_logprob_T.float(),
         weight_T=weight_T,
-        tail_clamped_T=clamped_T & ~full_T & (weight_T > 0),
+        tail_clamped_T=support.clamped_T & ~full_T & (weight_T > 0),
         rollout_logprob_T=None if rollout_T is None else rollout_T.float(),
+        sample=None
+        if sample is None
+        else _beside(sample, support, weight_T > 0, vocab_size=vocab_size),
     )
 
 
-def _without_token(stored: _Stored, new_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tail without the token where it is new, and where rounding had to be clamped."""
-    token_T, tail_T = stored.token_logprob_T, stored.tail_T
-    clamped_T = new_T & (token_T > tail_T - _TAIL_EPSILON)
-    share_T = (token_T - tail_T.masked_fill(tail_T == _NEG_INF, 0.0)).clamp(max=-_TAIL_EPSILON)
-    rest_T = (-torch.expm1(share_T)).log()  # both of the tail, as log shares
-    return torch.where(new_T, tail_T + rest_T, tail_T), clamped_T
+def _beside(sample: Sample, support: Support, live_T: Tensor, *, vocab_size: int) -> Sample:
+    """Return the part of a sample that lies outside the support, checked."""
+    there_TN = live_T[:, None] & (sample.log_weights_TN > _NEG_INF)
+    ids_TN = torch.where(there_TN, sample.ids_TN, 0)
+    _refuse(
+        ((ids_TN < 0) | (ids_TN >= vocab_size)).any(-1),
+        f"id of a sample outside the vocabulary of {vocab_size}",
+    )
+    kept = sample.without(~there_TN)
+    for values in (kept.logprobs_TN, kept.rollout_logprobs_TN):
+        if values is not None:
+            bad_T = ~(values <= LOGPROB_ROUNDING).all(-1)
+            _refuse(bad_T, "log-probability of a sample is NaN or positive")
+    inside_TNS = (ids_TN[:, :, None] == support.ids_TS[:, None]) & support.valid_TS[:, None]
+    return sample.without(~there_TN | inside_TNS.any(-1))
 
 
 def _require_shapes(ids_TK: Tensor, logprobs_TK: Tensor, columns: list[Tensor]) -> None:
     shapes = [tuple(column.shape) for column in columns]
-    if ids_TK.dim() != 2 or ids_TK.shape != logprobs_TK.shape or {*shapes} != {ids_TK.shape[:1]}:
+    lengths = {shape[:1] for shape in shapes}
+    if ids_TK.dim() != 2 or ids_TK.shape != logprobs_TK.shape or lengths != {ids_TK.shape[:1]}:
         raise DataError(
             f"shapes disagree: top-k ids {tuple(ids_TK.shape)}, top-k log-probabilities "
             f"{tuple(logprobs_TK.shape)}, per-token columns {shapes}"
@@ -192,7 +210,7 @@ def _refuse(bad_T: Tensor, found: str) -> None:
         raise DataError(f"{found} at {count} of {len(bad_T)} positions, the first is {first}")
 
 
-def _check_ids(stored: _Stored, vocab_size: int) -> None:
+def _check_ids(stored: Stored, vocab_size: int) -> None:
     ids_TK, token_T = stored.ids_TK, stored.token_ids_T
     padding_TK = (ids_TK < 0) & (stored.logprobs_TK == _NEG_INF)
     bad_TK = ~padding_TK & ((ids_TK < 0) | (ids_TK >= vocab_size))
@@ -204,7 +222,7 @@ def _check_ids(stored: _Stored, vocab_size: int) -> None:
     _refuse(same_TK.any(-1), "duplicate teacher top-k ids")
 
 
-def _check_logprobs(stored: _Stored) -> None:
+def _check_logprobs(stored: Stored) -> None:
     for owner, logprobs in [
         ("teacher top-k", stored.logprobs_TK),
         ("teacher tail", stored.tail_T),

@@ -2,26 +2,88 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from schemas.config.section import Section
+from schemas.config.section import Section, later
 
-LossKind = Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"]
+DivergenceKind = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "gkd",
+    "skew_kl",
+    "skew_reverse_kl",
+    "tvd",
+    "alpha",
+]
+
+LossKind = Literal[DivergenceKind, "policy_gradient"]
+
+SampleOf = Literal["teacher", "student"]
+"""Whose threshold sample an unbiased sum is taken over."""
+
+SAMPLES: dict[str, tuple[SampleOf, ...]] = {
+    "forward_kl": ("teacher",),
+    "reverse_kl": ("student",),
+    "jsd": ("student",),
+    "gkd": ("student",),
+    "skew_kl": ("teacher", "student"),
+    "skew_reverse_kl": ("student", "teacher"),
+    "tvd": ("student",),
+    "alpha": (),
+    "policy_gradient": (),
+}
+"""Whose samples keep the variance of a divergence's gradient bounded, the better one first.
+
+A term of the sum is q·f'(q/p) over the chance of its id, which is near p or near q. Of the forward
+KL it is p: under the student's chance p/q has heavy tails. Of the reverse KL it is q·log(q/p).
+"""
 
 
 class LossConfig(Section):
-    """`[loss]`: the objective over teacher support and tail bucket."""
+    """`[loss]`: the objective over teacher support, tail and sample."""
 
     kind: LossKind
-    """`forward_kl` = KL(teacher‖student), `reverse_kl` = KL(student‖teacher), `jsd` = generalised
-    Jensen-Shannon, `policy_gradient` = sampled token, advantage log p_teacher − log q_student."""
+    """`forward_kl` = KL(teacher‖student), `reverse_kl` = KL(student‖teacher), `jsd` or `gkd` =
+    generalised Jensen-Shannon, `skew_kl` and `skew_reverse_kl` = the KLs to a mixture with
+    the other side, `tvd` = total variation, `alpha` = the α-divergence between both KLs,
+    `policy_gradient` = sampled token, advantage log p_teacher − log q_student."""
+    estimator: Literal["auto", "bucket", "sampled"] = later("auto")
+    """`bucket` sums over the support and one bucket for the rest: no noise, but a bias that no
+    number of positions mends. `sampled` adds what a sample says of the rest: a stored threshold
+    sample, or the sampled token. `auto` is `sampled` where a sample suits the divergence."""
     beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """`jsd` only: 0 is the forward KL, 1 the reverse KL."""
+    normalized: bool = later(False)
+    """`jsd` only: divide by β(1 − β), which makes both KLs the limits at its ends."""
+    skew: Annotated[float, Field(gt=0.0, lt=1.0)] = later(0.1)
+    """`skew_kl`, `skew_reverse_kl` only: share of the first distribution in the mixture."""
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = later(0.5)
+    """`alpha` only: near 1 it is the forward KL, near 0 the reverse KL, at 0.5 symmetric."""
     importance: Literal["none", "token"] = "token"
     """`policy_gradient` only: `token` weights by current over sampling probability, `none` not."""
     importance_cap: Annotated[float, Field(gt=0.0)] = 2.0
-    """`policy_gradient` only: largest importance weight."""
+    """`policy_gradient` and samples of the student: largest current over sampling probability."""
     advantage_clip: Annotated[float, Field(gt=0.0)] | None = None
     """`policy_gradient` only: clip the advantage to ± this many nats."""
     teacher_logprob_floor: Annotated[float, Field(lt=0.0)] = -30.0
     """Floor of the teacher's log-probability in student-weighted terms, nats; hits are counted."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "LossConfig":
+        if self.estimator == "sampled" and not SAMPLES[self.kind]:
+            raise ValueError(
+                f"estimator = 'sampled' is not for kind = {self.kind!r}, whose sums over a sample "
+                "have no bounded variance or need none: leave estimator out"
+            )
+        if self.normalized and self.kind in ("jsd", "gkd") and self.beta in (0.0, 1.0):
+            raise ValueError(f"normalized divides by β(1 − β), which is 0 at beta = {self.beta:g}")
+        return self
+
+    @property
+    def samples(self) -> tuple[SampleOf, ...]:
+        """Whose samples this objective may use, the better one first; none with `bucket`."""
+        if self.estimator == "bucket":
+            return ()
+        forward = self.kind in ("jsd", "gkd") and self.beta == 0.0
+        return SAMPLES["forward_kl" if forward else self.kind]

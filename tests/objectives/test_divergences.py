@@ -16,6 +16,7 @@ from tests.support.lossreference import (
     JSD,
     NEG_INF,
     REVERSE,
+    TVD,
     build,
     case,
     loss_and_gradient,
@@ -61,7 +62,8 @@ def test_a_divergence_is_zero_exactly_where_both_sides_agree_on_the_categories(
     agree_TV = torch.where(inside_TV, log_p_TV, flat_TV)  # another shape inside the tail
     loss_T, grad_TV = loss_and_gradient(agree_TV, targets, loss)
     torch.testing.assert_close(loss_T, torch.zeros(9), rtol=0, atol=1e-6)
-    torch.testing.assert_close(grad_TV, torch.zeros(9, 12).double(), rtol=0, atol=1e-6)
+    if loss is not TVD:  # which has a kink there: rounding chooses the side
+        torch.testing.assert_close(grad_TV, torch.zeros(9, 12).double(), rtol=0, atol=1e-6)
     differ_TV = agree_TV.scatter_add(-1, targets.ids_TS[:, :1], torch.ones(9, 1).double())
     assert bool((loss_and_gradient(differ_TV, targets, loss)[0] > 1e-3).all())
 

@@ -16,7 +16,12 @@ REVERSE = LossConfig(kind="reverse_kl")
 JSD = LossConfig(kind="jsd", beta=0.3)
 ON_POLICY = LossConfig(kind="policy_gradient", importance="none")
 OFF_POLICY = LossConfig(kind="policy_gradient", importance="token", importance_cap=1e9)
-DIVERGENCES = [FORWARD, REVERSE, JSD]
+GKD = LossConfig(kind="gkd", beta=0.6, normalized=True)
+SKEW = LossConfig(kind="skew_kl", skew=0.2)
+SKEW_REVERSE = LossConfig(kind="skew_reverse_kl", skew=0.2)
+TVD = LossConfig(kind="tvd")
+ALPHA = LossConfig(kind="alpha", alpha=0.4)
+DIVERGENCES = [FORWARD, REVERSE, JSD, GKD, SKEW, SKEW_REVERSE, TVD, ALPHA]
 ALL = [*DIVERGENCES, ON_POLICY, OFF_POLICY]
 
 
@@ -72,9 +77,19 @@ def divergence(log_p: Tensor, log_q: Tensor, loss: LossConfig) -> Tensor:
         return (p * (log_p - log_q)).sum()
     if loss.kind == "reverse_kl":
         return (q * (log_q - log_p)).sum()
+    if loss.kind == "tvd":
+        return 0.5 * (p - q).abs().sum()
+    if loss.kind == "alpha":
+        both = (loss.alpha * log_p + (1 - loss.alpha) * log_q).exp().sum()
+        return (1 - both) / (loss.alpha * (1 - loss.alpha))
+    if loss.kind == "skew_kl":
+        return (p * (log_p - (loss.skew * p + (1 - loss.skew) * q).log())).sum()
+    if loss.kind == "skew_reverse_kl":
+        return (q * (log_q - (loss.skew * q + (1 - loss.skew) * p).log())).sum()
     log_m = ((1 - loss.beta) * q + loss.beta * p).log()
     teacher, student = (p * (log_p - log_m)).sum(), (q * (log_q - log_m)).sum()
-    return loss.beta * teacher + (1 - loss.beta) * student
+    value = loss.beta * teacher + (1 - loss.beta) * student
+    return value / (loss.beta * (1 - loss.beta)) if loss.normalized else value
 
 
 def merged(log_probs_V: Tensor, support: list[int]) -> Tensor:

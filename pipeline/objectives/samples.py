@@ -1,0 +1,99 @@
+"""Ids drawn beside a support, and the chance of each: what makes sums over a few ids unbiased.
+
+Pure. Shapes: T tokens, N ids of a sample.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from schemas.config.loss import SampleOf
+
+NOISE_TOKENS = 1000.0
+"""Trained tokens of a step at which the sampled token's correction has as much noise as the bucket
+alone has bias: measured between 200 and 2,000 (`benchmarks support`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Ids of a threshold sample at each of T positions, or the sampled token alone.
+
+    Sums over all ids are expected of sums over these, each divided by the chance of its id.
+    """
+
+    of: SampleOf
+    """Whose sample it is."""
+    ids_TN: Tensor
+    """int64; any id where `log_weights_TN` is -inf."""
+    logprobs_TN: Tensor
+    """float32 teacher log-probabilities."""
+    log_weights_TN: Tensor
+    """float32 −log of each id's chance to be in the sample; -inf where there is no id."""
+    rollout_logprobs_TN: Tensor | None = None
+    """float32 log-probabilities under the sampling policy, of the student's samples."""
+    share: float = 1.0
+    """Factor of what the sample adds: below 1 where its noise outweighs the bias without it."""
+
+    def without(self, bad_TN: Tensor) -> "Sample":
+        """Return the sample without some of its ids."""
+        return Sample(
+            of=self.of,
+            ids_TN=self.ids_TN.masked_fill(bad_TN, 0),
+            logprobs_TN=self.logprobs_TN.masked_fill(bad_TN, 0.0),
+            log_weights_TN=self.log_weights_TN.masked_fill(bad_TN, -math.inf),
+            rollout_logprobs_TN=None
+            if self.rollout_logprobs_TN is None
+            else self.rollout_logprobs_TN.masked_fill(bad_TN, 0.0),
+            share=self.share,
+        )
+
+
+def token_sample(
+    token_ids_T: Tensor, token_logprob_T: Tensor, rollout_logprob_T: Tensor, *, step_tokens: int
+) -> Sample:
+    """Return the sampled token as a sample: its chance is its probability when it was drawn.
+
+    Its correction shrinks in small steps, where its noise outweighs the bias that it mends.
+
+    Args:
+        token_ids_T: the sampled tokens.
+        token_logprob_T: their log-probabilities under the teacher.
+        rollout_logprob_T: under the policy that sampled them.
+        step_tokens: trained tokens of the optimizer step.
+    """
+    return Sample(
+        of="student",
+        ids_TN=token_ids_T[:, None].long(),
+        logprobs_TN=token_logprob_T[:, None].float(),
+        log_weights_TN=-rollout_logprob_T[:, None].float(),
+        rollout_logprobs_TN=rollout_logprob_T[:, None].float(),
+        share=step_tokens / (step_tokens + NOISE_TOKENS),
+    )
+
+
+def threshold_sample(
+    of: SampleOf,
+    ids_TN: Tensor,
+    logprobs_TN: Tensor,
+    chances_TN: Tensor,
+    *,
+    rollout_logprobs_TN: Tensor | None = None,
+) -> Sample:
+    """Return a stored threshold sample; an id of chance 0 is padding.
+
+    Args:
+        of: whose distribution it was drawn from.
+        ids_TN: the ids.
+        logprobs_TN: their log-probabilities under the teacher.
+        chances_TN: their inclusion probabilities, float64.
+        rollout_logprobs_TN: under the policy that sampled, for a sample of the student.
+    """
+    sample = Sample(
+        of=of,
+        ids_TN=ids_TN.long(),
+        logprobs_TN=logprobs_TN.float(),
+        log_weights_TN=-chances_TN.log().float(),
+        rollout_logprobs_TN=None if rollout_logprobs_TN is None else rollout_logprobs_TN.float(),
+    )
+    return sample.without((ids_TN < 0) | ~(chances_TN > 0))
