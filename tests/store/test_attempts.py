@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.attempts import Attempt, Pace, bounded, current
+from pipeline.store.attempts import IDLE, Attempt, Pace, bounded, current
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
 from schemas.errors import StorageError
@@ -144,12 +144,21 @@ def test_a_thread_that_was_left_behind_is_used_again_once_it_is_free() -> None:
         bounded(hang, Pace(silence_s=0.2))
     assert bounded(threading.get_ident, Pace()) != seen
     release.set()
-    deadline = time.monotonic() + 20
-    with ThreadPoolExecutor(2) as pool:
-        meeting = threading.Barrier(2)
-        while time.monotonic() < deadline:
-            both = [pool.submit(bounded, lambda: (meeting.wait(), threading.get_ident()), Pace())]
-            both += [pool.submit(bounded, lambda: (meeting.wait(), threading.get_ident()), Pace())]
-            if seen in {future.result()[1] for future in both}:
-                return
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if seen in threads_of_a_meeting(len(IDLE) or 1):
+            return
     pytest.fail("the thread did not come back")
+
+
+def threads_of_a_meeting(size: int) -> set[int]:
+    """Return the threads of attempts none of which ends before all have begun."""
+    meeting = threading.Barrier(size)
+
+    def meet() -> int:
+        meeting.wait()
+        return threading.get_ident()
+
+    with ThreadPoolExecutor(size) as pool:
+        met = [pool.submit(bounded, meet, Pace()) for _ in range(size)]
+    return {future.result() for future in met}
