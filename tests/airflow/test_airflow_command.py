@@ -154,9 +154,9 @@ def test_stop_asks_first_and_then_kills_the_whole_group(
     ended: list[Outcome] = []
     thread = threading.Thread(target=lambda: ended.append(process.wait(lambda line: up.set())))
     thread.start()
-    assert up.wait(30)
+    assert up.wait(120)
     process.stop(patience_s)
-    thread.join(30)  # it reads until all of the group have closed their end
+    thread.join(120)  # it reads until all of the group have closed their end
     assert [one.code for one in ended] == [code]
 
 
@@ -176,7 +176,7 @@ def test_a_command_ends_in_order_when_its_scheduler_is_killed() -> None:
     command = psutil.Process(int(owner.stdout.readline()))
     owner.kill()
     owner.wait()
-    command.wait(30)
+    command.wait(120)
 
 
 # --- where opd is ---

@@ -58,7 +58,7 @@ def test_an_engines_process_ends_when_its_owner_is_killed() -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    assert not psutil.wait_procs([child], timeout=20)[1]
+    assert not psutil.wait_procs([child], timeout=120)[1]
 
 
 def sleep_beside_a_child() -> None:

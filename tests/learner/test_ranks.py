@@ -100,7 +100,7 @@ def ended_after(
     finally:
         outcome = finish(process)
     assert len(learners) >= 2
-    assert not psutil.wait_procs(learners, timeout=10)[1]
+    assert not psutil.wait_procs(learners, timeout=120)[1]
     assert "Traceback" not in outcome.stderr
     assert not (config.parent / "store" / TRAIN / "manifest.json").exists()
     return outcome.code, outcome.stderr

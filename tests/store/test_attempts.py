@@ -21,6 +21,9 @@ HASTY = StorageSection(
     retry_s=0.5, connect_timeout_s=0.3, read_timeout_s=0.5, min_bytes_per_s=10_000.0
 )
 
+PATIENT = {"min_bytes_per_s": 1.0, "read_timeout_s": 2.0, "retry_s": 20.0}
+"""What 150 bytes that drip for three seconds need, with room for a busy machine."""
+
 
 def test_the_result_and_the_error_of_an_action_come_through() -> None:
     assert bounded(lambda: 7, Pace()) == 7
@@ -52,7 +55,7 @@ def test_what_is_under_way_is_cancelled_when_it_is_given_up() -> None:
 
     def hang() -> None:
         current().on_cancel(cancelled.set)
-        assert cancelled.wait(30)
+        assert cancelled.wait(120)
 
     with pytest.raises(TimeoutError):
         bounded(hang, Pace(silence_s=0.3))
@@ -116,11 +119,11 @@ def test_a_server_that_drips_is_given_up_by_every_verb(
 def test_a_slow_reply_that_is_fast_enough_is_read_to_its_end(
     moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory
 ) -> None:
-    root, data = use_s3(moto_server), os.urandom(40)
+    root, data = use_s3(moto_server), os.urandom(150)
     Storage(root, HASTY).put("key", data)
     proxy = fault_proxy(moto_server.endpoint)
     use_s3(moto_server.at(proxy.endpoint))
-    patient = HASTY.model_copy(update={"min_bytes_per_s": 1.0, "retry_s": 20.0})
+    patient = HASTY.model_copy(update=PATIENT)
     storage = Storage(root, patient)
     proxy.force(DRIP, method="GET")
     assert storage.get("key") == data
@@ -138,7 +141,7 @@ def test_a_thread_that_was_left_behind_is_used_again_once_it_is_free() -> None:
     seen = bounded(threading.get_ident, Pace())
 
     def hang() -> None:
-        assert release.wait(30)
+        assert release.wait(120)
 
     with pytest.raises(TimeoutError):
         bounded(hang, Pace(silence_s=0.2))

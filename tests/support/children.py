@@ -82,6 +82,22 @@ def run_until_killed(config: str, after: int, before: bool) -> None:
     main(["run", "-c", config, "--json"])
 
 
+def signalled_at_commit(number: int, folder: str, *arguments: str) -> None:
+    """Run a command that sends itself a signal at its first commit below a folder."""
+    from cli.main import main
+
+    write = Storage._write
+
+    def signalling(self: Storage, key: str, action: Callable[[], None]) -> None:
+        write(self, key, action)
+        if key.startswith(f"{folder}/commits/"):
+            Storage._write = write  # type: ignore[method-assign]
+            os.kill(os.getpid(), number)
+
+    Storage._write = signalling  # type: ignore[method-assign] # lets the real writes through
+    main([*arguments, "--json"])
+
+
 def describe_process(word: str) -> None:
     """Print what this process finds about itself, and exit with 3."""
     import numpy as np

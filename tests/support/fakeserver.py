@@ -83,9 +83,9 @@ class FakeVllm:
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a request of either endpoint."""
-        time.sleep(self.delay_s)
         compact = "token_ids" in body
         ids = body["token_ids" if compact else "prompt"]
+        time.sleep(0 if self.is_probe(ids) else self.delay_s)
         given = body["sampling_params"] if compact else body
         sampled, logprobs = self._sample(ids, given)
         stopped = bool(sampled) and self._ends(ids, sampled, given)

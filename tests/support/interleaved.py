@@ -115,7 +115,7 @@ class _Turns:
         with self._lock:
             gate.pending = step
             self._lock.notify_all()
-            self._lock.wait_for(lambda: gate.pending is None, timeout=20)
+            self._lock.wait_for(lambda: gate.pending is None, timeout=120)
         if gate.kill_at is not None and len(gate.done) > gate.kill_at:
             raise KilledError
 
@@ -123,7 +123,7 @@ class _Turns:
         """Wait until every actor stands before a request or has ended."""
         with self._lock:
             still = self._lock.wait_for(
-                lambda: all(gate.ended or gate.pending for gate in self.gates), timeout=20
+                lambda: all(gate.ended or gate.pending for gate in self.gates), timeout=120
             )
         assert still, "an actor neither ends nor asks for anything"
 

@@ -1,16 +1,14 @@
 """kill -9 at the writes of whole runs: the same command ends with the manifests of a quiet run."""
 
-import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.store.storage import Storage
 from tests.conftest import UseS3
-from tests.support.children import run_until_killed
-from tests.support.runs import Cli, finish, keys_below, snapshot, start, start_function
+from tests.support.children import run_until_killed, signalled_at_commit
+from tests.support.runs import Cli, finish, keys_below, snapshot, start_function
 from tests.support.servers import SeaweedServer
 from tests.support.tiny import write_run
 
@@ -25,15 +23,6 @@ def kill_again_and_again(config: Path, steps: list[int]) -> int:
             return attempt
         assert outcome.code == -signal.SIGKILL, outcome.stderr
     raise AssertionError("the run never ended")
-
-
-def wait_for(storage: Storage, folder: str, process: object, count: int = 1) -> None:
-    """Wait until a folder of a store holds so many objects."""
-    for _ in range(6000):
-        if len(storage.names(folder)) >= count:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"nothing came to {folder}: {process}")
 
 
 @pytest.mark.slow
@@ -78,14 +67,13 @@ def test_a_killed_stage_goes_on_without_computing_a_committed_unit_again(
     for earlier in before:
         cli.ok(earlier, "-c", config, "--round", "0")
     folder = f"runs/tiny/rounds/0000/{'score/main' if stage == 'score' else stage}"
-    process = start(stage, "-c", config, "--round", "0")
-    wait_for(storage, f"{folder}/commits", process)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert finish(process).code == -signal.SIGKILL
+    words = (stage, "-c", str(config), "--round", "0")
+    child = start_function(signalled_at_commit, signal.SIGKILL, folder, *words)
+    assert finish(child).code == -signal.SIGKILL
     committed = {key: storage.get(key) for key in keys_below(storage, f"{folder}/commits")}
-    assert 0 < len(committed) < 16
+    assert len(committed) == 1
     result = cli.ok(stage, "-c", config, "--round", "0")
-    assert result["units"] == 16 - len(committed)
+    assert result["units"] == 15
     assert result["manifest"].endswith("manifest.json")
     assert quiet.exists("runs/tiny/run.json")
     if stage != "train":
@@ -98,12 +86,9 @@ def test_sigterm_ends_a_stage_with_130_and_the_same_command_goes_on(
     tmp_path: Path, cli: Cli
 ) -> None:
     config = write_run(tmp_path, changes={"rollout.prompts_per_unit": 1})
-    storage = Storage(str(tmp_path / "store"))
-    process = start("rollout", "-c", config, "--round", "0")
-    wait_for(storage, "runs/tiny/rounds/0000/rollout/commits", process)
-    process.terminate()
-    outcome = finish(process)
+    folder, words = "runs/tiny/rounds/0000/rollout", ("rollout", "-c", str(config), "--round", "0")
+    outcome = finish(start_function(signalled_at_commit, signal.SIGTERM, folder, *words))
     assert outcome.code == 130
     assert "interrupted" in outcome.stderr
     assert "Traceback" not in outcome.stderr
-    assert cli.ok("rollout", "-c", config, "--round", "0")["units"] < 16
+    assert cli.ok("rollout", "-c", config, "--round", "0")["units"] == 15

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C end a command with exit code 130 wherever they come."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -77,10 +78,23 @@ def test_a_run_that_gets_a_signal_at_any_moment_ends_as_it_should(
     config, chance = write_run(tmp_path, changes={"run.rounds": 40}), random.Random(number)
     for _ in range(3):
         process = start("run", "-c", config)
-        time.sleep(chance.uniform(0.3, 2.0))
+        while not catches(process.pid, signal.SIGTERM):  # before that, it has not begun
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 1.7))
         process.send_signal(number)
         outcome = finish(process)
         assert (outcome.code, outcome.stderr.count("opd: ")) == (130, 1), outcome.stderr
         assert outcome.stderr.endswith(TOLD)
         assert "Traceback" not in outcome.stderr
     assert list(tmp_path.glob("store/**/leases/*")) == []
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal; True where that cannot be seen."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        time.sleep(0.3)
+        return True
+    caught = re.search(r"^SigCgt:\s*(\w+)$", status.read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)

@@ -81,7 +81,7 @@ def test_server_and_processes_end_with_their_client(number: signal.Signals) -> N
     assert started.ppid() in {server.pid for server in servers}
     client.send_signal(number)
     client.wait()
-    assert not psutil.wait_procs([started, *servers], timeout=30)[1]
+    assert not psutil.wait_procs([started, *servers], timeout=120)[1]
 
 
 @pytest.mark.parametrize("as_python", [False, True])
@@ -116,4 +116,4 @@ def test_a_command_through_the_gate_takes_signals(
             assert len(begun) == 2
             caller.send_signal(number)
             assert caller.wait(timeout=60) == code
-            assert not psutil.wait_procs(begun, timeout=30)[1]
+            assert not psutil.wait_procs(begun, timeout=120)[1]

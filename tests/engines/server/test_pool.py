@@ -222,8 +222,14 @@ def test_servers_that_are_all_dead_are_named_and_can_be_asked_again_later(
 def test_a_server_works_on_no_more_requests_than_it_may(
     source: ModelSource, fake: FakeMaker
 ) -> None:
-    server = fake()
-    with opened(source, server, concurrency=3) as engine:
+    server, three = fake(), threading.Barrier(3)
+
+    def meet(reply: dict[str, Any]) -> dict[str, Any]:
+        three.wait(60)
+        return reply
+
+    with opened(source, server, concurrency=3, timeout_s=60.0) as engine:
         server.delay_s = 0.01
+        server.faults.extend([meet] * 30)
         scored(engine, count=30)
     assert server.busiest == 3 and server.requests == 30

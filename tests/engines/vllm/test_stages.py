@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from benchmarks.__main__ import main as benchmark
 from pipeline.engines.vllm.host import OWN_PROCESS
 from pipeline.store.storage import Storage
 from schemas.errors import CapacityError
-from tests.support.runs import Cli, children_killed, finish, keys_below, snapshot, start
+from tests.support.children import signalled_at_commit
+from tests.support.runs import Cli, children_killed, finish, keys_below, snapshot, start_function
 from tests.support.tiny import write_run
-from tests.support.warm import Process
 from tests.system.test_benchmarks import check_record
 
 ENGINES = {f"{section}.engine": "vllm" for section in ("eval", "rollout", "score")}
@@ -39,12 +40,17 @@ def test_a_run_survives_kills_and_ends_with_the_manifests_of_a_quiet_one(
     cli.ok("run", "-c", quiet / "run.toml")
     storage, round_ = Storage(str(other / "store")), "runs/tiny/rounds/0000"
     cli.ok("rollout", "-c", killed, "--round", "0")
-    process = start("score", "-c", killed, "--round", "0", "--json", env={OWN_PROCESS: "1"})
-    wait_for_commit(storage, f"{round_}/score/main/commits", process)
+    place, words = f"{round_}/score/main", ("score", "-c", str(killed), "--round", "0")
+    process = start_function(
+        signalled_at_commit, signal.SIGSTOP, place, *words, env={OWN_PROCESS: "1"}
+    )
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.poll() is None
+        time.sleep(0.05)
     engine = psutil.Process(process.pid).children(recursive=True)
     process.kill()  # alone: what it started must end by itself
     finish(process)
-    assert engine and not psutil.wait_procs(engine, timeout=20)[1]
+    assert engine and not psutil.wait_procs(engine, timeout=120)[1]
     cli.ok("run", "-c", killed)
     mine, theirs = (snapshot(Storage(str(f / "store")), round_) for f in (other, quiet))
     for stage in ("rollout", "score/main"):
@@ -90,12 +96,3 @@ def prompt_tokens(storage: Storage) -> int:
     keys = [unit["shard"]["key"] for unit in json.loads(data)["units"]]
     tables = [pq.read_table(storage.local_root / key) for key in keys if storage.local_root]
     return sum(len(ids) for table in tables for ids in table["prompt_ids"].to_pylist())
-
-
-def wait_for_commit(storage: Storage, folder: str, process: Process) -> None:
-    """Wait until a stage has committed something, or is over."""
-    for _ in range(6000):
-        if list(storage.names(folder)) or process.poll() is not None:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"nothing was committed below {folder}")
