@@ -1,6 +1,8 @@
-"""Two rounds on three workers through `dag.test`, and what `opd run` makes of the same TOML."""
+"""Two rounds on three workers through `dag.test`, and what `opd run` makes of the same TOML.
 
-from collections.abc import Callable
+On S3 alone: in a folder, `test_airflow_live.py` compares the same two.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +27,31 @@ def rootless(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.endswith("run.json")}
 
 
-def run_both(
-    tmp_path: Path, cli: Cli, airflow: AirflowRuns, *, root: Callable[[str], str]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the answer of Airflow, and what it and `opd run` published."""
-    config = write_run(tmp_path / "run", root=root("airflow"))
+@pytest.mark.s3
+def test_airflow_publishes_on_s3_what_opd_run_does(
+    tmp_path: Path, cli: Cli, airflow: AirflowRuns, s3_server: SeaweedServer, use_s3: UseS3
+) -> None:
+    url = use_s3(s3_server.account)
+    config = write_run(tmp_path / "run", root=f"{url}/airflow")
     answers, printed = airflow.ask(
         {"dag": "opd_rounds", "conf": {"config": str(config), "workers": WORKERS}}
     )
     assert answers[0]["state"] == "success", printed[-6000:]
-    other = write_run(tmp_path / "run", root=root("alone"), file="alone.toml")
+    check_tasks(answers[0]["tasks"])
+    other = write_run(tmp_path / "run", root=f"{url}/alone", file="alone.toml")
     cli.ok("run", "-c", other)
     made, expected = (
         rootless(snapshot(open_run(load_config(path)).storage, "runs/tiny"))
         for path in (config, other)
     )
-    return answers[0], made, expected
+    assert made == expected and len(made) > 30
 
 
-def check(answer: dict[str, Any], made: dict[str, Any], expected: dict[str, Any]) -> None:
-    tasks = answer["tasks"]
+def check_tasks(tasks: dict[str, str]) -> None:
+    """Hold the tasks of two rounds to what they should be."""
     assert set(tasks.values()) == {"success"}
     for index in (0, 1):
         group = {name for name in tasks if name.startswith(f"round_{index}.")}
         mapped = {f"{s}[{w}]" for s in ("rollout", "score") for w in range(WORKERS)}
         single = {f"{s}[-1]" for s in ROUND} | ({"baseline[-1]"} if index == 0 else set())
         assert group == {f"round_{index}.{name}" for name in mapped | single}
-    assert made == expected and len(made) > 30
-
-
-def test_airflow_publishes_what_opd_run_does(
-    tmp_path: Path, cli: Cli, airflow: AirflowRuns
-) -> None:
-    check(*run_both(tmp_path, cli, airflow, root=lambda name: str(tmp_path / name)))
-
-
-@pytest.mark.s3
-def test_airflow_publishes_the_same_on_s3(
-    tmp_path: Path, cli: Cli, airflow: AirflowRuns, s3_server: SeaweedServer, use_s3: UseS3
-) -> None:
-    url = use_s3(s3_server.account)
-    check(*run_both(tmp_path, cli, airflow, root=lambda name: f"{url}/{name}"))
