@@ -10,7 +10,7 @@ import torch
 from tests.support.golden import Models
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)  # before what takes minutes is made for a test
 def _gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU: torch sees none on this machine")
