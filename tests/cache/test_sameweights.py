@@ -53,51 +53,48 @@ def first_scores(folder: Path, name: str) -> list[float]:
 # --- whole stages ---
 
 
-def test_the_same_weights_in_another_dtype_are_not_asked_again(tmp_path: Path, cli: Cli) -> None:
-    scored(cli, tmp_path, "full")
-    full = manifest_of(tmp_path, "full")["scorer"]
+def test_the_same_weights_in_another_dtype_are_not_asked_again(run_copy: Path, cli: Cli) -> None:
+    full = manifest_of(run_copy, "tiny")["scorer"]
     result = scored(
-        cli, tmp_path, "shared", teachers__main__dtype="bfloat16", score__reuse="same-weights"
+        cli, run_copy, "shared", teachers__main__dtype="bfloat16", score__reuse="same-weights"
     )
     assert (result["teacher_tokens"], result["reused_rows"]) == (0, 16)
     assert (result["engine_start_s"], result["sibling_rows"]) == (0.0, {full: 16})
 
-    manifest = manifest_of(tmp_path, "shared")
+    manifest = manifest_of(run_copy, "shared")
     assert manifest["scorer"] != full
     assert manifest["sibling_rows"] == {full: 16}
-    storage = Storage(str(tmp_path / "store"))
+    storage = Storage(str(run_copy / "store"))
     commits = list(cache_commits(storage, manifest["scorer"]))
     assert [commit.sibling_rows for commit in commits] == [{full: 4}] * 4
-    assert first_scores(tmp_path, "shared") == first_scores(tmp_path, "full")
-    assert cli.ok("status", "-c", tmp_path / "shared.toml")["rounds"][0]["reused_rows"] == 16
-    assert "same-weights" in cli("cache", "ls", "-c", tmp_path / "shared.toml").stdout
+    assert first_scores(run_copy, "shared") == first_scores(run_copy, "tiny")
+    assert cli.ok("status", "-c", run_copy / "shared.toml")["rounds"][0]["reused_rows"] == 16
+    assert "same-weights" in cli("cache", "ls", "-c", run_copy / "shared.toml").stdout
 
-    gone = cli.ok("cache", "gc", "-c", tmp_path / "shared.toml", "--delete", "--older-than", "0")
+    gone = cli.ok("cache", "gc", "-c", run_copy / "shared.toml", "--delete", "--older-than", "0")
     assert gone["objects"] == 0
-    assert cli.ok("cache", "verify", "-c", tmp_path / "shared.toml")["exit_code"] == 0
-    cli.ok("train", "-c", tmp_path / "shared.toml", "--round", "0")
+    assert cli.ok("cache", "verify", "-c", run_copy / "shared.toml")["exit_code"] == 0
+    cli.ok("train", "-c", run_copy / "shared.toml", "--round", "0")
 
 
-def test_an_exact_run_is_never_served_from_a_sibling(tmp_path: Path, cli: Cli) -> None:
-    scored(cli, tmp_path, "full")
-    scored(cli, tmp_path, "shared", teachers__main__dtype="bfloat16", score__reuse="same-weights")
-    result = scored(cli, tmp_path, "half", teachers__main__dtype="bfloat16")
+def test_an_exact_run_is_never_served_from_a_sibling(run_copy: Path, cli: Cli) -> None:
+    scored(cli, run_copy, "shared", teachers__main__dtype="bfloat16", score__reuse="same-weights")
+    result = scored(cli, run_copy, "half", teachers__main__dtype="bfloat16")
     assert result["teacher_tokens"] > 0
     assert (result["reused_rows"], result["sibling_rows"]) == (0, {})
-    assert manifest_of(tmp_path, "half")["scorer"] != manifest_of(tmp_path, "shared")["scorer"]
-    assert first_scores(tmp_path, "half") != first_scores(tmp_path, "full")
-    again = scored(cli, tmp_path, "again", score__codec="packed-v1")
+    assert manifest_of(run_copy, "half")["scorer"] != manifest_of(run_copy, "shared")["scorer"]
+    assert first_scores(run_copy, "half") != first_scores(run_copy, "tiny")
+    again = scored(cli, run_copy, "again", score__codec="packed-v1")
     assert again["teacher_tokens"] > 0
 
 
-def test_the_nearest_sibling_is_asked_first_and_the_teacher_last(tmp_path: Path, cli: Cli) -> None:
-    scored(cli, tmp_path, "full")
-    scored(cli, tmp_path, "half", "--worker", "1/2", teachers__main__dtype="bfloat16")
+def test_the_nearest_sibling_is_asked_first_and_the_teacher_last(run_copy: Path, cli: Cli) -> None:
+    scored(cli, run_copy, "half", "--worker", "1/2", teachers__main__dtype="bfloat16")
     result = scored(
-        cli, tmp_path, "both", teachers__main__dtype="bfloat16", score__reuse="same-weights"
+        cli, run_copy, "both", teachers__main__dtype="bfloat16", score__reuse="same-weights"
     )
-    keys = Storage(str(tmp_path / "store")).folders("cache")
-    full, own = (manifest_of(tmp_path, name)["scorer"] for name in ("full", "both"))
+    keys = Storage(str(run_copy / "store")).folders("cache")
+    full, own = (manifest_of(run_copy, name)["scorer"] for name in ("tiny", "both"))
     (half,) = keys - {full, own}
     assert result["sibling_rows"] == {full: 8, half: 8}
     assert result["teacher_tokens"] == 0
@@ -127,15 +124,14 @@ def test_what_no_sibling_has_is_scored_and_counted(tmp_path: Path, cli: Cli) -> 
     assert (again["teacher_tokens"], again["reused_rows"], again["sibling_rows"]) == (0, 16, {})
 
 
-def test_other_weights_and_another_signal_are_never_taken(tmp_path: Path, cli: Cli) -> None:
-    scored(cli, tmp_path, "full")
-    make_model(tmp_path / "other", seed=9, teacher=True)
+def test_other_weights_and_another_signal_are_never_taken(run_copy: Path, cli: Cli) -> None:
+    make_model(run_copy / "other", seed=9, teacher=True)
     for name, key, value in (
         ("fewer", "score__k", 2),
         ("drawn", "score__draws", 2),
         ("stranger", "teachers__main__model", "other"),
     ):
-        result = scored(cli, tmp_path, name, score__reuse="same-weights", **{key: value})
+        result = scored(cli, run_copy, name, score__reuse="same-weights", **{key: value})
         assert result["teacher_tokens"] > 0
         assert (result["reused_rows"], result["sibling_rows"]) == (0, {})
 
