@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+import fsspec
+
 from pipeline.store.storage import Storage
 from schemas.keys import sweep_key
 
@@ -216,6 +218,7 @@ def every_order(
                 raise gate.error
         if not pruned:
             yield root
+        fsspec.filesystem("memory").rm(root, recursive=True)  # a listing looks through all roots
         path = path[:depth]
         while path and len(left[len(path) - 1]) < 2:
             path.pop()
