@@ -6,6 +6,7 @@ JSON object of a run names is in use, whatever kind of record it is. Must not: d
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pipeline.cache.index.checks import STATE_NAME, CompactedError, damaged
@@ -35,7 +36,8 @@ from schemas.keys import (
     shard_key,
 )
 from schemas.records.index import IndexState
-from schemas.strictjson import StrictJSONError, parse_json
+from schemas.records.seal import SealError, opened
+from schemas.strictjson import StrictJSONError
 
 FOLDERS = tuple(f"{folder}/" for folder in (CACHE, PROMPTS, ROLLOUTS, RUNS))
 """How keys begin that records name."""
@@ -55,9 +57,8 @@ def run_references(storage: Storage) -> set[str]:
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(keys), 64 * READERS):
             some = keys[start : start + 64 * READERS]
-            for key, data in zip(some, pool.map(storage.get, some), strict=True):
-                if data is not None:
-                    found.update(_keys_in(_parsed(storage, key, data)))
+            for value in pool.map(partial(_value, storage), some):
+                found.update(_keys_in(value))
     return found
 
 
@@ -101,15 +102,20 @@ def _records_below(storage: Storage, folder: str) -> Iterator[str]:
             yield from _records_below(storage, f"{folder}/{name}")
 
 
-def _parsed(storage: Storage, key: str, data: bytes) -> Any:
-    try:
-        return parse_json(data)
-    except StrictJSONError as error:
-        raise DataError(
-            f"{storage.url(key)} is not JSON as opd writes it: {error}. So what it names is not "
-            "known, and nothing may be deleted. Restore or delete it, and run the same command "
-            "again"
-        ) from error
+def _value(storage: Storage, key: str) -> Any:
+    """Return the value of a JSON object, None where it is gone."""
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return opened(data).value
+        except (StrictJSONError, SealError) as error:
+            raise DataError(
+                f"{storage.url(key)} is not JSON as opd writes it: {error}. So what it names is "
+                "not known, and nothing may be deleted. Restore or delete it, and run the same "
+                "command again"
+            ) from error
+
+    return storage.read_checked(key, parsed)
 
 
 def _keys_in(value: Any) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What records are made of: frozen JSON objects that refuse unknown keys and newer versions.
 
-Promises: what is written can be read; what is read has the forms of `schemas/forms.py`.
+Promises: what is written can be read; what is read has the forms of `schemas/forms.py`, and fits
+the digest that it carries.
 
 Nothing in a record depends on time, attempt or machine, except the `attempt` of a commit: the same
 work gives the same records.
@@ -14,6 +15,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
 )
@@ -21,7 +23,8 @@ from pydantic import (
 from schemas.errors import DataError
 from schemas.fingerprint import canonical_json
 from schemas.foreign import excerpt
-from schemas.strictjson import StrictJSONError, parse_json
+from schemas.records.seal import ABOVE, NEWEST, SealError, opened, sealed
+from schemas.strictjson import StrictJSONError
 from schemas.tables import SCHEMA_VERSION
 
 
@@ -57,11 +60,15 @@ class Record(BaseModel):
         """
         name = type(self).__name__
         try:
-            data = canonical_json(self.model_dump(mode="json", warnings="none")).encode() + b"\n"
+            data = self._encoded(self.model_dump(mode="json", warnings="none"))
         except ValueError as error:  # NaN, an infinity or half a character
             raise DataError(f"a {name} is not written: it cannot be JSON: {error}") from error
         self.from_bytes(data, where=f"what would be written as a {name}")
         return data
+
+    @staticmethod
+    def _encoded(words: dict[str, Any]) -> bytes:
+        return canonical_json(words).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Self:
@@ -69,12 +76,14 @@ class Record(BaseModel):
 
         Raises:
             DataError: not JSON, not this kind of record, of a newer schema version, or one that
-                contradicts itself.
+                contradicts itself or its digest.
         """
         try:
-            _refuse_newer(parse_json(data), where)
-            found = cls.model_validate_json(data, strict=True)
-        except StrictJSONError as error:
+            text, value, is_sealed = opened(data)
+            _refuse_newer(value, where)
+            above = ABOVE if is_sealed else 0
+            found = cls.model_validate_json(text, strict=True, context=above)  # see `_known`
+        except (StrictJSONError, SealError) as error:
             raise _refusal(cls, where, f"the whole object: {error}") from error
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
@@ -93,13 +102,21 @@ def _refusal(kind: type[Record], where: str, reason: str) -> DataError:
 
 
 class Versioned(Record):
-    """A record that says which schema version wrote it."""
+    """A record that says which schema version wrote it, and carries its digest where it stands."""
 
     schema_version: Annotated[int, Field(ge=1)] = SCHEMA_VERSION
+    """That of its fields; sealed JSON says one more."""
+
+    @staticmethod
+    def _encoded(words: dict[str, Any]) -> bytes:
+        return sealed(words)
 
     @field_validator("schema_version")
     @classmethod
-    def _known(cls, version: int) -> int:
+    def _known(cls, version: int, info: ValidationInfo) -> int:
+        version -= info.context or 0
+        if version < 1:
+            raise ValueError("records of schema version 1 have no digest")
         if version > SCHEMA_VERSION:
             raise ValueError(f"schema version {version} is newer than {SCHEMA_VERSION}")
         return version
@@ -107,8 +124,8 @@ class Versioned(Record):
 
 def _refuse_newer(value: Any, where: str) -> None:
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and version > NEWEST:
         raise DataError(
-            f"{where} has schema version {version}; this opd reads up to {SCHEMA_VERSION}: "
+            f"{where} has schema version {version}; this opd reads up to {NEWEST}: "
             "install a newer opd"
         )

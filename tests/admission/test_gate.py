@@ -12,6 +12,7 @@ from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
 from schemas.keys import admission_key
 from schemas.records.runs import AdmissionRecord
+from tests.support.forged import forged
 from tests.support.runs import Cli
 from tests.support.tiny import make_model, write_run
 
@@ -139,4 +140,4 @@ def test_a_record_of_something_else_is_refused() -> None:
     assert good.misplaced(admission_key("r", "student", good.fingerprint)) is None
     words = json.loads(good.to_bytes()) | {"seen": {"engine": "vllm"}}
     with pytest.raises(DataError, match="what was seen has the fingerprint"):
-        AdmissionRecord.from_bytes(json.dumps(words).encode(), where="x")
+        AdmissionRecord.from_bytes(forged(words), where="x")

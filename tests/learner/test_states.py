@@ -16,8 +16,10 @@ from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
 from schemas.config.train import TrainSection
 from schemas.errors import DataError
+from schemas.records.seal import opened, with_seal
 from schemas.records.shards import Shard
 from schemas.records.training import StateManifest
+from tests.support.forged import forged
 from tests.support.minimal import minimal_run
 from tests.support.paperrun import put
 from tests.support.runs import Cli
@@ -133,7 +135,7 @@ def test_a_checkpoint_can_name_no_state_of_another_run(run: Run, key: str) -> No
 )
 def test_a_record_with_impossible_fields_is_damaged(run: Run, fields: dict[str, Any]) -> None:
     words = json.loads(state(A).to_bytes())
-    run.storage.put(OLD, json.dumps({**words, **fields}).encode())
+    run.storage.put(OLD, forged({**words, **fields}))
     with pytest.raises(DataError, match=r"step-000001-old\.json"):
         find_state(run, OLD)
 
@@ -146,8 +148,9 @@ def test_a_state_without_files_cannot_be_loaded() -> None:
 
 def test_a_record_with_steps_that_are_no_numbers_is_damaged(run: Run) -> None:
     for value in (b"NaN", b"Infinity", b"-Infinity", b"1e999"):
-        data = state(A).to_bytes().replace(b'"steps":[]', b'"steps":[{"loss":' + value + b"}]")
-        run.storage.put(OLD, data)
+        text = opened(state(A).to_bytes()).text
+        steps = b'"steps":[{"loss":' + value + b"}]"
+        run.storage.put(OLD, with_seal(text.replace(b'"steps":[]', steps)))
         with pytest.raises(DataError, match=r"no number|too large|steps\.0\.loss"):
             find_state(run, OLD)
 
@@ -204,7 +207,7 @@ def replace_files(folder: Path, record: Path, data: bytes, names: dict[str, str]
         key = f"runs/tiny/state/{digest}.{ending}"
         (folder / "store" / key).write_bytes(data)
         files[names.get(name, name)] = {**found, "key": key, "sha256": digest, "bytes": len(data)}
-    record.write_text(json.dumps({**words, "files": files}))
+    record.write_bytes(forged({**words, "files": files}))
 
 
 def older_names(record: Path) -> dict[str, str]:

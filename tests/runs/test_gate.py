@@ -11,6 +11,7 @@ from pipeline.runs.gate import judge, mean_reverse_kl
 from pipeline.runs.run import open_run
 from schemas.errors import ConfigError, RegressionError
 from schemas.records.scores import ScoreManifest
+from tests.support.forged import forged
 from tests.support.minimal import EVAL, message, parse
 from tests.support.runs import Cli
 from tests.support.tiny import write_run
@@ -25,7 +26,7 @@ def graded(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     places = ("baseline/student", "rounds/0000/eval", "rounds/0001/eval")
     for place, accuracy in zip(places, (0.5, 0.8, 0.4), strict=True):
         file = folder / "store" / "runs" / "tiny" / place / "manifest.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": accuracy}))
+        file.write_bytes(forged(json.loads(file.read_text()) | {"accuracy": accuracy}))
     return path
 
 
@@ -71,7 +72,7 @@ def test_a_first_round_is_held_against_the_student_as_it_came(
     file = (
         tmp_path / "run" / "store" / "runs" / "tiny" / "rounds" / "0000" / "eval" / "manifest.json"
     )
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": 0.2}))
+    file.write_bytes(forged(json.loads(file.read_text()) | {"accuracy": 0.2}))
     found = cli("gate", "-c", path, "--round", "0", "--set", "gate.max_accuracy_drop=0.25")
     assert found.code == 8 and "down from 50.0%" in found.stderr
 

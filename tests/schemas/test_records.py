@@ -12,8 +12,9 @@ from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
 from schemas.records import index, runs, scores, shards, training
 from schemas.records.record import Record
+from schemas.records.seal import NEWEST
 from schemas.records.shards import Commit, Shard
-from schemas.tables import SCHEMA_VERSION
+from tests.support.forged import forged
 
 SHA256 = "ab" * 32
 SHARD = Shard(key=f"data/{SHA256}.parquet", sha256=SHA256, bytes=10, rows=2, tokens=7)
@@ -95,7 +96,7 @@ def value_of(hint: Any, *, absent: bool) -> Any:
 
 
 def changed(**changes: Any) -> bytes:
-    return json.dumps({**json.loads(COMMIT.to_bytes()), **changes}).encode()
+    return forged({**json.loads(COMMIT.to_bytes()), **changes})
 
 
 @pytest.mark.parametrize("absent", [False, True])
@@ -111,7 +112,7 @@ def test_the_bytes_are_canonical_and_end_with_a_line_feed() -> None:
     data = COMMIT.to_bytes()
     assert data.startswith(b'{"attempt":"a1","fingerprint":')
     assert data.endswith(b"}\n")
-    assert f'"schema_version":{SCHEMA_VERSION}'.encode() in data
+    assert f'"schema_version":{NEWEST}'.encode() in data
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -150,9 +151,9 @@ def test_damage_is_a_data_error_that_names_object_and_field(data: bytes, reason:
 
 @pytest.mark.parametrize("extra", [{}, {"a_new_key": 1}])
 def test_a_newer_version_is_refused_and_named(extra: dict[str, int]) -> None:
-    newer = changed(schema_version=SCHEMA_VERSION + 6, **extra)
+    newer = changed(schema_version=NEWEST + 5, **extra)
     with pytest.raises(DataError) as caught:
         Commit.from_bytes(newer, where="store/c.json")
-    expected = f"store/c.json has schema version {SCHEMA_VERSION + 6}; this opd reads up to"
+    expected = f"store/c.json has schema version {NEWEST + 5}; this opd reads up to"
     assert expected in str(caught.value)
     assert "install a newer opd" in str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.store.storage import Storage
 from tests.conftest import UseS3
+from tests.support.forged import forged
 from tests.support.rounds import ROUND, forget, score_shards, stages
 from tests.support.runs import Cli, finish, snapshot, start
 from tests.support.servers import S3Account
@@ -92,7 +93,7 @@ def test_only_invalid_scores_what_is_damaged_and_nothing_else(run_copy: Path, cl
     deleted.unlink()
     swapped = store / ROUND / "score/main/commits" / f"{quiet['units'][0]['unit']}.json"
     record = json.loads(swapped.read_text())
-    swapped.write_text(json.dumps(record | {"shard": quiet["units"][2]["shard"]}))
+    swapped.write_bytes(forged(record | {"shard": quiet["units"][2]["shard"]}))
     result = cli.ok("score", "-c", config, "--round", "0", "--only-invalid")
     assert result["units"] == 3
     assert result["teacher_tokens"] > 0
@@ -105,7 +106,7 @@ def test_only_invalid_scores_anew_what_another_scorer_made(run_copy: Path, cli: 
     manifest = json.loads((key / "manifest.json").read_text())
     for path in (key / "commits").iterdir():  # as if an older engine had made them
         record = json.loads(path.read_text())
-        path.write_text(json.dumps(record | {"fingerprint": "0" * 32}))
+        path.write_bytes(forged(record | {"fingerprint": "0" * 32}))
     config = run_copy / "run.toml"
     assert cli.ok("score", "-c", config, "--round", "0", "--only-invalid")["units"] == 4
     assert json.loads((key / "manifest.json").read_text()) == manifest

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store.storage import Storage
+from tests.support.forged import forged
 from tests.support.rounds import ROUND, forget, forget_training, score_shards, stages
 from tests.support.runs import Cli
 from tests.support.tiny import make_model, write_run
@@ -56,7 +57,7 @@ def test_scores_of_another_teacher_stop_training_with_exit_3(run_copy: Path, cli
     foreign = json.loads(theirs.read_text())
     foreign["run"] = "tiny"
     foreign["rollout_fingerprint"] = json.loads(mine.read_text())["rollout_fingerprint"]
-    mine.write_text(json.dumps(foreign))
+    mine.write_bytes(forged(foreign))
     outcome = cli("train", "-c", write_run(run_copy), "--round", "0")
     assert outcome.code == 3, outcome.stderr
     assert "another teacher" in outcome.stderr

@@ -12,7 +12,8 @@ from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
 from schemas.errors import DataError, StorageError
-from schemas.records.shards import LeaseRecord
+from schemas.keys import commit_key
+from schemas.records.shards import Commit, LeaseRecord
 from tests.conftest import QUICK, ProxyFactory, UseS3
 from tests.support.faults import (
     CONFLICT,
@@ -21,6 +22,7 @@ from tests.support.faults import (
     HALVE,
     INTERNAL_ERROR,
     NONE,
+    OTHER_DIGIT,
     RESET_AFTER,
     RESET_BEFORE,
     SLOW_DOWN,
@@ -108,6 +110,24 @@ def test_bytes_that_are_stored_damaged_are_an_error_after_a_second_look(
     with pytest.raises(DataError, match="not a LeaseRecord"):
         find_record(storage, "record", LeaseRecord)
     assert proxy.counts.total() == before + 2
+
+
+def test_a_number_that_changed_on_its_way_is_read_again_and_not_believed_if_it_stays(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    storage = Storage(use_s3(moto_server.at(proxy.endpoint)), QUICK)
+    shard = content_shard("rollouts", b"x", rows=1, tokens=1)
+    key = commit_key("runs/a/rounds/0000/rollout", "u00000")
+    commit = Commit(unit="u00000", shard=shard, fingerprint="f", attempt="a")
+    create_record(storage, key, commit)
+    proxy.force(OTHER_DIGIT, method="GET")
+    assert find_record(storage, key, Commit) == commit
+    proxy.force(OTHER_DIGIT, method="GET", times=2)
+    with pytest.raises(DataError, match=r"u00000\.json is not a Commit.*own digest.*Restore it"):
+        find_record(storage, key, Commit)
+    assert proxy.counts[OTHER_DIGIT] == 3
+    assert find_record(storage, key, Commit) == commit
 
 
 @pytest.mark.s3

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.support.forged import forged
 from tests.support.repository import REPOSITORY
 from tests.support.tiny import write_run
 
@@ -74,7 +75,7 @@ def prepare(case: BadCase, folder: Path) -> None:
         value = json.loads(path.read_text())
         for key, new in fields.items():
             _change(value, key.split("."), new)
-        path.write_text(json.dumps(value))
+        path.write_bytes(forged(value))
     for name in case.delete:
         path = found(folder, name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()

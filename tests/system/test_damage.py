@@ -14,6 +14,7 @@ import pytest
 
 from schemas.fingerprint import sha256
 from schemas.tables import SCHEMA_VERSION
+from tests.support.forged import forged
 from tests.support.rounds import ROUND, forget_training, score_shards
 from tests.support.runs import Cli
 
@@ -39,7 +40,7 @@ def put_in_place(folder: Path, old: Path, data: bytes) -> Path:
     for path in (folder / "store").rglob("*.json"):
         text = path.read_text()
         if old.stem in text:
-            path.write_text(json.dumps(_renamed(json.loads(text), old, new, len(data))))
+            path.write_bytes(forged(_renamed(json.loads(text), old, new, len(data))))
     return new
 
 
@@ -66,7 +67,7 @@ def newer_record(folder: Path) -> str:
     records += (folder / "store").glob("cache/*/commits/*.json")
     for path in records:
         record = json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 3}
-        path.write_text(json.dumps(record))
+        path.write_bytes(forged(record))
     return f"schema version {SCHEMA_VERSION + 3}"
 
 

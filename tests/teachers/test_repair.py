@@ -11,6 +11,7 @@ from pipeline.runs.run import Run, open_run
 from pipeline.teachers.repair import forget_invalid
 from schemas.errors import DataError
 from tests.support.countedwork import Recorder
+from tests.support.forged import forged
 from tests.support.rounds import ROUND, score_shards
 from tests.support.runs import keys_below
 
@@ -84,7 +85,7 @@ def test_a_commit_that_names_other_scores_is_forgotten_and_the_cache_is_whole(
     key = f"{SCORES}/commits/{first['unit']}.json"
     wrong = {"shard": second["shard"]} if change == "shard" else {"fingerprint": "0" * 32}
     record = json.loads(run.storage.get(key) or b"")
-    run.storage.put(key, json.dumps(record | wrong).encode())
+    run.storage.put(key, forged(record | wrong))
     before = everything(run)
     assert forget_invalid(run, 0, "main", Recorder()) == 1
     assert gone(run, before) == {f"{SCORES}/manifest.json", key}

@@ -15,6 +15,7 @@ from schemas.keys import commit_key, renumberings_folder
 from schemas.records.scores import RenumberingRecord
 from tests.support.caches import store_unit
 from tests.support.countedwork import Recorder
+from tests.support.forged import forged
 from tests.support.tinytables import make_scorer, rollout_table
 
 SCORER = make_scorer()
@@ -44,7 +45,7 @@ def change(root: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     path = first_commit(root)
     commit = json.loads(path.read_text())
     edit(commit)
-    path.write_text(json.dumps(commit))
+    path.write_bytes(forged(commit))
 
 
 def files(folder: Path) -> set[Path]:

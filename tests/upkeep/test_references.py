@@ -16,7 +16,7 @@ from schemas.errors import DataError
 from schemas.fingerprint import sha256
 from schemas.keys import commit_key
 from schemas.records.scores import CacheCommit
-from schemas.records.shards import Shard
+from schemas.records.shards import Commit, Shard
 
 
 def digests_of(unit: int) -> list[str]:
@@ -123,6 +123,17 @@ def test_records_are_read_and_what_only_looks_like_them_is_not(
 def test_a_record_of_a_run_that_is_no_json_ends_the_search(memory: Storage) -> None:
     memory.put("runs/a/rounds/0000/rollout/plan.json", b"{torn")
     with pytest.raises(DataError, match=r"plan\.json is not JSON.*nothing may be deleted"):
+        run_references(memory)
+
+
+def test_a_record_whose_key_changed_by_a_letter_ends_the_search(memory: Storage) -> None:
+    key, shard = commit_key("runs/a/rounds/0000/rollout", "u"), f"rollouts/{'a' * 64}.parquet"
+    named = Shard(key=shard, sha256="a" * 64, bytes=1, rows=1, tokens=1)
+    data = Commit(unit="u", shard=named, fingerprint="f", attempt="a").to_bytes()
+    memory.put(key, data)
+    assert run_references(memory) == {shard}
+    memory.put(key, data.replace(shard.encode(), shard.replace("a", "b", 1).encode()))
+    with pytest.raises(DataError, match=r"u\.json.*its own digest.*nothing may be deleted"):
         run_references(memory)
 
 

@@ -8,6 +8,7 @@ from pipeline.cache.index.compaction import compact
 from pipeline.cache.index.index import Index
 from pipeline.store.storage import Storage
 from tests.support.caches import scorer_of
+from tests.support.forged import forged
 
 
 def named(folder: Path) -> None:
@@ -47,7 +48,7 @@ def huge_state(folder: Path) -> None:
     path = _only(folder, "states")
     state = json.loads(path.read_text())
     state["runs"][0]["parts"][0] |= {"rows": 10**18, "last": 10**300}
-    path.write_text(json.dumps(state))
+    path.write_bytes(forged(state))
 
 
 def foreign_states(folder: Path) -> None:

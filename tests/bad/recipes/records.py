@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.badcases import found
+from tests.support.forged import forged
 
 RUN = "store/runs/tiny"
 FIRST, SECOND = f"{RUN}/rounds/0000", f"{RUN}/rounds/0001"
@@ -20,7 +21,7 @@ def edit(folder: Path, pattern: str, change: Callable[[dict[str, Any]], None]) -
     path = found(folder, pattern)
     value = json.loads(path.read_text())
     change(value)
-    path.write_text(json.dumps(value))
+    path.write_bytes(forged(value))
 
 
 def sums(manifest: dict[str, Any]) -> None:
@@ -48,6 +49,39 @@ def deep_plan(folder: Path) -> None:
 def huge_plan(folder: Path) -> None:
     with (folder / FIRST / "rollout/plan.json").open("wb") as file:
         file.truncate((64 << 20) + 1)
+
+
+# --- digests ---
+
+
+def flip(folder: Path, pattern: str, before: bytes) -> None:
+    """Flip the last bit of the character that follows some bytes."""
+    path = found(folder, pattern)
+    data = bytearray(path.read_bytes())
+    data[data.index(before) + len(before)] ^= 1
+    path.write_bytes(data)
+
+
+def flipped_accuracy(folder: Path) -> None:
+    flip(folder, f"{FIRST}/eval/manifest.json", b'"accuracy":0.')
+
+
+def flipped_version(folder: Path) -> None:
+    flip(folder, f"{RUN}/run.json", b'"torch":"')
+
+
+def flipped_payer(folder: Path) -> None:
+    flip(folder, COMMIT, b'"paid_by":"')
+
+
+def flipped_key(folder: Path) -> None:
+    """Let a manifest name prompts of another digest, as if the right ones were named nowhere."""
+    flip(folder, f"{RUN}/prompts/train/manifest.json", b'"key":"prompts/')
+
+
+def indented(folder: Path) -> None:
+    path = folder / FIRST / "eval/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
 
 
 # --- manifests ---
@@ -193,7 +227,7 @@ def renamed_unit(folder: Path) -> None:
     path = found(folder, COMMIT)
     commit = json.loads(path.read_text()) | {"unit": "0" * 32}
     path.unlink()
-    (path.parent / f"{'0' * 32}.json").write_text(json.dumps(commit))
+    (path.parent / f"{'0' * 32}.json").write_bytes(forged(commit))
 
 
 def rollout_as_scores(folder: Path) -> None:

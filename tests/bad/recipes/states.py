@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from tests.support.forged import forged
+
 PICKLE = b"cposix\nsystem\n(Vtouch ran\ntR."
 """Makes a file where it is read."""
 
@@ -64,4 +66,4 @@ def _replace(folder: Path, ending: str, data: bytes) -> None:
             key = f"runs/tiny/state/{digest}{ending}"
             shard.update(key=key, sha256=digest, bytes=len(data))
             (folder / "store" / key).write_bytes(data)
-    record.write_text(json.dumps(words))
+    record.write_bytes(forged(words))

@@ -15,6 +15,7 @@ from pipeline.cache.scorecache import Origin, ScoreCache
 from pipeline.store.storage import Storage
 from schemas.fingerprint import fingerprint
 from schemas.keys import commit_key
+from tests.support.forged import forged
 from tests.support.tinytables import make_scorer, rollout_table, score_rows
 
 SCORER = make_scorer()
@@ -69,20 +70,22 @@ def no_digests(data: bytes) -> bytes:
 
 
 def state_with(**changes: object) -> Change:
-    return lambda data: json.dumps({**json.loads(data), **changes}).encode()
+    return lambda data: forged({**json.loads(data), **changes})
 
 
 def part_with(**changes: object) -> Change:
     def change(data: bytes) -> bytes:
         state = json.loads(data)
         state["runs"][0]["parts"][0].update(changes)
-        return json.dumps(state).encode()
+        return forged(state)
 
     return change
 
 
 def unit_of_another_scorer(data: bytes) -> bytes:
-    return data.replace(f"cache/{SCORER.key}".encode(), b"cache/" + b"0" * len(SCORER.key))
+    head, _, entries = data.partition(b"\n")
+    text = head.decode().replace(f"cache/{SCORER.key}", f"cache/{'0' * len(SCORER.key)}")
+    return forged(json.loads(text)) + entries
 
 
 UNSEEN = {("new", "missing"), ("new", "cut by an entry"), ("states", "missing")}
