@@ -9,6 +9,7 @@ from pipeline.models.adapters import adapter_settings, settings_digest
 from pipeline.runs.run import Run
 from pipeline.store.disk.files import file_sha256
 from pipeline.store.records import create_record
+from pipeline.store.storage import Storage
 from schemas.fingerprint import fingerprint
 from schemas.keys import manifest_key
 from schemas.records.shards import Shard
@@ -36,7 +37,7 @@ def publish_checkpoint(
     """
     name, storage = deciding_file(folder), run.storage
     key = f"{run.checkpoint_folder(index)}/{name}"
-    data = storage.get(key)
+    data = _read_claim(storage, key)
     if data is None:  # where one stands its files are whole, and must not be written again
         below = None if base is None else base.policy_version
         files = _upload(run, run.checkpoint_folder(index), folder)
@@ -50,12 +51,26 @@ def publish_checkpoint(
         )
         data = with_manifest(folder / name, begun.to_bytes().decode().rstrip())
         if not storage.create(key, data):
-            data = storage.get(key) or b""
-    text = manifest_within(data, where=storage.url(key))
-    manifest = CheckpointManifest.from_bytes(text.encode(), where=storage.url(key))
+            data = _read_claim(storage, key) or b""
+    manifest = _begun_manifest(data, storage.url(key))
     whole = {**manifest.files, name: _shard(key, data)}
     manifest = manifest.model_copy(update={"files": whole})
     return create_record(storage, manifest_key(run.checkpoint_folder(index)), manifest)
+
+
+def _read_claim(storage: Storage, key: str) -> bytes | None:
+    """Return the file that decides, once it holds a manifest; None where there is none yet."""
+
+    def checked(data: bytes) -> bytes:
+        _begun_manifest(data, storage.url(key))
+        return data
+
+    return storage.read_checked(key, checked)
+
+
+def _begun_manifest(data: bytes, where: str) -> CheckpointManifest:
+    text = manifest_within(data, where=where)
+    return CheckpointManifest.from_bytes(text.encode(), where=where)
 
 
 def _upload(run: Run, prefix: str, folder: Path) -> dict[str, Shard]:

@@ -8,7 +8,10 @@ from pathlib import Path
 from pipeline.checkpoints.claim import INDEX
 from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
+from tests.conftest import ProxyFactory, UseS3
 from tests.support.checkpoints import ORIGIN, STATE, Overtaken, assert_whole, exported, publish
+from tests.support.faults import OTHER_DIGIT
+from tests.support.servers import S3Account
 
 
 def test_a_published_checkpoint_opens_as_it_was_exported(run: Run, first: Path) -> None:
@@ -74,3 +77,21 @@ def test_files_of_a_dead_attempt_do_not_enter_the_next(run: Run, first: Path, se
     stands = publish(run, second)
     assert set(stands.files) == {p.name for p in second.iterdir()}
     assert_whole(run, stands, second)
+
+
+def test_a_file_that_decides_and_comes_changed_is_read_again(
+    config_path: Path,
+    first: Path,
+    second: Path,
+    moto_server: S3Account,
+    use_s3: UseS3,
+    fault_proxy: ProxyFactory,
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    root = json.dumps(use_s3(moto_server.at(proxy.endpoint)))
+    run = open_run(load_config(config_path, [f"run.root={root}"]))
+    stands = publish(run, first)
+    run.storage.delete(f"{run.checkpoint_folder(1)}/manifest.json")
+    proxy.force(OTHER_DIGIT, method="GET")
+    assert publish(run, second) == stands
+    assert proxy.counts[OTHER_DIGIT] == 1

@@ -261,17 +261,18 @@ def read_unit(storage: Storage, key: str) -> NewUnit | None:
     Raises:
         DamagedIndexError: it is damaged.
     """
-    data = storage.get(key)
-    if data is None:
-        return None
-    head, _, body = data.partition(b"\n")
-    try:
-        commit = CacheCommit.from_bytes(head, where=storage.url(key))
-    except DataError as error:
-        raise as_damage(storage, key, error) from error
-    entries = parse_entries(storage, key, body, ENTRY)
-    check_unit(storage, key, commit, entries)
-    return NewUnit(commit, entries)
+
+    def checked(data: bytes) -> NewUnit:
+        head, _, body = data.partition(b"\n")
+        try:
+            commit = CacheCommit.from_bytes(head, where=storage.url(key))
+        except DataError as error:
+            raise as_damage(storage, key, error) from error
+        entries = parse_entries(storage, key, body, ENTRY)
+        check_unit(storage, key, commit, entries)
+        return NewUnit(commit, entries)
+
+    return storage.read_checked(key, checked)
 
 
 def new_unit(commit: CacheCommit, digests: Sequence[str]) -> NewUnit:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from pipeline.cache.index.compaction import compact
-from pipeline.cache.index.index import Index
+from pipeline.cache.index.index import Index, read_unit
 from pipeline.store.storage import Storage
 from schemas.errors import DataError
 from schemas.fingerprint import sha256
 from schemas.keys import commit_key, scorer_folder
 from schemas.records.scores import CacheCommit
 from schemas.records.shards import Shard
+from tests.conftest import ProxyFactory, UseS3
+from tests.support.faults import OTHER_DIGIT
+from tests.support.servers import S3Account
 
 SCORER = "s"
 FOLDER = scorer_folder(SCORER)
@@ -212,3 +215,21 @@ def test_a_damaged_object_is_named(local_storage: Storage) -> None:
     local_storage.put(key, (local_storage.get(key) or b"")[:-3])
     with pytest.raises(DataError, match="new/u000 is damaged"):
         Index(local_storage, SCORER).refresh()
+
+
+def test_an_entry_that_comes_changed_is_read_again_and_not_mended(
+    moto_server: S3Account, use_s3: UseS3, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(moto_server.endpoint)
+    storage = Storage(use_s3(moto_server.at(proxy.endpoint)))
+    commit = commit_of(0)
+    Index(storage, SCORER).add(commit, digests_of(0))
+    key = f"{FOLDER}/index/new/{commit.unit}"
+    assert read_unit(storage, key)
+    proxy.force(OTHER_DIGIT, method="GET")
+    unit = read_unit(storage, key)
+    assert unit is not None and unit.commit == commit
+    proxy.force(OTHER_DIGIT, method="GET", times=2)
+    with pytest.raises(DataError, match=r"is damaged.*its own digest.*No score is lost"):
+        read_unit(storage, key)
+    assert proxy.counts[OTHER_DIGIT] == 3
