@@ -115,7 +115,7 @@ class _Ours:
             device="cuda" if device == "cuda" else "cpu",
             micro_batch_tokens=MICRO_TOKENS,
         )
-        settings = LearnerSettings(train, LossConfig(kind="forward_kl"), len(plan.micro))
+        settings = LearnerSettings(train, LossConfig(kind="forward_kl"))
         self._learner = Learner(source, settings, join_ranks(device))
         self._data, self._plan, self.loss = data, plan, 0.0
 

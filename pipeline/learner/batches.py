@@ -1,7 +1,8 @@
 """Order of rows and cutting of steps into micro-batches, planned up front. Pure.
 
-Promises: the order is a function of (rows, seed, epoch) alone; every step has the same number of
-micro-batches on every process; each row is trained exactly once per epoch.
+Promises: the order is a function of (rows, seed, epoch) alone; which rows a step trains depends on
+neither processes nor memory; a step has as many micro-batches as it needs, the same number on every
+process; each row is trained exactly once per epoch.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.learner.feed.balance import deal
 from pipeline.learner.sequences import Lengths, Rows
-from pipeline.models.padding import length_batches
 from schemas.config.train import TrainSection
 from schemas.errors import DataError
+from schemas.fingerprint import DIGEST_CHARS, sha256
 from schemas.randomness import derived_seed
 
 
@@ -63,6 +65,18 @@ def round_steps(
     )
 
 
+def plan_mark(steps: Sequence[StepPlan]) -> str:
+    """Return the digest of which rows each step trains: their order in a step says nothing."""
+    sets = [np.sort(np.concatenate([r for m in step.micro for r in m])) for step in steps]
+    sizes = np.array([len(rows) for rows in sets], dtype="<i8")
+    return sha256(sizes.tobytes() + np.concatenate(sets).astype("<i8").tobytes())[:DIGEST_CHARS]
+
+
+def steps_of_old(lengths: Lengths, train: TrainSection) -> int:
+    """Return how many steps an older opd made of a round: what was left over was always one."""
+    return train.epochs * -(-int(lengths.usable_R.sum()) // train.sequences_per_step)
+
+
 def epoch_order(unit_rows: Rows, *, seed: int, epoch: int, shuffle_shards: int) -> Rows:
     """Return all rows in training order, int64 [rows].
 
@@ -101,23 +115,34 @@ def plan_steps(
         orders: rows in training order, of each epoch.
         total_tokens: prompt and response tokens of each row.
         trained_tokens: tokens with a loss of each row.
-        per_step: rows of a step; the last step of an epoch may have fewer.
+        per_step: rows of a step; the last step of an epoch may have fewer or more, see `cut_epoch`.
         micro_tokens: padded tokens that a micro-batch may have; a longer row stands alone.
         processes: data-parallel processes.
     """
-    packed = [
-        [rows[batch] for batch in length_batches(total_tokens[rows], micro_tokens)]
+    return [
+        _step(rows, total_tokens, trained_tokens, micro_tokens=micro_tokens, processes=processes)
         for order in orders
-        for rows in (order[i : i + per_step] for i in range(0, len(order), per_step))
+        for rows in cut_epoch(order, per_step)
     ]
-    count = max(-(-len(batches) // processes) for batches in packed)
-    return [_step(batches, trained_tokens, count, processes) for batches in packed]
 
 
-def _step(batches: list[Rows], trained_tokens: Rows, count: int, processes: int) -> StepPlan:
-    """Deal batches of neighbouring lengths to the processes, with empty ones at the end."""
-    slots = batches + [np.empty(0, dtype=np.int64)] * (count * processes - len(batches))
+def cut_epoch(order: Rows, per_step: int) -> list[Rows]:
+    """Return the rows of each step of an epoch.
+
+    What is left at its end is a step of its own where it is half of one at least; else it joins the
+    step before it, for a step of few rows moves the weights as far as a whole one does.
+    """
+    whole, left = divmod(len(order), per_step)
+    count = max(1, whole + (2 * left >= per_step))
+    return np.split(order, np.arange(1, count) * per_step)
+
+
+def _step(
+    rows: Rows, total_tokens: Rows, trained_tokens: Rows, *, micro_tokens: int, processes: int
+) -> StepPlan:
+    """Return the step over some rows."""
+    dealt = deal(total_tokens[rows], micro_tokens=micro_tokens, processes=processes)
     return StepPlan(
-        micro=tuple(tuple(slots[m * processes : (m + 1) * processes]) for m in range(count)),
-        trained_tokens=int(trained_tokens[np.concatenate(batches)].sum()),
+        micro=tuple(tuple(rows[batch] for batch in micro) for micro in dealt),
+        trained_tokens=int(trained_tokens[rows].sum()),
     )

@@ -75,21 +75,20 @@ class Learner:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        scale = self._settings.accumulation * self._ranks.count / max(plan.trained_tokens, 1)
+        scale = self._ranks.count / max(plan.trained_tokens, 1)
         sums = dict.fromkeys(("loss", "weight", *DIAGNOSTICS), 0.0)
-        norm = None
-        for micro in plan.micro:
+        for number, micro in enumerate(plan.micro, 1):
             interrupts.beat()
+            self._engine.set_gradient_accumulation_boundary(number == len(plan.micro))
             batch, targets = together(partial(self._inputs, data, micro[self._ranks.rank]))
             loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
             self._engine.backward(loss)
-            if self._engine.is_gradient_accumulation_boundary():
-                norm = self._grad_norm()
-            self._engine.step()
             sums["loss"] += float(loss.detach()) / scale
             sums["weight"] += float(targets.weight_T.sum())
             for name, value in values.items():
                 sums[name] += float(value)
+        norm = self._grad_norm()
+        self._engine.step()
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         totals = sum_over_ranks(list(sums.values()), self._ranks.device)
         found = dict(zip(sums, totals, strict=True))

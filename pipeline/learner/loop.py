@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.checkpoints.opening import opened_model
-from pipeline.learner.batches import StepPlan, round_steps
+from pipeline.learner.batches import StepPlan, plan_mark, round_steps, steps_of_old
 from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
 from pipeline.learner.inputs import TrainInputs
@@ -68,7 +68,9 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
             processes=ranks.count,
         )
     )
-    work = _Work(run, inputs, data, steps, ranks, progress)
+    plan, older = plan_mark(steps), steps_of_old(lengths, train) == len(steps)
+    plans = (plan, None) if older else (plan,)
+    work = _Work(run, inputs, data, steps, plans, ranks, progress)
     with _policy_source(work) as source:
         state, new_steps = _train(work, source, _probe_rows(lengths.total_tokens_R))
     return TrainedRound(state, lengths, sum(step.trained_tokens for step in steps), new_steps)
@@ -82,6 +84,8 @@ class _Work:
     inputs: TrainInputs
     data: RoundData
     steps: list[StepPlan]
+    plans: tuple[str | None, ...]
+    """Of the steps; and what states of an older opd have, where it made the same ones."""
     ranks: Ranks
     progress: Progress
 
@@ -110,10 +114,7 @@ def _policy_source(work: _Work) -> Iterator[ModelSource]:
 
 def _train(work: _Work, source: ModelSource, probe: Rows) -> tuple[StateManifest, int]:
     """Train the steps that are left and publish the student; return the final state."""
-    settings = LearnerSettings(
-        train=work.train, loss=work.run.config.loss, accumulation=len(work.steps[0].micro)
-    )
-    learner = Learner(source, settings, work.ranks)
+    learner = Learner(source, LearnerSettings(work.train, work.run.config.loss), work.ranks)
     try:
         state = _resume(work, learner)
         begun = len(state.steps)
@@ -157,6 +158,7 @@ def _resume(work: _Work, learner: Learner) -> StateManifest:
         steps=(),
         optimizer_restarted=before is None and work.inputs.round_index > 0,
         files={},
+        plan=work.plans[0],
     )
 
 
@@ -169,6 +171,8 @@ def _find_states(work: _Work) -> _Found:
     notes: list[str] = []
     for name in sorted(committed_units(work.run.storage, folder), reverse=True):
         inside, why = _usable(work, commit_key(folder, name))
+        if inside is not None and inside.plan not in work.plans:
+            inside, why = None, "another opd saved it, which cut the round into other steps"
         if inside is not None:
             _check_place(work, commit_key(folder, name), inside, len(inside.steps))
             return inside, None, notes

@@ -17,15 +17,15 @@ class LearnerSettings:
 
     train: TrainSection
     loss: LossConfig
-    accumulation: int
-    """Micro-batches of every step on this process."""
 
 
 def engine_config(settings: LearnerSettings) -> dict[str, Any]:
     """Return DeepSpeed's configuration of a learner.
 
     With bfloat16 the stage is at least 2: below it DeepSpeed sums micro-batches in bfloat16, and at
-    stage 0 it begins with a step on zero gradients, which spoils Adam's bias correction.
+    stage 0 it begins with a step on zero gradients, which spoils Adam's bias correction. Steps have
+    different numbers of micro-batches, so that the learner itself says which is a step's last, and
+    DeepSpeed divides no loss by their number.
     """
     train = settings.train
     low = train.dtype == "bfloat16"
@@ -34,7 +34,7 @@ def engine_config(settings: LearnerSettings) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.device != "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

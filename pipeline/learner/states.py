@@ -131,9 +131,10 @@ def _record(run: Run, key: str) -> StateManifest | None:
 
 
 def _commit(run: Run, key: str, record: StateManifest) -> StateManifest:
-    """Create a state's record, or replace one whose files are gone or never read."""
+    """Create a state's record, or replace one whose files are gone or are never read."""
     stands = create_record(run.storage, key, record)
-    if stands is not record and (stands.pickled or find_state(run, key) is None):
+    unread = stands.pickled or stands.plan != record.plan
+    if stands is not record and (unread or find_state(run, key) is None):
         run.storage.put(key, record.to_bytes())
         return record
     return stands

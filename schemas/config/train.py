@@ -39,7 +39,8 @@ class TrainSection(Section):
     learning_rate: Annotated[float, Field(gt=0.0, le=1000.0)]
     """Peak learning rate."""
     sequences_per_step: Positive
-    """Sequences in one optimizer step, over all processes."""
+    """Sequences in one optimizer step, over all processes. What an epoch has left over joins its
+    last step where it is less than half of one."""
     epochs: Few = 1
     """Passes over a round's sequences."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

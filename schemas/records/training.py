@@ -47,6 +47,7 @@ class StatePart(Record):
 class StateManifest(Versioned):
     """A resumable state of the learner at one optimizer step."""
 
+    LATER = frozenset({"plan"})
     step: Count
     """Optimizer steps of the whole run so far."""
     world_size: Annotated[int, Field(ge=1, le=99_999)]
@@ -56,6 +57,8 @@ class StateManifest(Versioned):
     """Metrics of the round's steps so far."""
     optimizer_restarted: bool
     files: dict[str, Shard]
+    plan: Mark | None = None
+    """Digest of which rows each step of its round trains; None where an older opd saved it."""
 
     @property
     def pickled(self) -> bool:

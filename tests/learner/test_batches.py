@@ -1,11 +1,20 @@
-"""Order and cutting of optimizer steps: each row once, the same shape on every process."""
+"""Order and cutting of optimizer steps: each row once, whatever the processes."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.learner.batches import StepPlan, epoch_order, plan_steps
-from pipeline.learner.sequences import Rows
+from pipeline.learner.batches import (
+    StepPlan,
+    cut_epoch,
+    epoch_order,
+    plan_mark,
+    plan_steps,
+    steps_of_old,
+)
+from pipeline.learner.sequences import Lengths, Rows
+from schemas.config.train import TrainSection
 
 SHARDS = st.lists(st.integers(1, 6), min_size=1, max_size=9)
 
@@ -76,43 +85,48 @@ def test_steps_hold_the_rows_of_the_order_each_once(
     steps = plan_steps(
         orders, total, trained, per_step=per_step, micro_tokens=micro_tokens, processes=processes
     )
-    expected = [
-        order[i : i + per_step].tolist() for order in orders for i in range(0, len(order), per_step)
-    ]
+    expected = [rows.tolist() for order in orders for rows in cut_epoch(order, per_step)]
     assert [sorted(rows_of(step)) for step in steps] == [sorted(rows) for rows in expected]
     assert [step.trained_tokens for step in steps] == [
         sum(int(trained[row]) for row in rows) for rows in expected
     ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "per_step", "sizes"),
+    [
+        (128, 64, [64, 64]),
+        (129, 64, [64, 65]),
+        (159, 64, [64, 95]),
+        (160, 64, [64, 64, 32]),
+        (1, 64, [1]),
+        (63, 64, [63]),
+        (3, 2, [2, 1]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_a_few_rows_that_are_left_over_join_the_step_before_them(
+    rows: int, per_step: int, sizes: list[int]
+) -> None:
+    steps = cut_epoch(np.arange(rows), per_step)
+    assert [len(step) for step in steps] == sizes
+    assert np.concatenate(steps).tolist() == list(range(rows))
+
+
 @given(work(), st.integers(1, 12), st.integers(1, 90), st.integers(1, 5))
-def test_every_step_has_the_same_number_of_micro_batches_on_every_process(
+def test_a_micro_batch_has_rows_on_some_process_and_room_for_them(
     work: tuple[list[Rows], Rows, Rows], per_step: int, micro_tokens: int, processes: int
 ) -> None:
     orders, total, trained = work
     steps = plan_steps(
         orders, total, trained, per_step=per_step, micro_tokens=micro_tokens, processes=processes
     )
-    assert len({len(step.micro) for step in steps}) == 1
-    assert {len(micro) for step in steps for micro in step.micro} == {processes}
-    fullest = max(sum(len(rows) > 0 for m in step.micro for rows in m) for step in steps)
-    assert len(steps[0].micro) == -(-fullest // processes), "more micro-batches than are needed"
     for step in steps:
-        loads = [sum(len(micro[rank]) > 0 for micro in step.micro) for rank in range(processes)]
-        assert max(loads) - min(loads) <= 1, "one process has more work than another"
-
-
-@given(work(), st.integers(1, 12), st.integers(1, 90), st.integers(1, 5))
-def test_a_micro_batch_stays_within_its_tokens_unless_it_is_one_long_row(
-    work: tuple[list[Rows], Rows, Rows], per_step: int, micro_tokens: int, processes: int
-) -> None:
-    orders, total, trained = work
-    steps = plan_steps(
-        orders, total, trained, per_step=per_step, micro_tokens=micro_tokens, processes=processes
-    )
-    for rows in (rows for step in steps for micro in step.micro for rows in micro):
-        padded = len(rows) * max(total[rows], default=0)
-        assert padded <= micro_tokens or len(rows) == 1
+        assert all(len(micro) == processes for micro in step.micro)
+        assert all(sum(map(len, micro)) for micro in step.micro)
+        batches = [rows for micro in step.micro for rows in micro if len(rows)]
+        for rows in batches:
+            assert len(rows) == 1 or len(rows) * max(total[rows]) <= micro_tokens
 
 
 @given(work(), st.integers(1, 12), st.integers(1, 90))
@@ -128,10 +142,28 @@ def test_the_number_of_processes_never_changes_what_a_step_trains(
     ]
     one, *others = [[(sorted(rows_of(s)), s.trained_tokens) for s in plan] for plan in plans]
     assert others == [one, one]
+    assert len({plan_mark(plan) for plan in plans}) == 1
 
 
-def test_processes_get_rows_of_neighbouring_lengths_at_a_time() -> None:
-    total = np.array([7, 3, 12, 5, 9, 2, 11, 4, 8, 6, 10], dtype=np.int64)
-    plans = plan_steps([np.arange(11)], total, total, per_step=11, micro_tokens=1, processes=3)
-    lengths = [[total[rows].tolist() for rows in micro] for micro in plans[0].micro]
-    assert lengths == [[[12], [11], [10]], [[9], [8], [7]], [[6], [5], [4]], [[3], [2], []]]
+def test_the_mark_of_a_plan_tells_which_rows_are_trained_together() -> None:
+    lengths = np.full(8, 5)
+
+    def mark(*steps: list[int]) -> str:
+        orders = [np.array(rows) for rows in steps]
+        return plan_mark(
+            plan_steps(orders, lengths, lengths, per_step=8, micro_tokens=10, processes=2)
+        )
+
+    assert mark([0, 1, 2], [3, 4]) == mark([2, 0, 1], [4, 3])
+    assert len({mark([0, 1, 2], [3, 4]), mark([0, 1], [2, 3, 4]), mark([3, 4], [0, 1, 2])}) == 3
+
+
+@pytest.mark.parametrize(("rows", "same"), [(128, True), (129, False), (160, True), (20, True)])
+def test_it_is_known_where_an_older_opd_made_other_steps(rows: int, same: bool) -> None:
+    """It made one of whatever was left over at the end of an epoch."""
+    one = np.ones(rows + 1, dtype=np.int64)
+    one[-1] = 0  # a row that is not trained
+    train = TrainSection(learning_rate=1.0, sequences_per_step=64, epochs=2)
+    before = steps_of_old(Lengths(np.array([rows + 1]), one, one, one >= 0), train)
+    assert before == 2 * len([*range(0, rows, 64)])
+    assert (before == 2 * len(cut_epoch(np.arange(rows), 64))) == same

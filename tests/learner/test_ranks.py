@@ -137,18 +137,18 @@ def test_a_killed_process_and_a_sigterm_end_all_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero_stage", "by_torchrun"), [(0, True), (3, False)])
-def test_two_processes_train_what_one_trains(
+@pytest.mark.parametrize(("zero_stage", "count"), [(0, 1), (3, 2), (2, 4)])
+def test_several_processes_train_what_one_trains(
     zero_stage: int,
-    by_torchrun: bool,
+    count: int,
     finished_run: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    folder = tmp_path / "two"
-    count = 1 if by_torchrun else 2
+    """One by the configuration is two by torchrun."""
+    folder = tmp_path / "several"
     config = untrained(finished_run, folder, num_processes=count, zero_stage=zero_stage)
-    if by_torchrun:
+    if count == 1:
         opd = request.getfixturevalue("warm_opd").split()
         words = ("train", "-c", config, "--round", "0", "--json")
         outcome = finish(start(*words, launcher=(*TORCHRUN, *opd)))

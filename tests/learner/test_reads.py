@@ -89,8 +89,8 @@ def test_the_main_process_reads_the_lengths_and_the_other_one_the_shards_of_its_
 
 @pytest.mark.slow
 def test_a_process_without_rows_reads_nothing(finished_run: Path, tmp_path: Path) -> None:
-    """A step is one shard's rows in one micro-batch, so that the second process has none."""
-    changes = {"shuffle_shards": 1, "sequences_per_step": 4, "micro_batch_tokens": 16384}
+    """A step is one row, so that the second process has none."""
+    changes = {"shuffle_shards": 1, "sequences_per_step": 1}
     config = untrained(finished_run, tmp_path / "two", **changes)
     (main_rollouts, main_scores), other = reads(config, processes=2)
     assert min(main_rollouts) >= 1 and min(main_scores) >= 1

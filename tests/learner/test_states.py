@@ -253,3 +253,31 @@ def test_a_round_that_an_older_opd_began_is_begun_anew(run_copy: Path, cli: Cli)
     assert result["units"] == result["steps"] == 2
     assert not (run_copy / "ran").exists()
     assert all("pt" not in name.split(".") for name in json.loads(first.read_text())["files"])
+
+
+def begun(folder: Path, **changes: Any) -> Path:
+    """Forget the second round's training but its last state, which is changed; return it."""
+    last = max((folder / "store/runs/tiny/rounds/0001/train/commits").iterdir())
+    words = json.loads(last.read_text())
+    untrain(folder)
+    last.parent.mkdir(parents=True)
+    assert words["plan"]
+    last.write_text(json.dumps({k: v for k, v in {**words, **changes}.items() if v is not None}))
+    return last
+
+
+def test_a_state_of_other_steps_is_told_and_its_round_begun_anew(run_copy: Path, cli: Cli) -> None:
+    last = begun(run_copy, plan="other")
+    outcome = cli("train", "-c", run_copy / "run.toml", "--round", "1", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert "cannot be used: another opd saved it, which cut the round into" in outcome.stderr
+    assert json.loads(outcome.stdout)["units"] == 2
+    assert json.loads(last.read_text())["plan"] not in (None, "other")
+
+
+def test_a_state_of_an_older_opd_goes_on_where_the_steps_are_the_same(
+    run_copy: Path, cli: Cli
+) -> None:
+    begun(run_copy, plan=None)
+    result = cli.ok("train", "-c", run_copy / "run.toml", "--round", "1")
+    assert (result["units"], result["steps"]) == (0, 2)

@@ -59,8 +59,8 @@ def learners(setup: Setup) -> Iterator[Any]:
     """Return a maker of fresh learners that are closed at the end."""
     made: list[Learner] = []
 
-    def make(accumulation: int = 1, **fields: Any) -> Learner:
-        made.append(setup.learner(accumulation, **{"lora": LORA, **fields}))
+    def make(**fields: Any) -> Learner:
+        made.append(setup.learner(**{"lora": LORA, **fields}))
         return made[-1]
 
     yield make

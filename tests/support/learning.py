@@ -66,11 +66,9 @@ class Setup:
             processes=1,
         )
 
-    def learner(
-        self, accumulation: int = 1, loss: LossConfig = FORWARD_KL, **fields: Any
-    ) -> Learner:
+    def learner(self, loss: LossConfig = FORWARD_KL, **fields: Any) -> Learner:
         """Return a fresh learner."""
-        settings = LearnerSettings(section(**fields), loss, accumulation)
+        settings = LearnerSettings(section(**fields), loss)
         return Learner(self.source, settings, self.ranks)
 
 
@@ -132,7 +130,7 @@ class Trainer:
 
     def _fresh(self, micro_tokens: int, fields: tuple[tuple[str, Any], ...]) -> Trained:
         plans = self.setup.plans(micro_tokens)
-        learner = self.setup.learner(len(plans[0].micro), **dict(fields))
+        learner = self.setup.learner(**dict(fields))
         try:
             steps = [learner.step(plan, self.setup.data, RATE) for plan in plans]
             state, probe = learner.full_state(), learner.probe(rows(self.setup))

@@ -240,7 +240,7 @@ def learner_gaps(folder: Path, of: Round) -> Gaps:
     plan, loss = _plan(of.data), LossConfig(kind="forward_kl")
     batch = of.data.batch(plan.micro[0][0])
     source = ModelSource(str(folder), None, False)
-    settings = LearnerSettings(train, loss, len(plan.micro))
+    settings = LearnerSettings(train, loss)
     learner = Learner(source, settings, join_ranks("cpu"))
     try:
         first = _Watched(learner, batch)

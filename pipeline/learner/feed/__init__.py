@@ -1,0 +1,1 @@
+"""What each process of the learner trains on next."""
