@@ -1,4 +1,4 @@
-"""`learner`: an optimizer step of the DeepSpeed learner, against a plain torch loop.
+"""`learner`: an optimizer step of the DeepSpeed learner, against a plain torch loop; idle ranks.
 
 Both sides train the same model on the same micro-batches with the same loss, clipping and AdamW;
 the plain loop has its tensors ready and takes a full log-softmax. Shapes: T tokens.
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.kit.dealing import dealing_cases
 from benchmarks.kit.inputs import (
     MEDIUM,
     TEACHER,
@@ -64,6 +65,9 @@ from schemas.records.shards import UnitShard
 LARGE = Size("180M", hidden=1024, layers=12, vocab=32_000, head=64)
 """What a GPU is given: 180 million parameters."""
 
+DEALT = ("critical_path_ratio", "padding_share")
+"""Figures of steps that are dealt to ranks."""
+
 K = 16
 MICRO_TOKENS = 1024
 RATE = 1e-5
@@ -72,12 +76,15 @@ TOLERANCE = 1e-3
 
 
 def run(*, quick: bool, seed: int, device: str = "cpu") -> Result:
-    """Measure a tiny and a 20M student, on a GPU a larger one; the worst case is the figure."""
+    """Measure a tiny and a 20M student, on a GPU a larger one; the worst case is each figure."""
     sizes = (TINY,) if quick else (TINY, MEDIUM)
     if device != "cpu" and not quick:
         sizes = (MEDIUM, LARGE)
     cases = [_case(size, quick=quick, seed=seed, device=device) for size in sizes]
-    return Result({"step_ratio": headline(cases, "step_ratio", max)}, cases)
+    dealt = dealing_cases(quick=quick, seed=seed)
+    figures = {"step_ratio": headline(cases, "step_ratio", max)}
+    figures |= {name: headline(dealt, name, max) for name in DEALT}
+    return Result(figures, cases + dealt)
 
 
 def _case(size: Size, *, quick: bool, seed: int, device: str) -> Case:

@@ -1,0 +1,75 @@
+"""How well steps are dealt to ranks: plans over random lengths, priced as if they were run. Pure.
+
+The price of a step is what ranks take that meet at every micro-batch. A perfect split has no
+padding and equal work everywhere, or is as long as the longest row. Shapes: R rows.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.kit.measure import Case, Spread, spread
+from pipeline.learner.batches import StepPlan, plan_steps
+from pipeline.learner.feed.balance import row_work
+from pipeline.learner.sequences import Rows
+
+RANKS = (1, 2, 8, 64)
+ROWS, ROWS_PER_RANK = 256, 8
+"""Of a step: the larger of the two."""
+
+MICRO_TOKENS = 16_384
+
+MIXES: dict[str, Callable[[np.random.Generator, int], Rows]] = {
+    "short": lambda random, rows: random.integers(16, 26, rows),
+    "chat": lambda random, rows: _lognormal(random, rows, middle=650, longest=4_096),
+    "long": lambda random, rows: _lognormal(random, rows, middle=3_000, longest=16_384),
+}
+"""Lengths of rows: short answers; around 800 tokens; long chains of thought."""
+
+
+def _lognormal(random: np.random.Generator, rows: int, *, middle: int, longest: int) -> Rows:
+    drawn = random.lognormal(np.log(middle), 0.6, rows)
+    return np.clip(drawn, 32, longest).astype(np.int64)
+
+
+def dealing_cases(*, quick: bool, seed: int) -> list[Case]:
+    """Return what dealing costs for each mix of lengths and number of ranks."""
+    return [
+        _case(mix, ranks, steps=4 if quick else 32, seed=seed) for mix in MIXES for ranks in RANKS
+    ]
+
+
+def _case(mix: str, ranks: int, *, steps: int, seed: int) -> Case:
+    per_step = max(ROWS, ranks * ROWS_PER_RANK)
+    total_R = MIXES[mix](np.random.default_rng(seed), steps * per_step)
+    order = np.arange(len(total_R), dtype=np.int64)
+    plans = plan_steps(
+        [order], total_R, total_R, per_step=per_step, micro_tokens=MICRO_TOKENS, processes=ranks
+    )
+    return {
+        "case": f"{mix} rows on {ranks} rank{'s' * (ranks > 1)}",
+        "rows": per_step,
+        "micro_batches": _over(plans, lambda plan: len(plan.micro)),
+        "critical_path_ratio": _over(plans, lambda plan: _path(plan, total_R)),
+        "padding_share": _over(plans, lambda plan: _padding(plan, total_R)),
+    }
+
+
+def _over(plans: list[StepPlan], figure: Callable[[StepPlan], float]) -> Spread:
+    return spread([figure(plan) for plan in plans])
+
+
+def _path(plan: StepPlan, total_R: Rows) -> float:
+    """Return the price of a step over that of a perfect split."""
+    work_R = row_work(total_R)
+    rows = np.concatenate([rows for micro in plan.micro for rows in micro])
+    costs = [[len(rows) * max(work_R[rows], default=0.0) for rows in m] for m in plan.micro]
+    perfect = max(work_R[rows].sum() / len(plan.micro[0]), work_R[rows].max())
+    return float(sum(max(micro) for micro in costs) / perfect)
+
+
+def _padding(plan: StepPlan, total_R: Rows) -> float:
+    """Return which share of the tokens that a step computes is padding."""
+    batches = [rows for micro in plan.micro for rows in micro if len(rows)]
+    padded = sum(len(rows) * int(total_R[rows].max()) for rows in batches)
+    return 1 - plan.trained_tokens / padded
