@@ -20,7 +20,7 @@ from pipeline.learner.metrics import step_metrics
 from pipeline.learner.module import DistillationModule, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together
 from pipeline.learner.sequences import Batch, Rows, untrained_batch
-from pipeline.learner.settings import LearnerSettings, engine_config
+from pipeline.learner.settings import LearnerSettings, engine_config, weight_groups
 from pipeline.learner.statefiles import files_of, optimizer_kept, read_parts, write_parts
 from pipeline.models.head import head_of
 from pipeline.models.lora import adapter_parameters
@@ -49,11 +49,10 @@ class Learner:
             student, mode, settings.loss, chunk_tokens=train.logit_chunk_tokens
         )
         optimizer = torch.optim.AdamW(
-            [p for p in module.parameters() if p.requires_grad],
+            weight_groups(module, train),
             lr=train.learning_rate,
             betas=train.betas,
             eps=train.eps,
-            weight_decay=train.weight_decay,
             fused=not train.offload_optimizer,
         )
         with warnings.catch_warnings():

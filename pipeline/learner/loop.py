@@ -15,7 +15,12 @@ from pipeline.learner.learner import Learner
 from pipeline.learner.metrics import check_first_step
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
 from pipeline.learner.sequences import Lengths, Rows
-from pipeline.learner.settings import LearnerSettings, learning_rate_at, seed_dropout
+from pipeline.learner.settings import (
+    LearnerSettings,
+    decayed,
+    learning_rate_at,
+    seed_dropout,
+)
 from pipeline.learner.states import find_state, load_state, misfit, save_state
 from pipeline.models.source import ModelSource
 from pipeline.runs.progress import Progress
@@ -160,6 +165,7 @@ def _resume(work: _Work, learner: Learner) -> StateManifest:
         files={},
         plan=work.plans[0],
     )
+        decayed=decayed(work.train),
 
 
 _Found = tuple[StateManifest | None, StateManifest | None, list[str]]

@@ -1,10 +1,11 @@
-"""Settings of the learner: DeepSpeed's configuration, learning rate, seed of dropout."""
+"""Settings of the learner: DeepSpeed's configuration, learning rate, decay, seed of dropout."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
@@ -43,6 +44,26 @@ def engine_config(settings: LearnerSettings) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**31,
     }
+
+
+def decayed(train: TrainSection) -> Literal["all", "matrices"]:
+    """Return which weights decay; an adapter is made of matrices alone."""
+    every = train.decay_all or train.weight_decay == 0.0 or train.lora is not None
+    return "all" if every else "matrices"
+
+
+def weight_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
+    """Return what AdamW learns, in groups that decay alike."""
+    learned = [weight for weight in module.parameters() if weight.requires_grad]
+    tables = (m.weight for m in module.modules() if isinstance(m, nn.Embedding))
+    kept = {id(table) for table in tables} | {id(w) for w in learned if w.dim() < 2}
+    if decayed(train) == "all":
+        kept = set()
+    groups = [
+        {"params": [w for w in learned if id(w) not in kept], "weight_decay": train.weight_decay},
+        {"params": [w for w in learned if id(w) in kept], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate_at(step: int, train: TrainSection) -> float:

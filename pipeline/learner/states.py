@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.learner.learner import Learner
 from pipeline.learner.ranks import Ranks, barrier, from_main, gather_objects, together
+from pipeline.learner.settings import decayed
 from pipeline.runs.run import Run
 from pipeline.store.disk.files import file_sha256
 from pipeline.store.disk.scratch import scratch
@@ -94,6 +95,7 @@ def misfit(state: StateManifest, train: TrainSection, ranks: Ranks) -> str | Non
         "processes": (state.world_size, ranks.count),
         "zero_stage": (state.zero_stage, train.zero_stage),
         "dtype": (state.dtype, train.dtype),
+        "weights that decay": (state.decayed, decayed(train)),
     }
     found = [f"{name} {old} → {new}" for name, (old, new) in pairs.items() if old != new]
     return ", ".join(found) or None
@@ -133,7 +135,8 @@ def _record(run: Run, key: str) -> StateManifest | None:
 def _commit(run: Run, key: str, record: StateManifest) -> StateManifest:
     """Create a state's record, or replace one whose files are gone or are never read."""
     stands = create_record(run.storage, key, record)
-    unread = stands.pickled or stands.plan != record.plan
+    ours = (stands.plan, stands.decayed) == (record.plan, record.decayed)
+    unread = stands.pickled or not ours
     if stands is not record and (unread or find_state(run, key) is None):
         run.storage.put(key, record.to_bytes())
         return record

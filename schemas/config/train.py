@@ -57,6 +57,9 @@ class TrainSection(Section):
     """AdamW epsilon."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e4)] = 0.0
     """AdamW decoupled weight decay."""
+    decay_all: bool = later(False)
+    """Decay every weight. Without it norms, biases and embeddings, and a head that is tied to them,
+    keep their size: what has fewer than two dimensions, or is looked up by id."""
     max_grad_norm: Annotated[float, Field(gt=0.0, le=1e30)] = 1.0
     """Gradient clipping: the global norm above which gradients are scaled down."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -47,7 +47,7 @@ class StatePart(Record):
 class StateManifest(Versioned):
     """A resumable state of the learner at one optimizer step."""
 
-    LATER = frozenset({"plan"})
+    LATER = frozenset({"plan", "decayed"})
     step: Count
     """Optimizer steps of the whole run so far."""
     world_size: Annotated[int, Field(ge=1, le=99_999)]
@@ -59,6 +59,8 @@ class StateManifest(Versioned):
     files: dict[str, Shard]
     plan: Mark | None = None
     """Digest of which rows each step of its round trains; None where an older opd saved it."""
+    decayed: Literal["all", "matrices"] = "all"
+    """Weights that AdamW decays, in groups of which it keeps its sums; an older opd made one."""
 
     @property
     def pickled(self) -> bool:

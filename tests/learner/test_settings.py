@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from pipeline.learner.settings import (
     LearnerSettings,
     engine_config,
     learning_rate_at,
     seed_dropout,
+    weight_groups,
 )
 from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
@@ -114,3 +116,42 @@ def test_what_is_left_out_depends_on_seed_step_and_process() -> None:
             assert torch.rand(4).tolist() == first
             drawn.add(tuple(first))
     assert len(drawn) == 4
+
+
+LORA = {"rank": 2, "alpha": 4.0, "target_modules": "all-linear"}
+
+
+class Small(nn.Module):
+    """A table of ids, a head tied to it, one that is not, a norm, biases, a convolution."""
+
+    def __init__(self) -> None:
+        """Make them."""
+        super().__init__()
+        self.table, self.tied = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.tied.weight = self.table.weight
+        self.head, self.norm = nn.Linear(4, 5), nn.LayerNorm(4)
+        self.conv = nn.Conv1d(4, 4, 2, bias=False)
+        self.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "decays", "keeps"),
+    [
+        ({"weight_decay": 0.1}, ["conv.weight", "head.weight"], 4),
+        ({"weight_decay": 0.1, "decay_all": True}, None, 0),
+        ({"weight_decay": 0.0}, None, 0),
+        ({"weight_decay": 0.1, "lora": LORA}, None, 0),
+    ],
+)
+def test_weights_that_are_no_matrices_or_are_looked_up_by_id_do_not_decay(
+    fields: dict[str, Any], decays: list[str] | None, keeps: int
+) -> None:
+    module, train = Small(), section(**fields)
+    names = {id(weight): name for name, weight in module.named_parameters()}
+    first, *rest = weight_groups(module, train)
+    found = sorted(names[id(weight)] for weight in first["params"])
+    assert first["weight_decay"] == train.weight_decay
+    assert found == (decays or sorted(set(names.values()) - {"frozen"}))
+    assert [(len(group["params"]), group["weight_decay"]) for group in rest] == [(keeps, 0.0)] * (
+        keeps > 0
+    )

@@ -41,6 +41,8 @@ IMPOSSIBLE: dict[str, tuple[Any, ...]] = {
     "world_size": (0, -1, 1 << 40),
     "zero_stage": (-1, 4),
     "dtype": ("float16", "", None, "float32\n"),
+    "plan": ("", "a b", 1, "x" * 65),
+    "decayed": ("", "norms", None),
     "steps": ([{"loss": "NaN"}], [{"loss": "x"}], [{"loss": []}], None, [1]),
 }
 """Field of a state → values that none can have."""
@@ -175,6 +177,16 @@ def test_a_state_fits_the_learner_that_it_was_saved_by(
         misfit(state(A), train, Ranks(rank=0, local_rank=0, count=processes, device="cpu"))
         == reason
     )
+
+
+def test_a_state_of_other_weights_that_decay_does_not_fit() -> None:
+    ranks = Ranks(rank=0, local_rank=0, count=2, device="cpu")
+    words = {"learning_rate": 1e-3, "sequences_per_step": 1, "zero_stage": 1, "weight_decay": 0.1}
+    train = TrainSection.model_validate(words)
+    assert misfit(state(A), train, ranks) == "weights that decay all → matrices"
+    assert misfit(state(A), train.model_copy(update={"decay_all": True}), ranks) is None
+    of_now = state(A).model_copy(update={"decayed": "matrices"})
+    assert misfit(of_now, train, ranks) is None
 
 
 # --- what somebody put in the place of a state ---

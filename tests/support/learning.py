@@ -153,8 +153,14 @@ def reference(setup: Setup, loss: LossConfig, model: Any) -> Trained:
         model: a transformers model in training mode; what wants gradients is trained.
     """
     train = section()
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept = [name for name in learned if "norm" in name or "embed" in name]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in learned.items() if name not in kept]},
+        {"params": [learned[name] for name in kept], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        groups,
         lr=RATE,
         betas=train.betas,
         eps=train.eps,
