@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, H hidden.
 """
 
 import gc
+import math
 import warnings
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,6 @@ from pipeline.models.head import head_of
 from pipeline.models.lora import adapter_parameters
 from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
-from pipeline.objectives.losses import DIAGNOSTICS
 from pipeline.objectives.targets import Targets, build_targets
 from pipeline.store import interrupts
 from schemas.errors import DataError
@@ -68,30 +68,27 @@ class Learner:
     ) -> dict[str, float | None]:
         """Train on the rows of one step; return its metrics.
 
+        Where the loss or the gradient norm is no number, the step is skipped: it changes nothing.
+
         Raises:
             DataError: a target is impossible.
-            ConfigError: the loss or the gradient norm is no number.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         scale = self._ranks.count / max(plan.trained_tokens, 1)
-        sums = dict.fromkeys(("loss", "weight", *DIAGNOSTICS), 0.0)
+        sums, totals = _Sums(), dict[str, float]()
         for number, micro in enumerate(plan.micro, 1):
             interrupts.beat()
             self._engine.set_gradient_accumulation_boundary(number == len(plan.micro))
             batch, targets = together(partial(self._inputs, data, micro[self._ranks.rank]))
             loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
+            sums.add({"loss": loss / scale, "weight": targets.weight_T.sum(), **values})
+            if number == len(plan.micro):
+                totals = sums.over_ranks()
+                if not math.isfinite(totals["loss"]):
+                    loss = loss * math.nan  # so that what is not a step of all is one of none
             self._engine.backward(loss)
-            sums["loss"] += float(loss.detach()) / scale
-            sums["weight"] += float(targets.weight_T.sum())
-            for name, value in values.items():
-                sums[name] += float(value)
-        norm = self._grad_norm()
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm() if norm is None else norm
-        totals = sum_over_ranks(list(sums.values()), self._ranks.device)
-        found = dict(zip(sums, totals, strict=True))
-        return together(lambda: step_metrics(found, plan, norm, learning_rate))
+        return step_metrics(totals, plan, self._update(), learning_rate)
 
     def full_state(self) -> dict[str, Tensor] | None:
         """Return what is trained on the CPU, on the main process; every one must call.
@@ -184,17 +181,44 @@ class Learner:
         batch = data.batch(rows) if len(rows) else untrained_batch()
         return batch, batch_targets(batch, self.vocab_size).to(self._ranks.device)
 
-    def _grad_norm(self) -> float | None:
-        """Return the gradient norm before clipping where DeepSpeed does not keep it (stage 0)."""
-        if self._settings.train.zero_stage > 0 or self._settings.train.dtype != "float32":
-            return None
-        grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
+    def _update(self) -> float | None:
+        """Change the weights; return the gradient norm before clipping.
+
+        Where it is no number, nothing is changed, and DeepSpeed forgets the gradient.
+        """
+        plain = self._settings.train.zero_stage == 0 and self._settings.train.dtype == "float32"
+        if plain:  # here DeepSpeed keeps no norm, and would clip by it whatever it is
+            grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return norm
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            return math.nan
+        return norm if plain else self._engine.get_global_grad_norm()
 
     def _check_masters(self) -> None:
         dtype = next(self._engine.module.parameters()).dtype
         if str(dtype) != f"torch.{self._settings.train.dtype}":
             raise DataError(f"the engine trains in {dtype}, not {self._settings.train.dtype}")
+
+
+class _Sums:
+    """Sums over the tokens of a step, kept on the device: reading one would wait for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add those of a micro-batch."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
+
+    def over_ranks(self) -> dict[str, float]:
+        """Return the sums over all processes; every one must call."""
+        total = sum_over_ranks(torch.stack(list(self._sums.values())))
+        return dict(zip(self._sums, total, strict=True))
 
 
 def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner
-from pipeline.learner.metrics import check_first_step
+from pipeline.learner.metrics import applied, check_first_step, skip_note
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
 from pipeline.learner.sequences import Lengths, Rows
 from pipeline.learner.settings import (
@@ -57,7 +58,7 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
     Raises:
         DataError: a shard or a state is damaged, there is nothing to train on, or the export
             differs.
-        ConfigError: a loss, a gradient norm or a weight is no number.
+        ConfigError: a loss or a gradient norm is no number again and again, or a weight is none.
         IdentityError: a shard holds the scores of another teacher, or rows of another policy.
     """
     train = run.config.train
@@ -164,8 +165,8 @@ def _resume(work: _Work, learner: Learner) -> StateManifest:
         optimizer_restarted=before is None and work.inputs.round_index > 0,
         files={},
         plan=work.plans[0],
-    )
         decayed=decayed(work.train),
+    )
 
 
 _Found = tuple[StateManifest | None, StateManifest | None, list[str]]
@@ -231,15 +232,14 @@ def _loop(work: _Work, learner: Learner, state: StateManifest) -> StateManifest:
             rate = learning_rate_at(work.inputs.first_step + index, work.train)
             seed_dropout(work.run.config.run.seed, work.inputs.first_step + index, work.ranks.rank)
             metrics = learner.step(plan, work.data, rate)
-            if index == 0:
+            if not applied(state.steps) and applied([metrics]):
                 _check_first_step(work, learner, metrics)
-            state = state.model_copy(
-                update={
-                    "step": work.inputs.first_step + index + 1,
-                    "steps": (*state.steps, metrics),
-                }
-            )
-            last = index + 1 == total
+            last, steps = index + 1 == total, (*state.steps, metrics)
+            note = together(partial(skip_note, steps, is_last=last))
+            if note is not None:
+                work.progress.note(note)
+            step = work.inputs.first_step + index + 1
+            state = state.model_copy(update={"step": step, "steps": steps})
             if last or (every and (index + 1) % every == 0):
                 state = save_state(
                     work.run,

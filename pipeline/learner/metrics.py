@@ -25,29 +25,57 @@ TOO_HIGH = (
 Step = dict[str, float | None]
 
 
+MOST_SKIPPED = 2
+"""Steps in a row that may be skipped: one bad batch passes, weights that ran away do not."""
+
+
 def step_metrics(
     totals: dict[str, float], plan: StepPlan, norm: float | None, learning_rate: float
 ) -> Step:
     """Return the figures of a step from the sums over its tokens.
 
-    Raises:
-        ConfigError: the loss or the gradient norm is no number; nothing was saved of such a step.
+    A step whose loss or gradient is no number changed no weight: it is `skipped`, and figures of it
+    that are no numbers are None.
     """
     loss, weight = totals.pop("loss"), totals.pop("weight")
-    length = 0.0 if norm is None else float(norm)
-    if length < 0:  # DeepSpeed's word for a norm that is no number
-        length = math.nan
-    for name, value in (("loss", loss), ("gradient norm", length)):
-        if not math.isfinite(value):
-            raise ConfigError(f"the {name} became {value}: {TOO_HIGH}")
     means = {name: total / max(weight, 1e-9) for name, total in totals.items()}
-    return {
+    figures = {
         "loss": loss / max(plan.trained_tokens, 1),
         "tokens": float(plan.trained_tokens),
         "learning_rate": learning_rate,
         "grad_norm": None if norm is None else float(norm),
         **means,
     }
+    numbers = {n: v if v is None or math.isfinite(v) else None for n, v in figures.items()}
+    lost = numbers["loss"] is None or (norm is not None and numbers["grad_norm"] is None)
+    return {**numbers, "skipped": float(lost)}
+
+
+def applied(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps that were not skipped."""
+    return [step for step in steps if not step.get("skipped")]
+
+
+def skip_note(steps: Sequence[Step], *, is_last: bool) -> str | None:
+    """Return what to tell of the newest step where it was skipped, else None.
+
+    Args:
+        steps: of the round so far.
+        is_last: whether the round ends with it.
+
+    Raises:
+        ConfigError: too many in a row were, or all of a round.
+    """
+    row = len(steps) - max((n for n, step in enumerate(steps, 1) if applied([step])), default=0)
+    if not row:
+        return None
+    name = "loss" if steps[-1]["loss"] is None else "gradient norm"
+    if row > MOST_SKIPPED or (is_last and row == len(steps)):
+        count = (
+            "the only step" if len(steps) == 1 else f"{row} steps in a row, to step {len(steps)}"
+        )
+        raise ConfigError(f"the {name} of {count} of the round, became NaN or infinite: {TOO_HIGH}")
+    return f"step {len(steps)} of the round was skipped: its {name} is NaN or infinite"
 
 
 def steps_shard(
@@ -56,7 +84,7 @@ def steps_shard(
     """Store a round's optimizer steps; return where, and their means weighted by tokens.
 
     A figure that only some steps have, for another opd took the others, is null there and has no
-    mean.
+    mean. Steps that were skipped count for none but `skipped`.
     """
     names = sorted({name for step in steps for name in step})
     columns = {name: pa.array([step.get(name) for step in steps], pa.float64()) for name in names}
@@ -65,14 +93,21 @@ def steps_shard(
     data = write_table(table, {"run": run.name, "round": round_index})
     shard = content_shard(metrics_folder(run.name), data, rows=len(steps), tokens=0)
     run.storage.put(shard.key, data)
+    means = _means([name for name in names if name != "skipped"], applied(steps))
+    return shard, means | _means(["skipped"], steps)
+
+
+def _means(names: Sequence[str], steps: Sequence[Step]) -> dict[str, float]:
+    """Return the means of figures that all of some steps have, weighted by tokens."""
+    if not steps:
+        return {}
     tokens = np.array([step["tokens"] for step in steps], dtype=np.float64)
-    means = {
+    return {
         name: float(np.average(values, weights=tokens))
         for name in names
         if name != "tokens"
-        and not np.isnan(values := columns[name].to_numpy(zero_copy_only=False)).any()
+        and not np.isnan(values := np.array([s.get(name) for s in steps], dtype=np.float64)).any()
     }
-    return shard, means
 
 
 def drew_its_own(run: Run) -> bool:

@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pipeline.engines.processes import end_with_parent
 from pipeline.models.loading import pick_device
 from schemas.errors import ConfigError, OpdError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -144,13 +147,12 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def sum_over_ranks(values: list[float], device: str) -> list[float]:
-    """Return sums over all processes, in float64."""
+def sum_over_ranks(values: "Tensor") -> list[float]:
+    """Return the sums of some numbers over all processes, by each of which they are overwritten."""
     import torch
 
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(total)
-    return [float(value) for value in total.tolist()]
+    torch.distributed.all_reduce(values)
+    return [float(value) for value in values.tolist()]
 
 
 def together(action: Callable[[], T]) -> T:

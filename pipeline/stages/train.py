@@ -6,7 +6,7 @@ again after a crash, the stage resumes from the last saved state.
 
 from pipeline.learner.inputs import TrainInputs, find_work
 from pipeline.learner.loop import TrainedRound, train_round
-from pipeline.learner.metrics import drew_its_own, steps_shard
+from pipeline.learner.metrics import applied, drew_its_own, steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.states import drop_states
 from pipeline.runs.figures import TrainFigures
@@ -51,6 +51,7 @@ def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) 
 def _finish(run: Run, inputs: TrainInputs, trained: TrainedRound) -> TrainManifest:
     """Write and return the train manifest; for the main process alone."""
     state, lengths = trained.state, trained.lengths
+    steps = applied(state.steps)
     shard, summary = steps_shard(run, inputs.round_index, inputs.first_step, state.steps)
     checkpoint = run.checkpoint(inputs.round_index + 1)
     if checkpoint is None:
@@ -71,7 +72,8 @@ def _finish(run: Run, inputs: TrainInputs, trained: TrainedRound) -> TrainManife
         optimizer_restarted=state.optimizer_restarted,
         metrics=shard,
         summary=summary,
-        rollout_kl=state.steps[0].get("rollout_kl") if drew_its_own(run) else None,
+        rollout_kl=steps[0].get("rollout_kl") if steps and drew_its_own(run) else None,
+        skipped_steps=len(state.steps) - len(steps),
     )
     key = run.manifest_key(inputs.round_index, "train")
     manifest = create_record(run.storage, key, record)

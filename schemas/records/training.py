@@ -108,7 +108,7 @@ class CheckpointManifest(Versioned):
 class TrainManifest(Versioned):
     """What trained a checkpoint, and from what."""
 
-    LATER = frozenset({"rollout_kl"})
+    LATER = frozenset({"rollout_kl", "skipped_steps"})
     run: FileName
     round: Count
     fingerprint: Mark
@@ -130,6 +130,8 @@ class TrainManifest(Versioned):
     rollout_kl: Real | None = None
     """KL(what the rollout drew from ‖ the learner before its first step), nats per token: what the
     two engines disagree by. None where the rollout was tempered, cut or of an older student."""
+    skipped_steps: Count = 0
+    """Steps whose loss or gradient was no number, so that they changed nothing."""
 
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its steps are not those of its metrics."""

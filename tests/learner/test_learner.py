@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -305,11 +306,42 @@ def test_the_settings_of_the_optimizer_are_the_learners_own(
     assert {group["eps"] for group in learner._engine.optimizer.param_groups} == {1e-5}
 
 
-def test_a_loss_that_is_no_number_stops_the_run(setup: Setup, learners: Any) -> None:
-    learner, plans = learners(), setup.plans(ALL_AT_ONCE)
-    with pytest.raises(ConfigError, match="became nan: lower train.learning_rate"):
-        for plan in plans:
-            learner.step(plan, setup.data, 1e30)
+@pytest.mark.parametrize(
+    ("fields", "weight", "lost"),
+    [
+        *(({"zero_stage": stage}, 3e38, "loss") for stage in STAGES),
+        ({"zero_stage": 3, "dtype": "bfloat16"}, 3e38, "loss"),
+        ({"zero_stage": 0}, 1e25, "grad_norm"),
+        ({"zero_stage": 1}, 1e25, "grad_norm"),
+        ({"zero_stage": 2, "dtype": "bfloat16"}, 1e25, "grad_norm"),
+        ({"zero_stage": 2, "offload_optimizer": True}, 1e25, "grad_norm"),
+    ],
+)
+def test_a_step_that_is_no_number_is_skipped_as_if_it_had_not_been(
+    setup: Setup, learners: Any, fields: dict[str, Any], weight: float, lost: str
+) -> None:
+    first, second, third = setup.plans(ONE_BY_ONE)
+    learner, other = learners(**fields), learners(**fields)
+    begun = [learner.step(first, setup.data, RATE), other.step(first, setup.data, RATE)]
+    with weighing(setup, weight):
+        skipped = learner.step(second, setup.data, RATE)
+    assert (skipped["skipped"], skipped[lost]) == (1.0, None)
+    assert begun[0] == begun[1] and begun[0]["skipped"] == 0.0
+    assert learner.step(third, setup.data, RATE) == other.step(third, setup.data, RATE)
+    assert Trained(learner.full_state(), []).gap(Trained(other.full_state(), [])) == 0.0
+
+
+@contextmanager
+def weighing(setup: Setup, weight: float) -> Iterator[None]:
+    """Give every token a weight, for the length of a block."""
+    units = {index: setup.data._unit(index) for index in range(2)}
+    for index, unit in units.items():
+        heavy_T = np.full_like(unit.weight_T, weight)
+        setup.data._held[index] = replace(unit, weight_T=heavy_T)
+    try:
+        yield
+    finally:
+        setup.data._held.update(units)
 
 
 def test_an_impossible_target_stops_the_step(setup: Setup, learners: Any) -> None:

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.learner.batches import StepPlan
-from pipeline.learner.metrics import Step, check_first_step, step_metrics, steps_shard
+from pipeline.learner.metrics import (
+    Step,
+    applied,
+    check_first_step,
+    skip_note,
+    step_metrics,
+    steps_shard,
+)
 from pipeline.shards.parquet import read_table
 from pipeline.store.storage import Storage
 from schemas.errors import ConfigError, DataError
@@ -51,11 +58,49 @@ def test_a_step_without_trained_tokens_has_figures_of_nought() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_or_a_norm_that_is_no_number_ends_the_training(value: float) -> None:
-    with pytest.raises(ConfigError, match="the loss became"):
-        step_metrics({"loss": value, "weight": 1.0}, plan(1), 1.0, 1e-3)
-    with pytest.raises(ConfigError, match="the gradient norm became"):
-        step_metrics({"loss": 1.0, "weight": 1.0}, plan(1), value, 1e-3)
+def test_a_step_whose_loss_or_norm_is_no_number_is_skipped_and_says_which(value: float) -> None:
+    lost = step_metrics({"loss": value, "weight": 1.0, "forward_kl": value}, plan(1), value, 1e-3)
+    assert (lost["skipped"], lost["loss"], lost["forward_kl"]) == (1.0, None, None)
+    steep = step_metrics({"loss": 1.0, "weight": 1.0}, plan(1), value, 1e-3)
+    assert (steep["skipped"], steep["loss"], steep["grad_norm"]) == (1.0, 1.0, None)
+    good = step_metrics({"loss": 1.0, "weight": 1.0}, plan(1), 0.5, 1e-3)
+    assert good["skipped"] == 0.0
+    assert applied([lost, good, steep]) == [good]
+    assert skip_note([lost, good], is_last=True) is None
+    assert "step 2 of the round was skipped: its loss is" in str(
+        skip_note([good, lost], is_last=True)
+    )
+    assert "its gradient norm is" in str(skip_note([good, lost, steep], is_last=True))
+    assert skip_note([steep], is_last=False) is not None
+
+
+@pytest.mark.parametrize(
+    ("skipped", "is_last", "ends"),
+    [
+        ("s", False, False),
+        ("s", True, True),
+        ("ss", True, True),
+        (".ss", True, False),
+        (".sss", False, True),
+        ("ss.s.ss", True, False),
+        ("ss.s.sss", False, True),
+    ],
+)
+def test_too_many_skipped_steps_in_a_row_or_all_of_a_round_end_it(
+    skipped: str, is_last: bool, ends: bool
+) -> None:
+    steps: list[Step] = [{"loss": None, "skipped": float(letter == "s")} for letter in skipped]
+    with pytest.raises(ConfigError, match="lower train") if ends else nullcontext():
+        skip_note(steps, is_last=is_last)
+
+
+def test_a_skipped_step_counts_for_no_mean_but_how_many_were(memory: Storage) -> None:
+    steps: list[Step] = [
+        {"loss": 1.0, "tokens": 30.0, "skipped": 0.0},
+        {"loss": None, "tokens": 10.0, "skipped": 1.0},
+    ]
+    assert steps_shard(minimal_run(memory), 0, 0, steps)[1] == {"loss": 1.0, "skipped": 0.25}
+    assert steps_shard(minimal_run(memory), 0, 0, steps[1:])[1] == {"skipped": 1.0}
 
 
 def test_steps_are_stored_whole_and_summed_up_by_their_tokens(memory: Storage) -> None:
