@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 TORCH := 2.13.0
-PINNED := core train vllm airflow dev
+PINNED := core train vllm airflow dev peers
 JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-gpu zoo check audit bench clean
+.PHONY: help quickstart test test-gpu zoo check audit bench peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ audit: .venv-audit/.audit ## ask the public database for vulnerabilities of pinn
 
 bench: .venv/.opd .venv/.train ## run a benchmark; ARGS='NAME --quick'
 	$(BIN)/python -m benchmarks $(ARGS)
+
+peers: .venv/.opd .venv/.train .venv-peers/.peers ## measure opd run against TRL; ARGS='--quick'
+	$(BIN)/python -m benchmarks peers $(ARGS)
 
 clean: ## remove caches and build output; .venv and results stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -83,6 +86,14 @@ clean: ## remove caches and build output; .venv and results stay
 .venv-airflow/.airflow: requirements/airflow.txt | .venv/.made
 	$(PYTHON) -m venv .venv-airflow
 	.venv-airflow/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
+	@touch $@
+
+# TRL beside what opd has itself, in the same versions.
+.venv-peers/.peers: requirements/peers.txt requirements/train.txt requirements/core.txt | .venv/.made
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet torch==$(TORCH)
+	for file in core train peers; do .venv-peers/bin/python -m pip --disable-pip-version-check install \
+	--quiet --no-deps -r requirements/$$file.txt || exit; done
 	@touch $@
 
 .venv-audit/.audit: | .venv/.made

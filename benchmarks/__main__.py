@@ -5,6 +5,7 @@ import gc
 import importlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from benchmarks.kit.machine import machine, versions
 from benchmarks.kit.measure import Result, Spread
+from schemas.errors import OpdError
 
 NAMES = {
     "cache": "each codec of scores: bytes per token, error and speed",
@@ -25,10 +27,12 @@ NAMES = {
     "index": "looking sequences up among ten million, and whether history slows it",
     "learner": "a learner step against a plain torch loop",
     "losses": "head and loss in chunks against a full log-softmax: time and memory",
+    "peers": "rounds of opd run against TRL's trainer: cost of a step, accuracy, memory",
     "rollout": "sampling against transformers' generate",
     "score": "the teacher pass against a bare loop, and what storing it costs",
     "storage": "publishing and reading shards, and whether history slows it",
 }
+DATA_HELP = "cache: scores to measure with; peers: a folder that opd quickstart has made"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -49,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     options = {"data": given.data, "minutes": given.minutes, "device": given.device}
     for name in given.names:
-        record = measure(name, quick=given.quick, seed=given.seed, options=options)
+        try:
+            record = measure(name, quick=given.quick, seed=given.seed, options=options)
+        except OpdError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return error.exit_code
         failed = failed or bool(record.get("failures"))
         if given.out is not None:
             given.out.write_text(json.dumps(record, indent=1) + "\n")
@@ -139,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a small size, in seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON there")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="cache: scores to measure with")
+    parser.add_argument("--data", type=Path, metavar="FILE", help=DATA_HELP)
     parser.add_argument("--minutes", type=float, metavar="M", help="fuzz, chaos: how long it runs")
     parser.add_argument("--device", choices=["cuda"], help="losses, learner: measure on a GPU")
     parser.add_argument("--seed", type=int, default=0, help="root of everything random")

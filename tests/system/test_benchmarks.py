@@ -50,12 +50,16 @@ FIGURES = {
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
     "learner": {"step_ratio", "critical_path_ratio", "padding_share"},
     "losses": {"floor_ratio", "floor_ratio_bf16", "naive_ratio", "peak_ratio"},
+    "peers": {"step_ratio", "accuracy_opd", "accuracy_trl", "peak_mb_opd", "peak_mb_trl"},
     "rollout": {"rollout_ratio"},
     "score": {"score_ratio", "convert_share"},
     "storage": {"publish_per_s", "read_per_s", "growth_ratio", "growth_ratio_wall"},
 }
 UNMEASURED = {"learner": {"critical_path_ratio", "padding_share"}}
 """Figures that came after the committed result; the next one that is measured has them."""
+
+APART = ("engines", "peers")
+"""Beside vLLM's tests, in their process; in an environment of its own, for minutes."""
 
 RECORD = {"benchmark", "cases", "seconds", "cpu_seconds", "quick", "seed", "command", "machine"}
 
@@ -67,7 +71,7 @@ def check_record(
     figures = FIGURES[name] - (unmeasured - set(record))
     assert record["benchmark"] == name
     nested = {"cache": {"codecs", "shards"}, "fuzz": {"targets", "failures"}}
-    nested["chaos"] = {"counts", "failures"}
+    nested |= {"chaos": {"counts", "failures"}, "peers": {"cpu_s_per_step"}}
     assert set(record) == RECORD | {"versions"} | figures | nested.get(name, set())
     assert not record.get("failures")
     assert all(record[figure] > 0 for figure in figures)
@@ -107,10 +111,18 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert "storage" in capsys.readouterr().err
 
 
+def test_peers_say_how_their_environment_is_made_where_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.peers.PYTHON", tmp_path / ".venv-peers" / "bin" / "python")
+    assert main(["peers", "--quick"]) == 2
+    assert "make .venv-peers/.peers" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_every_benchmark_prints_its_figures_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    names = [name for name in NAMES if name != "engines"]  # beside vLLM's tests, in their process
+    names = [name for name in NAMES if name not in APART]
     done = finish(start_function(main, [*names, "--quick", "--json"]))
     assert done.code == 0, done.stderr[-2000:]
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
