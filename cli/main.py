@@ -3,6 +3,7 @@
 Imports almost nothing itself, so that a signal finds a handler from the first moment on.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -12,6 +13,9 @@ from schemas.errors import INTERRUPTED_EXIT_CODE, ConfigError, OpdError
 
 END_WITH_PARENT = "OPD_END_WITH_PARENT"
 """Variable with which a scheduler asks for an end by SIGTERM when it dies itself."""
+
+COLLECT = (50_000, 20, 100)
+"""When Python looks for garbage: imports make half a million objects, and none of them is any."""
 
 INTERRUPTED = "interrupted; run the same command again to resume"
 
@@ -28,6 +32,7 @@ def __getattr__(name: str) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     _end_at_once_by_signals()
+    gc.set_threshold(*COLLECT)
     from cli.process import commands_end_in_order, streams_kept
     from cli.terminal import prepare_streams, warn
     from pipeline.store import interrupts

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.engines.memory import empty_device, leave_imports
 from pipeline.learner.batches import StepPlan
 from pipeline.learner.data import RoundData
 from pipeline.learner.metrics import step_metrics
@@ -42,6 +43,7 @@ class Learner:
         """Load the student and wrap it."""
         import deepspeed
 
+        leave_imports()
         train = settings.train
         student, mode = together(lambda: load_student(source, train, ranks.device))
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
@@ -159,9 +161,8 @@ class Learner:
         stack = getattr(parameter_offload, "FWD_MODULE_STACK", [])  # ZeRO-3 leaves the module here
         stack[:] = [module for module in stack if module is not self._engine.module]
         del self._engine, stack
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        gc.collect()  # DeepSpeed's optimizers hold each other, and their masters
+        empty_device()
 
     @property
     def _student(self) -> Any:

@@ -17,7 +17,7 @@ from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.hf.sampling import draw, processed_logprobs
 from pipeline.engines.hf.stepping import Stepper
 from pipeline.engines.hf.textends import BatchReading
-from pipeline.engines.memory import capacity
+from pipeline.engines.memory import capacity, empty_device, free_weights
 from pipeline.engines.rotary import border_of
 from pipeline.engines.start import Start
 from pipeline.models.head import check_head, decoder_of, head_of
@@ -117,16 +117,13 @@ class HfEngine:
         self._batch_tokens = max(1, self._batch_tokens // 2)
         self._chunk_tokens = max(1, self._chunk_tokens // 2)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_device()
         return True
 
     def close(self) -> None:
         """Give the model's memory back."""
+        free_weights(self._model)
         del self._model, self._head, self._stepper
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _score(
