@@ -110,7 +110,7 @@ def _measure(run: Run, round_index: int, teacher: str, rows: _Rows, note: Note) 
     section = run.config.score
     mine = scores(section, scorer.identity.dtype)
     reference = EngineSection(
-        engine="hf", device=section.device, logit_chunk_tokens=section.logit_chunk_tokens
+        engine="hf", device=section.device, logit_chunk_mb=section.logit_chunk_mb
     )
     drift: Drift = drift_of([differences(scores(reference, REFERENCE_DTYPE), mine)])
     trained = run.train(round_index)

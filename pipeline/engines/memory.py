@@ -31,7 +31,7 @@ def capacity(doing: str) -> Iterator[None]:
             raise
         first = words.strip().splitlines()[0] if words.strip() else type(error).__name__
         raise CapacityError(
-            f"memory ran out while {doing} ({first}). Lower batch_tokens or logit_chunk_tokens of "
+            f"memory ran out while {doing} ({first}). Lower batch_tokens or logit_chunk_mb of "
             "the stage's section"
         ) from error
 

@@ -34,7 +34,7 @@ class Start:
     def fixed(self) -> tuple[object, ...]:
         """Return what an engine of vLLM cannot change once it runs: all but the weights."""
         section, trust = self.section, self.source.trust_remote_code
-        tokens = (section.batch_tokens, section.logit_chunk_tokens, self.max_tokens)
+        tokens = (section.batch_tokens, section.logit_chunk_mb, self.max_tokens)
         return (section.engine, section.vllm, *tokens, self.dtype, self.use, self.reads_text, trust)
 
     @property

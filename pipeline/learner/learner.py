@@ -24,7 +24,7 @@ from pipeline.learner.ranks import Ranks, sum_over_ranks, together
 from pipeline.learner.sequences import Batch, Rows, untrained_batch
 from pipeline.learner.settings import LearnerSettings, engine_config, weight_groups
 from pipeline.learner.statefiles import files_of, optimizer_kept, read_parts, write_parts
-from pipeline.models.head import head_of
+from pipeline.models.head import head_of, rows_in
 from pipeline.models.lora import adapter_parameters
 from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
@@ -47,9 +47,8 @@ class Learner:
         train = settings.train
         student, mode = together(lambda: load_student(source, train, ranks.device))
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
-        module = DistillationModule(
-            student, mode, settings.loss, chunk_tokens=train.logit_chunk_tokens
-        )
+        chunk_tokens = rows_in(train.logit_chunk_mb, self.vocab_size)
+        module = DistillationModule(student, mode, settings.loss, chunk_tokens=chunk_tokens)
         optimizer = torch.optim.AdamW(
             weight_groups(module, train),
             lr=train.learning_rate,

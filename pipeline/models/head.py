@@ -74,6 +74,11 @@ class Head:
         return self.finish(self.project(hidden_TH))
 
 
+def rows_in(megabytes: float, vocab_size: int) -> int:
+    """Return how many rows of float32 logits take that much memory; one at least."""
+    return max(1, int(megabytes * 2**20 / (4 * vocab_size)))
+
+
 def head_of(model: "PreTrainedModel") -> Head:
     """Return the head of a Hugging Face causal language model; the tensors are the model's own.
 

@@ -6,7 +6,17 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, model_validator
 
-from schemas.config.section import Few, Fraction, Positive, Seconds, Section, Text, tuning
+from schemas.config.section import (
+    Few,
+    Fraction,
+    Megabytes,
+    Positive,
+    Seconds,
+    Section,
+    Text,
+    chunk_in_bytes,
+    tuning,
+)
 from schemas.foreign import shown
 
 EngineName = Literal["hf", "vllm", "server"]
@@ -106,8 +116,8 @@ class EngineSection(Section):
     takes the GPUs that CUDA_VISIBLE_DEVICES shows."""
     batch_tokens: Positive = tuning(32768)
     """Tokens per forward pass, padding included; it is halved when memory runs out."""
-    logit_chunk_tokens: Positive = tuning(256)
-    """Positions whose full-vocabulary logits exist at once."""
+    logit_chunk_mb: Megabytes = tuning(128.0)
+    """Memory of the full-vocabulary logits that exist at once, MiB."""
     vllm: VllmSection = Field(default_factory=VllmSection)
     """What the `vllm` engine, or a server that `opd` starts, may use."""
     server: ServerSection = Field(default_factory=ServerSection)
@@ -123,6 +133,8 @@ class EngineSection(Section):
         """Return the section for an engine that ends with its stage."""
         vllm = self.vllm.model_copy(update={"keep_between_stages": False})
         return self.model_copy(update={"vllm": vllm})
+
+    _in_bytes = model_validator(mode="before")(chunk_in_bytes)
 
     @model_validator(mode="after")
     def _check_engine(self) -> "EngineSection":

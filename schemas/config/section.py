@@ -109,6 +109,27 @@ def later(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"later": True}, **kwargs)
 
 
+Megabytes = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""Memory in MiB."""
+
+CHUNK_TOKENS = "logit_chunk_tokens"
+
+
+def chunk_in_bytes(given: Any) -> Any:
+    """Refuse the key that counted positions, whatever the vocabulary.
+
+    Raises:
+        ValueError: it is given.
+    """
+    if isinstance(given, dict) and CHUNK_TOKENS in given:
+        raise ValueError(
+            f"{CHUNK_TOKENS} is no key any more: write logit_chunk_mb, the MiB of logits that "
+            "exist at once. So many positions took positions × vocabulary × 4 bytes: 256 of "
+            "151,936 ids were logit_chunk_mb = 148; without the key it is 128"
+        )
+    return given
+
+
 class Section(BaseModel):
     """A frozen table of the TOML that refuses unknown keys, infinities and NaN."""
 

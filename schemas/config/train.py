@@ -6,10 +6,12 @@ from pydantic import Field, model_validator
 
 from schemas.config.section import (
     Few,
+    Megabytes,
     Natural,
     Positive,
     Section,
     Text,
+    chunk_in_bytes,
     later,
     tuning,
 )
@@ -79,8 +81,8 @@ class TrainSection(Section):
     """Torch device: `auto`, `cpu` or `cuda`."""
     micro_batch_tokens: Positive = tuning(16384)
     """Tokens per micro-batch and process, padding included; lower it when memory runs out."""
-    logit_chunk_tokens: Positive = tuning(256)
-    """Positions whose full-vocabulary logits exist at once."""
+    logit_chunk_mb: Megabytes = tuning(128.0)
+    """Memory of the full-vocabulary logits that exist at once, MiB."""
     shuffle_shards: Positive = 16
     """Shards whose rows are shuffled together, and held in memory at once."""
     save_steps: Natural = tuning(0)
@@ -95,6 +97,8 @@ class TrainSection(Section):
     learner computes what the rollout sampled from; `lora.dropout` is a key of its own."""
     lora: LoraSection | None = later(None)
     """The LoRA adapter that learns; without this table all weights learn."""
+
+    _in_bytes = model_validator(mode="before")(chunk_in_bytes)
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSection":

@@ -58,7 +58,7 @@ class _Changed:
 
 
 def start_of(source: ModelSource, *, max_tokens: int = 60) -> Start:
-    section = EngineSection(device="cpu", batch_tokens=4096, logit_chunk_tokens=64)
+    section = EngineSection(device="cpu", batch_tokens=4096, logit_chunk_mb=0.01)
     return Start(source, section, dtype="float32", use="sample", max_tokens=max_tokens)
 
 
@@ -144,10 +144,10 @@ def test_a_cache_that_is_not_read_is_found(tmp_path: Path, monkeypatch: pytest.M
     engine = open_engine(start_of(model), print)
     prompts: list[Ids] = [np.array([3, 4, 5], np.int32), np.array([6, 7, 8], np.int32)]
     assert drawn_gap(engine, prompts, 4).max < 1e-5
-    plain = Stepper.next_logits
+    plain = Stepper.next_states
 
     def forgetful(self: Stepper, ids_BT: torch.Tensor, mask_BT: torch.Tensor, cache: Any) -> Any:
         return plain(self, ids_BT, mask_BT[:, -ids_BT.shape[1] :], self.begin())
 
-    monkeypatch.setattr(Stepper, "next_logits", forgetful)
+    monkeypatch.setattr(Stepper, "next_states", forgetful)
     assert drawn_gap(engine, prompts, 4).max > 0.1

@@ -23,7 +23,7 @@ START = Start(ModelSource("a", None, False), SECTION, dtype="float32", use="samp
         {"reads_text": True},
         {"source": ModelSource("a", None, True)},
         {"section": SECTION.model_copy(update={"batch_tokens": 7})},
-        {"section": SECTION.model_copy(update={"logit_chunk_tokens": 7})},
+        {"section": SECTION.model_copy(update={"logit_chunk_mb": 7.0})},
         {"section": SECTION.model_copy(update={"vllm": VllmSection(enforce_eager=True)})},
     ],
     ids=str,

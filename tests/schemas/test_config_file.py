@@ -98,7 +98,7 @@ def test_the_identity_is_the_resolved_dotted_keys_as_json() -> None:
         "storage.addressing_style=path",
         "rollout.device=cuda",
         "rollout.batch_tokens=1",
-        "score.logit_chunk_tokens=1",
+        "score.logit_chunk_mb=1",
         "train.zero_stage=3",
         "train.num_processes=2",
         "train.micro_batch_tokens=1",

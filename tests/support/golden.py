@@ -1,5 +1,6 @@
 """What an engine must give, from its definition: full forwards of one row at a time, in float64."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,9 +59,9 @@ class Tiny:
         dtype: str = "float32",
     ) -> Engine:
         """Return the model in an engine of its own."""
-        section = EngineSection(
-            device=device, batch_tokens=batch_tokens, logit_chunk_tokens=chunk_tokens
-        )
+        settings = json.loads((self.folder / "config.json").read_text())
+        chunk_mb = chunk_tokens * 4 * settings["vocab_size"] / 2**20
+        section = EngineSection(device=device, batch_tokens=batch_tokens, logit_chunk_mb=chunk_mb)
         return open_engine(Start(self.source, section, dtype=dtype, use="score"), print)
 
     @torch.no_grad()

@@ -93,7 +93,7 @@ class Trained:
 
 def section(**fields: Any) -> TrainSection:
     """Return settings whose `eps` hides rounding, which Adam blows up where gradients are tiny."""
-    given = {"learning_rate": RATE, "weight_decay": 0.1, "eps": 1e-4, "logit_chunk_tokens": 5}
+    given = {"learning_rate": RATE, "weight_decay": 0.1, "eps": 1e-4, "logit_chunk_mb": 0.08}
     return TrainSection(**{**given, "device": "cpu", "sequences_per_step": PER_STEP, **fields})
 
 

@@ -182,7 +182,7 @@ def _sections(root: str, teachers: Sequence[str]) -> dict[str, dict[str, object]
         "engine": os.environ.get("OPD_TEST_ENGINE", "hf"),
         "device": "cpu",
         "batch_tokens": 512,
-        "logit_chunk_tokens": 64,
+        "logit_chunk_mb": 0.02,
     }
     return {
         "run": {"name": "tiny", "root": root, "seed": 7, "rounds": 2},
@@ -210,7 +210,7 @@ def _sections(root: str, teachers: Sequence[str]) -> dict[str, dict[str, object]
             "sequences_per_step": 8,
             "device": "cpu",
             "micro_batch_tokens": 256,
-            "logit_chunk_tokens": 64,
+            "logit_chunk_mb": 0.02,
         },
         "eval": {"reward": "exact_match", "require_stop": False, **engine},
     }

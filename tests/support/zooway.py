@@ -137,7 +137,7 @@ def look(folder: Path) -> ModelSource:
 
 def scorer_of(source: ModelSource, name: EngineName = "hf") -> Engine:
     """Return an engine as the score stage opens it."""
-    section = EngineSection(engine=name, device="cpu", batch_tokens=512, logit_chunk_tokens=16)
+    section = EngineSection(engine=name, device="cpu", batch_tokens=512, logit_chunk_mb=0.01)
     start = Start(source, section, dtype="float32", use="score", max_tokens=LONGEST)
     return open_engine(start, print)
 

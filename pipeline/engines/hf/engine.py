@@ -1,7 +1,7 @@
 """The `hf` engine: transformers on CPU or GPU, the reference that other engines are held against.
 
-Promises: full-vocabulary logits exist for `logit_chunk_tokens` positions at most; rows are batched
-by length under a token budget. Shapes: B rows, T tokens, V vocabulary.
+Promises: full-vocabulary logits take `logit_chunk_mb` at most; rows are batched by length under a
+token budget. Shapes: B rows, T tokens, V vocabulary.
 """
 
 import gc
@@ -20,7 +20,7 @@ from pipeline.engines.hf.textends import BatchReading
 from pipeline.engines.memory import capacity, empty_device, free_weights
 from pipeline.engines.rotary import border_of
 from pipeline.engines.start import Start
-from pipeline.models.head import check_head, decoder_of, head_of
+from pipeline.models.head import check_head, decoder_of, head_of, rows_in
 from pipeline.models.loading import load_model
 from pipeline.models.padding import length_batches, padded, response_positions
 from pipeline.models.stopstrings import ModelStops
@@ -32,6 +32,9 @@ from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
 from schemas.randomness import derived_seed, uniforms
 from schemas.scoresignal import Signal
+
+CPU_TOKENS = 1024
+"""Most tokens that are scored at once on a CPU: its caches hold the activations of no more."""
 
 
 class HfEngine:
@@ -50,10 +53,10 @@ class HfEngine:
         self._model = load_model(start.source, dtype=start.dtype, device=section.device)
         self._head = head_of(self._model)
         self._batch_tokens = section.batch_tokens
-        self._chunk_tokens = section.logit_chunk_tokens
         self._stops = ModelStops(start.source)
         config = self._model.config.get_text_config()
         self.vocab_size = int(self._head.weight_VH.shape[0])
+        self._chunk_rows = min(rows_in(section.logit_chunk_mb, self.vocab_size), self._batch_tokens)
         self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
         probe = torch.arange(min(4, self.vocab_size), device=self._model.device)[None]
         check_head(self._model, self._head, probe)
@@ -98,7 +101,10 @@ class HfEngine:
         parts: list[dict[str, Tensor]] = []
         order: list[NDArray[np.int64]] = []
         kinds = None if self._border is None else self._border.sides(total)
-        for rows in length_batches(total, self._batch_tokens, kinds=kinds):
+        budget = self._batch_tokens
+        if self._model.device.type == "cpu":
+            budget = min(budget, CPU_TOKENS)
+        for rows in length_batches(total, budget, kinds=kinds):
             batch = [
                 _Row(prompts[i], responses[i], None if candidates is None else candidates[i])
                 for i in rows
@@ -112,10 +118,10 @@ class HfEngine:
 
     def shrink(self) -> bool:
         """Halve the tokens of a forward pass and of its logits; return whether that was left."""
-        if self._batch_tokens == self._chunk_tokens == 1:
+        if self._batch_tokens == self._chunk_rows == 1:
             return False
         self._batch_tokens = max(1, self._batch_tokens // 2)
-        self._chunk_tokens = max(1, self._chunk_tokens // 2)
+        self._chunk_rows = max(1, self._chunk_rows // 2)
         gc.collect()
         empty_device()
         return True
@@ -139,9 +145,8 @@ class HfEngine:
         tokens_T = ids_BT[before[0], before[1] + 1]
         candidates_TN = _candidates(batch, signal, states_TH.device)
         uniforms_TD = _uniforms(batch, signal, states_TH.device)
-        for start in range(0, len(tokens_T), self._chunk_tokens):
+        for chunk in self._chunks(len(tokens_T)):
             interrupts.beat()
-            chunk = slice(start, start + self._chunk_tokens)
             signals = score_signals(
                 self._head.logits(states_TH[chunk]),
                 tokens_T[chunk],
@@ -165,9 +170,14 @@ class HfEngine:
         texts, cache, current = self._texts(prompts, sampling), self._stepper.begin(), ids_BT
         for step in range(sampling.max_new_tokens):
             interrupts.beat()
-            logits_BV = self._stepper.next_logits(current, mask_BT, cache)
-            ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[alive, step], sampling)
-            record.put(step, alive, ids_B, logprobs_BV)
+            states_BH = self._stepper.next_states(current, mask_BT, cache)
+            parts = []
+            for chunk in self._chunks(len(alive)):
+                logits_BV, rows = self._head.logits(states_BH[chunk]), alive[chunk]
+                ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[rows, step], sampling)
+                record.put(step, rows, ids_B, logprobs_BV)
+                parts.append(ids_B)
+            ids_B = torch.cat(parts)
             ended_B = torch.isin(ids_B, stops)
             if texts is not None:
                 ended_B |= texts.ended(alive, record.so_far(step))
@@ -181,6 +191,10 @@ class HfEngine:
                 cache.reorder_cache(keep)
                 alive, mask_BT, current = alive[keep], mask_BT[keep], current[keep]
         return record.samples()
+
+    def _chunks(self, count: int) -> list[slice]:
+        """Return so many rows in pieces whose logits may exist at once."""
+        return [slice(at, at + self._chunk_rows) for at in range(0, count, self._chunk_rows)]
 
     def _texts(self, prompts: list[Ids], sampling: Sampling) -> BatchReading | None:
         """Return what reads the responses' texts, or None where they do not matter."""

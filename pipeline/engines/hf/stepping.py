@@ -31,7 +31,7 @@ SHORT, LONG = 3, 9
 
 
 class Stepper:
-    """A model that gives the logits of the next token, and goes on from there."""
+    """A model that gives the states of the next token, and goes on from there."""
 
     def __init__(self, model: "PreTrainedModel", head: Head, dtype: str) -> None:
         """Hold the model.
@@ -67,8 +67,8 @@ class Stepper:
         with explained(f"{name}: no cache can be made", advice=SETTINGS):
             return DynamicCache(config=self._model.config.get_text_config(decoder=True))
 
-    def next_logits(self, current_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
-        """Return float32 [B, V] logits of the next token of each row.
+    def next_states(self, current_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+        """Return the [B, H] states that predict the next token of each row.
 
         Args:
             current_BT: ids that the cache does not hold yet.
@@ -84,7 +84,8 @@ class Stepper:
         hidden = self._decoder(
             input_ids=current_BT, attention_mask=mask_BT, use_cache=True, **given
         )
-        return self._head.logits(hidden.last_hidden_state[:, -1])
+        states_BH: Tensor = hidden.last_hidden_state[:, -1]
+        return states_BH
 
     @cached_property
     def pads(self) -> bool:
@@ -104,7 +105,7 @@ class Stepper:
         """Return the log-probabilities after some rows, and after one token more: [2, B, V]."""
         ids_BT, mask_BT = padded(rows, self._model.device, left=True)
         cache = self.begin()
-        first_BV = self.next_logits(ids_BT, mask_BT, cache)
+        first_BV = self._head.logits(self.next_states(ids_BT, mask_BT, cache))
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
-        then_BV = self.next_logits(ids_BT[:, -1:], mask_BT, cache)
+        then_BV = self._head.logits(self.next_states(ids_BT[:, -1:], mask_BT, cache))
         return torch.stack([first_BV, then_BV]).log_softmax(-1)

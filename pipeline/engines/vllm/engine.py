@@ -24,6 +24,7 @@ from pipeline.engines.vllm.requests import (
     sampling_params,
     score_params,
 )
+from pipeline.models.head import rows_in
 from pipeline.models.source import ModelSource
 from pipeline.scores.scores import Scores
 from schemas.columns import Ids
@@ -137,7 +138,8 @@ class VllmEngine:
 
     @property
     def _chunk_tokens(self) -> int:
-        return min(self._start.section.logit_chunk_tokens, self._batch_tokens)
+        rows = rows_in(self._start.section.logit_chunk_mb, self.vocab_size)
+        return min(rows, self._batch_tokens)
 
 
 class _Taken:

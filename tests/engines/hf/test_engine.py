@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Start
+from pipeline.models.head import Head
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.quickstart.addition import EOS
@@ -111,6 +113,26 @@ def test_a_row_draws_the_same_tokens_alone_and_in_any_batch(
             np.testing.assert_array_equal(mine.ids, other.ids)
             np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-5)
             assert mine.finish_reason == other.finish_reason
+
+
+def test_sampling_holds_no_more_logits_than_it_may_and_draws_the_same(
+    make: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts, plain, seen = make(), rows(9)[0], Head.logits, list[int]()
+    sampling = replace(PLAIN, candidates=3)
+    expected = generate(model.engine(), prompts, sampling, range(9))
+
+    def seeing(self: Head, states_BH: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states_BH))
+        return plain(self, states_BH)
+
+    engine = model.engine(chunk_tokens=2)
+    monkeypatch.setattr(Head, "logits", seeing)
+    for mine, other in zip(generate(engine, prompts, sampling, range(9)), expected, strict=True):
+        np.testing.assert_array_equal(mine.ids, other.ids)
+        np.testing.assert_array_equal(mine.candidate_ids, other.candidate_ids)
+        np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-5)
+    assert max(seen) == 2
 
 
 def test_another_seed_draws_other_tokens(make: Models) -> None:

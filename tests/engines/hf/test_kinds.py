@@ -36,7 +36,7 @@ def prompts_of(lengths: tuple[int, ...]) -> list[Ids]:
 
 
 def opened(source: ModelSource, use: Use = "score", max_tokens: int | None = None) -> Engine:
-    section = EngineSection(device="cpu", batch_tokens=4096, logit_chunk_tokens=64)
+    section = EngineSection(device="cpu", batch_tokens=4096, logit_chunk_mb=0.01)
     return open_engine(
         Start(source, section, dtype="float32", use=use, max_tokens=max_tokens), print
     )

@@ -79,8 +79,8 @@ def test_prompts_above_the_budget_are_sampled_as_below_it(make: Callable[..., Ti
 @pytest.mark.parametrize(
     "settings",
     [
-        {"use": "score", "batch_tokens": 8, "logit_chunk_tokens": 3},
-        {"logit_chunk_tokens": 1, "vllm": VllmSection(max_num_seqs=2)},
+        {"use": "score", "batch_tokens": 8, "logit_chunk_mb": 0.01},
+        {"logit_chunk_mb": 1e-6, "vllm": VllmSection(max_num_seqs=2)},
     ],
     ids=["chunked-prefill", "few-at-once"],
 )
