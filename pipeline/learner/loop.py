@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.checkpoints.opening import opened_model
+from pipeline.engines.kept import put, take
 from pipeline.learner.batches import StepPlan, plan_mark, round_steps, steps_of_old
 from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
@@ -31,6 +32,9 @@ from schemas.config.train import TrainSection
 from schemas.errors import DataError
 from schemas.keys import commit_key
 from schemas.records.training import StateManifest
+
+LEARNER = "learner"
+"""Where the learner is kept between rounds."""
 
 PROBE_TOKENS = 256
 """Tokens of the sequences that an exported checkpoint is compared on; one sequence at least."""
@@ -120,9 +124,12 @@ def _policy_source(work: _Work) -> Iterator[ModelSource]:
 
 def _train(work: _Work, source: ModelSource, probe: Rows) -> tuple[StateManifest, int]:
     """Train the steps that are left and publish the student; return the final state."""
-    learner = Learner(source, LearnerSettings(work.train, work.run.config.loss), work.ranks)
-    try:
-        state = _resume(work, learner)
+    settings = LearnerSettings(work.train, work.run.config.loss)
+    found = _found_states(work)
+    learner = _learner(work, source, settings, found)
+    with ExitStack() as unless_done:
+        unless_done.callback(learner.close)
+        state = _begin(work, found)
         begun = len(state.steps)
         state = _loop(work, learner, state)
         publish_student(
@@ -134,9 +141,34 @@ def _train(work: _Work, source: ModelSource, probe: Rows) -> tuple[StateManifest
             state=state,
             state_key=work.state_key(len(state.steps)),
         )
-    finally:
+        unless_done.pop_all()
+    if work.ranks.count == 1:
+        put(LEARNER, (settings, work.ranks, state), learner)
+    else:
         learner.close()
     return state, len(state.steps) - begun
+
+
+def _learner(
+    work: _Work, source: ModelSource, settings: LearnerSettings, found: "_Found"
+) -> Learner:
+    """Return the learner in the state that the round goes on from.
+
+    It may be the one that made this state in the round before.
+    """
+    inside, before, _ = found
+    state = inside or before
+    if inside is None and before is not None:
+        kept: Learner | None = take(LEARNER, (settings, work.ranks, before))
+        if kept is not None:
+            return kept
+    learner = Learner(source, settings, work.ranks)
+    with ExitStack() as unless_done:
+        unless_done.callback(learner.close)
+        if state is not None:
+            load_state(work.run, state, learner, work.ranks)
+        unless_done.pop_all()
+    return learner
 
 
 def _probe_rows(total_tokens_R: Rows) -> Rows:
@@ -146,14 +178,17 @@ def _probe_rows(total_tokens_R: Rows) -> Rows:
     return np.sort(short[: max(1, int(fits.sum()))])
 
 
-def _resume(work: _Work, learner: Learner) -> StateManifest:
-    """Restore the newest state that fits: of this round, else the end of the last one."""
-    inside, before, notes = from_main(lambda: _find_states(work))
-    for note in notes:
+def _found_states(work: _Work) -> "_Found":
+    """Return the states that a round may go on from, and tell why newer ones cannot be used."""
+    found: _Found = from_main(lambda: _find_states(work))
+    for note in found[2]:
         work.progress.note(note)
-    found = inside or before
-    if found is not None:
-        load_state(work.run, found, learner, work.ranks)
+    return found
+
+
+def _begin(work: _Work, found: "_Found") -> StateManifest:
+    """Return the round's own record of where it stands: after its newest state, or before any."""
+    inside, before, _ = found
     if inside is not None:
         return inside
     return StateManifest(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from pipeline.engines.kept import keeping
 from pipeline.engines.vllm.slot import EngineSlot
 from pipeline.runs.gate import judge
 from pipeline.runs.progress import Progress
@@ -29,7 +30,7 @@ def run_rounds(
         RegressionError: a round made the student worse than `[gate]` allows.
     """
     check_run(run)
-    with EngineSlot() as slot:
+    with keeping(_keeps_models(run)), EngineSlot() as slot:
         yield from _rounds(run, rounds, train=train, progress=progress, slot=slot)
 
 
@@ -63,6 +64,18 @@ def _rounds(
             yield run_eval(run, subject, worker=alone, progress=progress, slot=slot)
         if _is_over(run, index, progress):
             return
+
+
+def _keeps_models(run: Run) -> bool:
+    """Return whether models stay loaded: as configured, else where no GPU is short of memory."""
+    config = run.config
+    if config.run.keep_models is not None:
+        return config.run.keep_models
+    from pipeline.models.loading import pick_device
+
+    return config.score.engine == "hf" and {
+        pick_device(device) for device in (config.score.device, config.train.device)
+    } == {"cpu"}
 
 
 def _is_over(run: Run, round_index: int, progress: Progress) -> bool:

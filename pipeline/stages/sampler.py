@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints.probe import find_probe
+from pipeline.engines.engine import Engine
+from pipeline.engines.kept import done, once
 from pipeline.engines.lazy import LazyEngine
-from pipeline.engines.opening import for_policy
+from pipeline.engines.opening import for_policy, open_engine
 from pipeline.engines.proof import proved_engine
-from pipeline.engines.start import Start
+from pipeline.engines.start import Note, Start
 from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.own.effective import end_token_ids
 from pipeline.models.source import ModelSource
@@ -17,6 +19,9 @@ from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from schemas.config.engines import EngineSection
 from schemas.records.training import CheckpointManifest
+
+SETTINGS = "config.json"
+"""What says how a model computes."""
 
 
 def lazy_engine(
@@ -49,10 +54,23 @@ def lazy_engine(
         max_tokens=longest,
         reads_text=bool(run.config.rollout.stop_strings),
     )
-    opener = partial(proved_engine, start, note, probe=weights.probe)
+    opener = partial(_opened, start, note, weights)
     if slot is None:
         return LazyEngine(opener, note)
     return LazyEngine(opener, note, partial(slot.lend, start=start, weights=weights, note=note))
+
+
+def _opened(start: Start, note: Note, weights: Weights) -> Engine:
+    """Return an engine that has proved itself; `hf` does so once for the students of one shape."""
+    if start.section.engine != "hf" or start.source.base is not None:
+        return proved_engine(start, note, probe=weights.probe)
+    settings = (Path(start.source.location) / SETTINGS).read_text(encoding="utf-8")
+    shape = ("proof", settings, repr(start.section), start.dtype, start.max_tokens)
+    if not once(shape):
+        return open_engine(start, note)
+    engine = proved_engine(start, note, probe=weights.probe)
+    done(shape)
+    return engine
 
 
 def student_weights(run: Run, policy: CheckpointManifest, source: ModelSource) -> Weights:

@@ -156,7 +156,7 @@ def _score_units(
 ) -> tuple[ScoreManifest | None, _Call]:
     run, scorer = job.run, job.scorer
     names, commits = [unit.unit for unit in job.rollout.units], list[ScoreCommit]()
-    with LazyEngine(lambda: scorer.open(run, progress.note), progress.note) as engine:
+    with scorer.lazily(run, progress.note) as engine:
 
         def compute(index: int) -> int:
             commits.append(_score_unit(job, index, engine))

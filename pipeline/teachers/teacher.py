@@ -1,11 +1,14 @@
 """One teacher with one signal: who it is, whether it may score this student, where its cache is."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.cache.scorers import stored_scorer
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Engine
+from pipeline.engines.kept import lent
+from pipeline.engines.lazy import LazyEngine, Lend, new_engine
 from pipeline.engines.opening import open_engine, scoring_version
 from pipeline.engines.start import Note, Start
 from pipeline.models.source import (
@@ -46,6 +49,17 @@ class Scorer:
     def folder(self) -> str:
         """Key prefix of the scorer's cache."""
         return scorer_folder(self.key)
+
+    def lazily(self, run: Run, note: Note) -> LazyEngine:
+        """Return the teacher's engine, which its first use opens.
+
+        On `hf` it may be the one that scored the round before, of the very same teacher.
+        """
+        lend: Lend = new_engine
+        if run.config.score.engine == "hf":
+            made_of = (self, run.config.score, longest(run))
+            lend = partial(lent, place=f"teacher {self.name}", key=made_of)
+        return LazyEngine(lambda: self.open(run, note), note, lend)
 
     def open(self, run: Run, note: Note) -> Engine:
         """Load the teacher.

@@ -39,6 +39,9 @@ class RunSection(Section):
     admission: Literal["full", "static"] = tuning("full")
     """What a new run is looked at by before anything is pinned. `full`: also load the student, and
     for `opd run` each teacher, and try a few rows. `static`: files and settings alone."""
+    keep_models: bool | None = tuning(None)
+    """Keep teachers and learner loaded from stage to stage of `opd run`, which loads them once
+    then, and holds their memory while others work. Default: where both compute on a CPU."""
 
 
 class RunConfig(Section):

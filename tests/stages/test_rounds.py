@@ -2,10 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.engines.engine import Engine
+from pipeline.engines.start import Note
+from pipeline.learner.learner import Learner
+from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
+from pipeline.teachers.teacher import Scorer
 from tests.conftest import UseS3
 from tests.support.rounds import ROUND, stages
 from tests.support.runs import Cli, snapshot
@@ -59,6 +65,32 @@ def test_rounds_draw_other_samples_and_a_replay_draws_the_same(
     second = json.loads(theirs.get(key.replace("0000", "0001")) or b"")
     shards = [{u["shard"]["sha256"] for u in m["units"]} for m in (first, second)]
     assert not shards[0] & shards[1]
+
+
+def test_a_run_that_keeps_its_models_loads_a_teacher_once_and_ends_as_one_that_does_not(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, plain, opened = list[str](), Learner.__init__, Scorer.open
+
+    def opening(self: Scorer, run: Run, note: Note) -> Engine:
+        loads.append("teacher")
+        return opened(self, run, note)
+
+    def learning(self: Learner, *given: Any) -> None:
+        loads.append("learner")
+        plain(self, *given)
+
+    monkeypatch.setattr(Scorer, "open", opening)
+    monkeypatch.setattr(Learner, "__init__", learning)
+    found, counts = [], []
+    for keep in (True, False):
+        config = write_run(tmp_path / str(keep), changes={"eval": None, "run.keep_models": keep})
+        cli.ok("run", "-c", config)
+        found.append(snapshot(Storage(str(tmp_path / str(keep) / "store")), ""))
+        counts.append((loads.count("teacher"), loads.count("learner")))
+        loads.clear()
+    assert found[0] == found[1]
+    assert counts == [(1, 1), (2, 2)]
 
 
 def test_workers_split_a_stage_and_the_last_one_writes_the_manifest(
