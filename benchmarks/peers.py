@@ -89,7 +89,7 @@ def run(*, quick: bool, seed: int, data: Path | None = None) -> Result:
     """
     if not PYTHON.exists():
         raise ConfigError(f"there is no TRL in {PYTHON.parts[-3]}: make {PYTHON.parts[-3]}/.peers")
-    rounds = (1, 3) if quick else (2, 20)
+    rounds = (1, 3) if quick else (2, 12)
     with tempfile.TemporaryDirectory(prefix="opd-bench-") as name:
         folder = Path(name) / "files" if data is None else data.resolve()
         _own("make", folder, seed, *(["quick"] if quick and data is None else []))

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.learner.batches import StepPlan
 from pipeline.runs.run import Run
 from pipeline.scores.tolerances import first_step_limit
 from pipeline.shards.parquet import write_table
@@ -15,6 +15,9 @@ from schemas.errors import ConfigError, DataError
 from schemas.keys import metrics_folder
 from schemas.records.runs import RolloutPlan
 from schemas.records.shards import Shard
+
+if TYPE_CHECKING:
+    from pipeline.learner.batches import StepPlan
 
 TOO_HIGH = (
     "lower train.learning_rate or train.max_grad_norm, or raise train.warmup_steps, under another "
@@ -30,7 +33,7 @@ MOST_SKIPPED = 2
 
 
 def step_metrics(
-    totals: dict[str, float], plan: StepPlan, norm: float | None, learning_rate: float
+    totals: dict[str, float], plan: "StepPlan", norm: float | None, learning_rate: float
 ) -> Step:
     """Return the figures of a step from the sums over its tokens.
 

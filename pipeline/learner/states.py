@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.learner.learner import Learner
 from pipeline.learner.ranks import Ranks, barrier, from_main, gather_objects, together
 from pipeline.learner.settings import decayed
 from pipeline.runs.run import Run
@@ -25,10 +24,13 @@ from schemas.keys import run_folder, state_key, states_folder
 from schemas.records.shards import Shard
 from schemas.records.training import STATE_FILE, StateManifest
 
+if TYPE_CHECKING:
+    from pipeline.learner.learner import Learner
+
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def save_state(run: Run, key: str, learner: Learner, *, record: StateManifest) -> StateManifest:
+def save_state(run: Run, key: str, learner: "Learner", *, record: StateManifest) -> StateManifest:
     """Write the learner's state and commit it under a key; every process must call.
 
     Args:
@@ -51,7 +53,7 @@ def save_state(run: Run, key: str, learner: Learner, *, record: StateManifest) -
     return stands
 
 
-def load_state(run: Run, state: StateManifest, learner: Learner, ranks: Ranks) -> None:
+def load_state(run: Run, state: StateManifest, learner: "Learner", ranks: Ranks) -> None:
     """Restore a learner from a committed state; every process must call.
 
     Raises:

@@ -4,8 +4,9 @@ Promises: no teacher is touched; a checkpoint is reloaded and compared before it
 again after a crash, the stage resumes from the last saved state.
 """
 
+from typing import TYPE_CHECKING
+
 from pipeline.learner.inputs import TrainInputs, find_work
-from pipeline.learner.loop import TrainedRound, train_round
 from pipeline.learner.metrics import applied, drew_its_own, steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.states import drop_states
@@ -18,6 +19,9 @@ from pipeline.store.records import create_record
 from schemas.errors import DataError
 from schemas.keys import commit_key
 from schemas.records.training import TrainManifest
+
+if TYPE_CHECKING:
+    from pipeline.learner.loop import TrainedRound
 
 KEEP_STATES = 2
 """Rounds whose final optimizer state is kept; older ones are deleted."""
@@ -42,13 +46,15 @@ def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
 
 
 def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) -> StageResult:
+    from pipeline.learner.loop import train_round
+
     from_main(lambda: pin_run(run))
     trained = train_round(run, inputs, ranks, progress=progress)
     manifest = from_main(lambda: _finish(run, inputs, trained))
     return finished_result(run, manifest, trained=trained.new_steps)
 
 
-def _finish(run: Run, inputs: TrainInputs, trained: TrainedRound) -> TrainManifest:
+def _finish(run: Run, inputs: TrainInputs, trained: "TrainedRound") -> TrainManifest:
     """Write and return the train manifest; for the main process alone."""
     state, lengths = trained.state, trained.lengths
     steps = applied(state.steps)

@@ -18,7 +18,11 @@ LIST_MODULES = "; import json, sys; print(json.dumps(sorted(sys.modules)))"
 
 
 @pytest.mark.parametrize(
-    "statement", ["import cli.commands", "import pipeline.store.storage", f"import {CACHE_TOOLS}"]
+    "statement",
+    [
+        *("import cli.commands", "import pipeline.store.storage", f"import {CACHE_TOOLS}"),
+        "import pipeline.stages.score, pipeline.stages.train",  # a finished round is told at once
+    ],
 )
 def test_an_import_loads_no_accelerator_library(statement: str) -> None:
     command = [sys.executable, "-c", statement + LIST_MODULES]
