@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Stages": {
         "run": stages.run_all,
         "rollout": stages.rollout,
+        "grade": stages.grade,
         "score": stages.score,
         "train": stages.train,
         "eval": stages.evaluate,

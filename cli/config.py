@@ -56,7 +56,8 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
         location = getattr(resolved.prompts, key)
         if location is not None:
             require_prompt_file(place, location, key=f"prompts.{key}", settings=resolved.storage)
-    if resolved.eval is not None:
-        find_grader(resolved.eval, place)
+    for graded in (resolved.eval, resolved.reward):
+        if graded is not None:
+            find_grader(graded, place)
     models = {key: source.location for key, source in found.items()}
     print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": models})

@@ -1,7 +1,8 @@
 """Results on stdout: lines and tables for people, one JSON object for machines."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from cli.progress import BarProgress, EventProgress, QuietProgress
 from cli.terminal import cell, console, say, say_json, say_table, warn
-from pipeline.runs.figures import EvalFigures, ScoreFigures, TrainFigures
+from pipeline.runs.figures import EvalFigures, RewardFigures, ScoreFigures, TrainFigures
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
 from pipeline.runs.status import RoundStatus, RunStatus
@@ -21,9 +22,11 @@ JSON_FILE = "OPD_JSON_FILE"
 """Variable that names a file for the JSON object, such as the one that Kubernetes hands on."""
 
 COLUMNS = (
-    *("round", "rollout", "score", "train", "eval"),
+    *("round", "rollout", "grade", "score", "train", "eval", "reward"),
     *("accuracy", "reverse KL", "teacher tokens", "reused rows", "seconds"),
 )
+OF_REWARDS = frozenset({"grade", "reward"})
+"""Columns that are left out where there are no rewards."""
 
 MARKS = {"done": ("done", ""), "partial": ("partial", "yellow"), "missing": ("–", "dim")}
 """State of a stage → what stands for it, and how."""
@@ -62,6 +65,44 @@ def result_json(result: StageResult, seconds: float) -> dict[str, Any]:
     return {**fields, "seconds": round(seconds, 3), **further}
 
 
+def joined_json(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one object for a stage: its only part, or the sums over its parts."""
+    if len(lines) == 1:
+        return lines[0]
+    summed = ("units", "rows", "tokens", "reused_rows", "teacher_tokens", "seconds")
+    manifests = [line["manifest"] for line in lines]
+    return {
+        **{key: lines[0][key] for key in ("stage", "run", "round")},
+        **{key: sum(line[key] for line in lines) for key in summed},
+        "manifest": manifests[-1] if all(manifests) else None,
+        "parts": lines,
+    }
+
+
+def faults_in(lines: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many rows of the rounds that a run graded have no reward, by kind of fault."""
+    found = Counter[str]()
+    for line in lines:
+        found.update(line.get("faults", {}))
+    return dict(found)
+
+
+def whole_json(run: str, lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Return one object for all stages that a run did; with zeros where none was left."""
+    summed = ("units", "tokens", "reused_rows", "teacher_tokens")
+    last = lines[-1] if lines else {"round": None, "rows": 0, "manifest": None}
+    return {
+        "stage": "run",
+        "run": run,
+        "round": last["round"],
+        **{key: sum(line[key] for line in lines) for key in summed},
+        "rows": last["rows"],
+        **({"faults": faults} if (faults := faults_in(lines)) else {}),
+        "seconds": round(seconds, 3),
+        "manifest": last["manifest"],
+    }
+
+
 def print_result(result: StageResult, seconds: float) -> None:
     """Print a stage's result as one line for people."""
     where = "baseline" if result.round is None else f"round {result.round}"
@@ -82,9 +123,18 @@ def _notes(result: StageResult) -> list[str]:
     if isinstance(figures, EvalFigures) and figures.found is not None:
         found = figures.found
         return [f"{figures.subject} accuracy {found.accuracy:.1%} ± {found.standard_error:.1%}"]
+    if isinstance(figures, RewardFigures):
+        mean = "" if figures.reward is None else f"reward {figures.reward:.4f}"
+        return [part for part in (mean, without_reward(figures.faults)) if part]
     if isinstance(figures, TrainFigures) and figures.loss is not None:
         return [f"{figures.steps} steps, loss {figures.loss:.4f}"]
     return []
+
+
+def without_reward(faults: Mapping[str, int]) -> str:
+    """Return how many rows have no reward, by kind of fault; nothing where all have one."""
+    kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in faults.items())
+    return f"{sum(faults.values()):,} rows without reward ({kinds})" if kinds else ""
 
 
 def _score_notes(result: StageResult, figures: ScoreFigures) -> list[str]:
@@ -106,12 +156,17 @@ def print_status(status: RunStatus, *, only: int | None = None) -> None:
         only: the round that was asked for; None for all.
     """
     say(f"run {status.run} at {status.root}")
-    cells: list[list[str | Text]] = []
+    rows: list[dict[str, str | Text]] = []
     if status.initial_accuracy is not None:
-        empty = [""] * 4
-        cells.append(["start", *empty, f"{status.initial_accuracy:.1%}", *empty])
-    cells += [_cells(row) for row in status.rounds]
-    say_table(COLUMNS, cells, left=(), width=STATUS_WIDTH, wrap_titles=True)
+        rows.append({"round": "start", "accuracy": f"{status.initial_accuracy:.1%}"})
+    rows += [_cells(row) for row in status.rounds]
+    graded = any(row.stages["grade"].state != "off" for row in status.rounds)
+    titles = [title for title in COLUMNS if graded or title not in OF_REWARDS]
+    cells = [[row.get(title, "") for title in titles] for row in rows]
+    say_table(titles, cells, left=(), width=STATUS_WIDTH, wrap_titles=True)
+    for one in status.rounds:
+        if told := without_reward(one.without_reward):
+            say(f"round {one.round}: {told}")
     if status.teacher_accuracy is not None:
         say(f"teacher accuracy {status.teacher_accuracy:.1%}")
     left = status.rounds_planned - len(status.rounds)
@@ -126,18 +181,19 @@ def print_status(status: RunStatus, *, only: int | None = None) -> None:
         )
 
 
-def _cells(row: RoundStatus) -> list[str | Text]:
-    stages = [_stage_cell(row, name) for name in ("rollout", "score", "train", "eval")]
+def _cells(row: RoundStatus) -> dict[str, str | Text]:
+    """Return what stands under the titles of a round's row."""
     seconds = sum(stage.seconds for stage in row.stages.values())
-    return [
-        str(row.round),
-        *stages,
-        "" if row.accuracy is None else f"{row.accuracy:.1%}",
-        "" if row.reverse_kl is None else f"{row.reverse_kl:.4f}",
-        f"{row.teacher_tokens:,}",
-        f"{row.reused_rows:,}",
-        f"{seconds:,.0f}",
-    ]
+    return {
+        "round": str(row.round),
+        **{name: _stage_cell(row, name) for name in row.stages},
+        "reward": "" if row.reward is None else f"{row.reward:.4f}",
+        "accuracy": "" if row.accuracy is None else f"{row.accuracy:.1%}",
+        "reverse KL": "" if row.reverse_kl is None else f"{row.reverse_kl:.4f}",
+        "teacher tokens": f"{row.teacher_tokens:,}",
+        "reused rows": f"{row.reused_rows:,}",
+        "seconds": f"{seconds:,.0f}",
+    }
 
 
 def _stage_cell(row: RoundStatus, name: str) -> Text:

@@ -1,9 +1,9 @@
-"""The stage commands: rollout, score, train, eval and run."""
+"""The stage commands: rollout, grade, score, train, eval and run."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,17 @@ from cli.options import (
     load_run,
     parse_worker,
 )
-from cli.output import is_main_process, make_progress, print_json, print_result, result_json
+from cli.output import (
+    faults_in,
+    is_main_process,
+    joined_json,
+    make_progress,
+    print_json,
+    print_result,
+    result_json,
+    whole_json,
+    without_reward,
+)
 from cli.terminal import say
 from pipeline.learner.launch import launch_learner, needs_launch
 from pipeline.runs.progress import Progress
@@ -40,6 +50,36 @@ def rollout(
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
     _report(run, as_json, lambda: [run_rollout(run, round_index, worker=mine, progress=progress)])
+
+
+def grade(
+    config: ConfigOption,
+    round_index: RoundOption,
+    overrides: SetOption = None,
+    worker: WorkerOption = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="First forget rewards of another grader or another version of it, and units on "
+            "whose rows the grader failed. Run it alone, without other workers.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Give the responses of a round their rewards.
+
+    A row on which the grader fails has no reward, and the round goes on; the failures are counted.
+    """
+    from pipeline.stages.grade import run_grade
+
+    run, mine = load_run(config, overrides), parse_worker(worker)
+    progress = make_progress(as_json=as_json)
+    _report(
+        run,
+        as_json,
+        lambda: [run_grade(run, round_index, worker=mine, progress=progress, again=again)],
+    )
 
 
 def score(
@@ -231,35 +271,8 @@ def _report(
         if not as_json:
             print_result(result, seconds)
     if as_json and is_main_process() and (lines or whole_run):
-        print_json(_whole(run, lines, total) if whole_run else _joined(lines))
+        print_json(whole_json(run.name, lines, total) if whole_run else joined_json(lines))
     if not as_json and whole_run and not lines:
         say(f"run {run.name}: nothing is left to do")
-
-
-def _joined(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one object for a stage: its only part, or the sums over its parts."""
-    if len(lines) == 1:
-        return lines[0]
-    summed = ("units", "rows", "tokens", "reused_rows", "teacher_tokens", "seconds")
-    manifests = [line["manifest"] for line in lines]
-    return {
-        **{key: lines[0][key] for key in ("stage", "run", "round")},
-        **{key: sum(line[key] for line in lines) for key in summed},
-        "manifest": manifests[-1] if all(manifests) else None,
-        "parts": lines,
-    }
-
-
-def _whole(run: Run, lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Return one object for all stages that a run did; with zeros where none was left."""
-    summed = ("units", "tokens", "reused_rows", "teacher_tokens")
-    last = lines[-1] if lines else {"round": None, "rows": 0, "manifest": None}
-    return {
-        "stage": "run",
-        "run": run.name,
-        "round": last["round"],
-        **{key: sum(line[key] for line in lines) for key in summed},
-        "rows": last["rows"],
-        "seconds": round(seconds, 3),
-        "manifest": last["manifest"],
-    }
+    if not as_json and whole_run and (told := without_reward(faults_in(lines))):
+        say(f"run {run.name}: {told}")

@@ -50,6 +50,7 @@ Some keys depend on each other; these checks raise, they never change a value:
   `rollout.top_k = 0`; with `"none"` it needs `rollout.temperature = 1.0`.
 - `[eval]` needs `prompts.eval`; `eval.pattern` belongs to `eval.reward = "regex"`;
   `eval.samples_per_prompt` above 1 needs `eval.temperature` above 0.
+- `reward.pattern` belongs to `reward.grader = "regex"`.
 - `rollout.engine` and `eval.engine = "server"` with `urls` need `{policy}` in `server.model`;
   `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws` and
   `rollout.candidates`; `vllm.data_parallel_size` above 1 needs `engine = "server"`.
@@ -72,7 +73,7 @@ UNITS = {
     r"^samples_per_prompt$": "samples",
     r"^sequences_per_step$": "sequences",
     r"^shuffle_shards$": "shards",
-    r"^num_processes$": "processes",
+    r"^(num_)?processes$": "processes",
     r"^concurrency$": "requests",
     r"^max_connections$": "connections",
     r"^(advantage_clip|teacher_logprob_floor|verify_tolerance)$": "nats",

@@ -7,6 +7,7 @@ Must not: be spelled anywhere else, or change, for what is stored under another 
 from typing import Literal
 
 RUNS, PROMPTS, ROLLOUTS, CACHE = "runs", "prompts", "rollouts", "cache"
+REWARDS = "rewards"
 PINS, PROBES, SWEEPS = "pins", "probe", "gc"
 
 # --- in each folder whose work is cut into units: stages, evaluations, caches ---
@@ -67,6 +68,7 @@ def owner(key: str) -> str:
 # --- runs/<run>/ ---
 
 CHECKPOINTS, ROUNDS, STATES, METRICS = "checkpoints", "rounds", "state", "metrics"
+GRADE = "grade"
 SCORE = "score"  # a folder for each teacher is below it
 STUDENT, TEACHER = "student", "teacher"  # what is graded; each teacher is below the second
 

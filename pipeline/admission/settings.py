@@ -107,16 +107,18 @@ def look_at_prompts(one: Candidate, *, read: bool) -> Finding:
 
 
 def look_at_grader(run: Run) -> Finding:
-    """Return that the grader can be loaded.
+    """Return that the graders of held-out prompts and of rewards can be loaded.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: one cannot.
     """
-    if run.config.eval is None:
-        return Finding("grader", "ok", "none: there is no [eval]")
-    grader = find_grader(run.config.eval, run.place)
-    try_grader(grader)
-    return Finding("grader", "ok", f"{grader.name}: can be used")
+    named = {"[eval]": run.config.eval, "[reward]": run.config.reward}
+    graders = [find_grader(section, run.place) for section in named.values() if section is not None]
+    for grader in graders:
+        try_grader(grader)
+    words = ", ".join(dict.fromkeys(grader.name for grader in graders))
+    missing = " or ".join(table for table, section in named.items() if section is None)
+    return Finding("grader", "ok", f"{words}: can be used" if words else f"none: no {missing}")
 
 
 def look_at_references(one: Candidate) -> Finding:
@@ -134,7 +136,7 @@ def look_at_references(one: Candidate) -> Finding:
     for table in prompt_tables(file, run.config, one.tokenizer, tally=Tally()):
         columns = [table.column(name).to_pylist() for name in ("prompt_id", "reference")]
         rows = [Response(prompt, "", answer, None) for prompt, answer in zip(*columns, strict=True)]
-        check_references(section.reward, rows if left is None else rows[: max(0, left - seen)])
+        check_references(section.choice, rows if left is None else rows[: max(0, left - seen)])
         seen += len(rows)
     return Finding("references", "ok", f"{section.reward} can use those of {seen} prompts")
 

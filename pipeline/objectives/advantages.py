@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.columns import Floats
+from schemas.config.evaluation import AdvantageKind
 
 Reals = NDArray[np.float64]
 Groups = NDArray[np.int64]
 
-AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
 PassRateKind = Literal["hard", "middle", "easy"]
 
 EPSILON = 1e-6

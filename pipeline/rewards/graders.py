@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.rewards.builtin import COMPARISONS, same_text
 from pipeline.rewards.location import Grader
 from pipeline.rewards.process import GraderFault, GraderProcess, running_grader
+from schemas.config.evaluation import GraderChoice
 from schemas.errors import ConfigError
 from schemas.foreign import excerpt
 
@@ -42,14 +43,14 @@ def open_grader(grader: Grader, *, timeout_s: float) -> Iterator[Grade]:
         ConfigError: it cannot be loaded, or it fails on a response.
     """
     if not grader.start:
-        yield partial(_compared, grader.name)
+        yield partial(_compared, grader.choice)
         return
     try:
         with running_grader(grader.start) as process:
             ask = _spanned if "pattern" in grader.start else _asked
-            yield partial(_each, grader.name, partial(ask, process, timeout_s=timeout_s))
+            yield partial(_each, grader.choice, partial(ask, process, timeout_s=timeout_s))
     except GraderFault as error:
-        raise ConfigError(f"eval.reward = {grader.name!r} cannot be loaded: it {error}") from error
+        raise ConfigError(f"{grader.choice} cannot be loaded: it {error}") from error
 
 
 def try_grader(grader: Grader) -> None:
@@ -63,56 +64,56 @@ def try_grader(grader: Grader) -> None:
             pass
 
 
-def check_references(name: str, rows: Sequence[Response]) -> None:
+def check_references(choice: GraderChoice, rows: Sequence[Response]) -> None:
     """Make sure that prompts have the references that a grader of opd compares with.
 
     Args:
-        name: `eval.reward`; a grader of the user's own may do without references.
+        choice: the grader; one of the user's own may do without references.
         rows: a response of any text to each prompt.
 
     Raises:
         ConfigError: one has none, or one that the grader cannot read.
     """
-    if name in COMPARISONS:
-        _compared(name, rows)
-    elif name == "regex":
+    if choice.name in COMPARISONS:
+        _compared(choice, rows)
+    elif choice.name == "regex":
         for index, row in enumerate(rows):
-            _reference(name, index, row)
+            _reference(choice, index, row)
 
 
-def _compared(name: str, responses: Sequence[Response]) -> list[float]:
+def _compared(choice: GraderChoice, responses: Sequence[Response]) -> list[float]:
     """Return the grades of a grader that is built in."""
     grades = []
     for index, one in enumerate(responses):
-        reference = _reference(name, index, one)
+        reference = _reference(choice, index, one)
         try:
-            grades.append(COMPARISONS[name](one.text, reference))
+            grades.append(COMPARISONS[choice.name](one.text, reference))
         except ValueError as error:
             raise ConfigError(
-                f"eval.reward = {name!r} cannot grade {_where(index, one)}: {error} "
+                f"{choice} cannot grade {_where(index, one)}: {error} "
                 f"({excerpt(reference, 100)!r}). Correct it in prompts.eval"
             ) from None
     return grades
 
 
 def _each(
-    name: str,
+    choice: GraderChoice,
     ask: Callable[[Sequence[Response]], Iterator[float]],
     responses: Sequence[Response],
 ) -> list[float]:
     """Return the grades of a process; a fault names the response that it was asked for."""
-    if name == "regex":
+    if choice.name == "regex":
         for index, one in enumerate(responses):
-            _reference(name, index, one)
+            _reference(choice, index, one)
     grades: list[float] = []
     try:
         for grade in ask(responses):
             grades.append(grade)
     except GraderFault as error:
         index = len(grades)
-        what = "pattern" if name == "regex" else "grader"
+        what = "pattern" if choice.name == "regex" else "grader"
         raise ConfigError(
-            f"eval.reward = {name!r}: the {what} {error}. That was on "
+            f"{choice}: the {what} {error}. That was on "
             f"{_where(index, responses[index])}; nothing of its unit was stored. Mend the {what} "
             "or the prompt; eval.grader_timeout_s sets the time for a response"
         ) from error
@@ -137,10 +138,10 @@ def _spanned(
         yield same_text(one.text[begin:end], one.reference or "") if begin >= 0 else 0.0
 
 
-def _reference(name: str, index: int, response: Response) -> str:
+def _reference(choice: GraderChoice, index: int, response: Response) -> str:
     if response.reference is None:
         raise ConfigError(
-            f"eval.reward = {name!r} cannot grade {_where(index, response)}: it has no "
+            f"{choice} cannot grade {_where(index, response)}: it has no "
             "'reference', which this grader compares with. Add one to every row of prompts.eval, "
             "or use a grader of your own"
         )

@@ -35,12 +35,32 @@ PIECE, LONGEST_ANSWER, KEPT = 1 << 16, 1 << 17, 4000
 """Bytes of a read, of an answer, and of what a grader printed."""
 
 
-ANSWERS = {"ready", "value", "span", "error", "refused"}
+ANSWERS = {"ready", "value", "span", "error", "refused", "memory"}
 """What an answer has one of."""
+
+TOLD = {"error": "raised", "refused": "no_number", "memory": "memory"}
+"""Answer that tells of a fault → kind of the fault."""
+
+LIVING = frozenset({"raised", "no_number"})
+"""Kinds of faults after which the process can grade another row."""
+
+FAULTS = frozenset({*LIVING, "memory", "timed_out", "died"})
+"""Kinds of faults that code which is not opd's may have on a row."""
 
 
 class GraderFault(Exception):
     """A grader that cannot be used, or failed on a row, in words."""
+
+    def __init__(self, words: str, kind: str, printed: str = "") -> None:
+        """Tell what happened.
+
+        Args:
+            words: what it did.
+            kind: one of `FAULTS`.
+            printed: the end of what it printed, for earlier rows too.
+        """
+        super().__init__(f"{words}. It printed: {printed}" if printed else words)
+        self.words, self.kind = words, kind
 
 
 @contextmanager
@@ -56,7 +76,7 @@ def running_grader(start: Mapping[str, Any]) -> Iterator["GraderProcess"]:
     with scratch("grader") as folder:
         process = GraderProcess(folder)
         try:
-            list(process.answers(start, 1, START_S))
+            process.load(start)
             yield process
         finally:
             process.close()
@@ -86,6 +106,18 @@ class GraderProcess:
         self._lines: deque[bytes] = deque()
         self._rest, self._said = b"", b""
 
+    def load(self, start: Mapping[str, Any], *, memory_bytes: int | None = None) -> None:
+        """Have it load a grader.
+
+        Args:
+            start: the first request of `worker.py`.
+            memory_bytes: most memory that it may have; None bounds it not.
+
+        Raises:
+            GraderFault: it cannot be loaded.
+        """
+        list(self.answers({**start, "memory_bytes": memory_bytes}, 1, START_S))
+
     def answers(
         self, request: Mapping[str, Any] | Sequence[Any], count: int, patience_s: float
     ) -> Iterator[dict[str, Any]]:
@@ -109,14 +141,18 @@ class GraderProcess:
                 while not self._lines:
                     left = deadline - time.monotonic()
                     if left <= 0:
-                        raise self._fault(f"gave no answer in {patience_s:g} s")
+                        raise self._fault(f"gave no answer in {patience_s:g} s", "timed_out")
                     unsent = self._move(selector, unsent, left)
                 yield self._checked(self._lines.popleft())
 
-    def close(self) -> None:
-        """End it and all that it started."""
+    def kill(self) -> None:
+        """End it and all that it started; safe in another thread than the one that asks it."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it and all that it started, and forget it."""
+        self.kill()
         self._process.wait()
         for stream in (self._in, self._out, self._err):
             with suppress(OSError):
@@ -164,9 +200,9 @@ class GraderProcess:
             answer = None
         if not isinstance(answer, dict) or not ANSWERS & set(answer):
             raise self._fault("wrote to the pipe of opd")
-        if "error" in answer or "refused" in answer:
-            told = f"raised {answer['error']}" if "error" in answer else answer["refused"]
-            raise self._fault(excerpt(str(told)))
+        for name in TOLD.keys() & answer.keys():
+            words = f"raised {answer[name]}" if name == "error" else str(answer[name])
+            raise self._fault(excerpt(words), TOLD[name])
         return answer
 
     def _end_in_words(self) -> str:
@@ -179,12 +215,12 @@ class GraderProcess:
             return f"was killed by signal {-code} ({signal.strsignal(-code)}); did memory run out?"
         return f"ended its process with exit status {code}"
 
-    def _fault(self, words: str) -> GraderFault:
+    def _fault(self, words: str, kind: str = "died") -> GraderFault:
         """Return what happened, with what the grader printed last."""
         with suppress(OSError):
             self._said = (self._said + os.read(self._err.fileno(), PIECE))[-KEPT:]
         said = self._said.decode(errors="replace").strip()
-        return GraderFault(f"{words}. It printed: {excerpt_end(said)}" if said else words)
+        return GraderFault(words, kind, excerpt_end(said))
 
 
 def _pipe(process: subprocess.Popen[bytes], number: int) -> IO[bytes]:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import reprlib
+import resource
 import sys
 import traceback
 import types
@@ -47,7 +48,9 @@ def main() -> None:
         answers.flush()
 
     try:
-        grade = loaded(json.loads(requests.readline()))
+        start = json.loads(requests.readline())
+        bound_memory(start.get("memory_bytes"))
+        grade = loaded(start)
     except BaseException as error:  # a user's module may raise anything while it is loaded
         put(told(error))
         return
@@ -55,6 +58,19 @@ def main() -> None:
     for line in requests:
         for row in json.loads(line):
             put(graded(grade, row))
+
+
+def bound_memory(most: int | None) -> None:
+    """Let this process have no more memory of its own than some bytes; None takes the bound away.
+
+    What lies in files, such as libraries, does not count. Where there is no such bound, none holds.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    soft = hard if most is None else most
+    if hard != resource.RLIM_INFINITY and soft != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def loaded(given: dict[str, Any]) -> Callable[..., dict[str, Any]]:
@@ -117,6 +133,9 @@ def valued(value: Any) -> dict[str, Any]:
 
 def told(error: BaseException) -> dict[str, Any]:
     """Return an exception as an answer: what it is, and the line that raised it."""
+    if isinstance(error, MemoryError):
+        bound_memory(None)  # there may be none left to tell it with
+        return {"memory": "ran out of memory: it raised MemoryError"}
     words = "".join(traceback.format_exception_only(error)).strip()
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if frame.filename != __file__]

@@ -54,6 +54,24 @@ class ScoreFigures:
 
 
 @dataclass(frozen=True)
+class RewardFigures:
+    """Figures of a graded round."""
+
+    reward: float | None
+    """Mean of the rewards."""
+    rewarded: int
+    """Rows that have one."""
+    faults: dict[str, int]
+    """Rows that have none, by kind of fault."""
+    groups: int
+    groups_without_spread: int
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the CLI's JSON line, in order."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class TrainFigures:
     """Figures of a trained round."""
 

@@ -34,7 +34,7 @@ class Forecast:
     """Prompt and response tokens that teachers read, where nothing is in the cache already."""
     cache_bytes: int
     objects: int
-    """Objects of rollout and score."""
+    """Objects of rollout, grade and score."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Summed over workers, by stage; empty before a round was timed."""
     basis: str = ""
@@ -54,7 +54,8 @@ def forecast(run: Run, *, first: int, rounds: int) -> Forecast:
     units = math.ceil(section.prompts_per_round / section.prompts_per_unit)
     rates = _measured(run, first) or _limits(run)
     tokens = rows * rates.tokens_per_row
-    parts = 1 + 2 * len(run.config.teachers)  # the round's own commits, and those of the cache
+    # the round's own commits and those of the cache; rewards
+    parts = 1 + 2 * len(run.config.teachers) + (run.config.reward is not None)
     return Forecast(
         rounds=count,
         units=count * units,

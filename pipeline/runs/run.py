@@ -11,6 +11,7 @@ from schemas.config.file import config_fingerprint, identity_of
 from schemas.config.run import RunConfig
 from schemas.errors import DataError, IdentityError
 from schemas.keys import (
+    GRADE,
     baseline_folder,
     checkpoint_folder,
     manifest_key,
@@ -20,6 +21,7 @@ from schemas.keys import (
     score_stage,
     stage_folder,
 )
+from schemas.records.rewards import RewardManifest
 from schemas.records.runs import EvalManifest, RolloutManifest, RolloutPlan, RunRecord
 from schemas.records.scores import ScoreManifest
 from schemas.records.training import CheckpointManifest, TrainManifest
@@ -79,6 +81,10 @@ class Run:
         """Return a teacher's score manifest of a round, or None before it is there."""
         key = self.manifest_key(round_index, score_stage(teacher))
         return find_record(self.storage, key, ScoreManifest)
+
+    def rewards(self, round_index: int) -> RewardManifest | None:
+        """Return the reward manifest of a round, or None before it is there."""
+        return find_record(self.storage, self.manifest_key(round_index, GRADE), RewardManifest)
 
     def train(self, round_index: int) -> TrainManifest | None:
         """Return the train manifest of a round, or None before it is there."""

@@ -6,7 +6,8 @@ from pipeline.runs.gate import mean_reverse_kl
 from pipeline.runs.reporting import stage_seconds
 from pipeline.runs.run import Run, changed_settings
 from pipeline.store.commit import committed_units
-from schemas.keys import STUDENT, score_stage, teacher_label
+from schemas.keys import GRADE, STUDENT, score_stage, teacher_label
+from schemas.records.rewards import RewardManifest
 from schemas.records.runs import EvalManifest, RolloutPlan
 from schemas.records.training import TrainManifest
 
@@ -39,9 +40,6 @@ def _is_finished(run: Run, round_index: int, rounds: int) -> bool:
     return not wants_eval(run, round_index, rounds) or run.storage.exists(key)
 
 
-STAGES = ("rollout", "score", "train", "eval")
-
-
 @dataclass(frozen=True)
 class StageStatus:
     """One stage of one round."""
@@ -64,6 +62,10 @@ class RoundStatus:
     reverse_kl: float | None = None
     teacher_tokens: int = 0
     reused_rows: int = 0
+    reward: float | None = None
+    """Mean of the rewards."""
+    without_reward: dict[str, int] = field(default_factory=dict)
+    """Rows that have none, by kind of fault."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,12 @@ def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
     seconds = stage_seconds(run, index)
     scores = [run.score(index, name) for name in run.config.teachers]
     done = [s for s in scores if s is not None]
-    graded = run.evaluation(index)
+    graded, rewards = run.evaluation(index), run.rewards(index)
     return RoundStatus(
         round=index,
         stages={
             "rollout": _rollout(run, index, plan, seconds.get("rollout", 0.0)),
+            "grade": _rewarded(run, index, plan, rewards, seconds=seconds.get("grade", 0.0)),
             "score": _score(run, index, plan, seconds.get("score", 0.0)),
             "train": _train(run, index, seconds.get("train", 0.0)),
             "eval": _graded(run, graded, seconds.get("eval", 0.0)),
@@ -120,6 +123,8 @@ def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
         reverse_kl=mean_reverse_kl(done),
         teacher_tokens=sum(s.teacher_tokens for s in done),
         reused_rows=sum(s.reused_rows for s in done),
+        reward=rewards.mean if rewards else None,
+        without_reward=rewards.faults if rewards else {},
     )
 
 
@@ -129,6 +134,18 @@ def _rollout(run: Run, index: int, plan: RolloutPlan, seconds: float) -> StageSt
         units = len(manifest.units)
         return StageStatus("done", units, units, manifest.tokens, seconds)
     found = len(committed_units(run.storage, run.stage_folder(index, "rollout")))
+    return StageStatus("partial" if found else "missing", found, plan.units, 0, seconds)
+
+
+def _rewarded(
+    run: Run, index: int, plan: RolloutPlan, manifest: RewardManifest | None, *, seconds: float
+) -> StageStatus:
+    if manifest is not None:
+        units = len(manifest.units)
+        return StageStatus("done", units, units, manifest.tokens, seconds)
+    if run.config.reward is None:
+        return StageStatus("off", seconds=seconds)
+    found = len(committed_units(run.storage, run.stage_folder(index, GRADE)))
     return StageStatus("partial" if found else "missing", found, plan.units, 0, seconds)
 
 

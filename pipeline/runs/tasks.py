@@ -21,6 +21,7 @@ class RoundTasks:
     reason: str
     baseline: list[Call] = field(default_factory=list)
     rollout: list[Call] = field(default_factory=list)
+    grade: list[Call] = field(default_factory=list)
     score: list[Call] = field(default_factory=list)
     train: list[Call] = field(default_factory=list)
     eval: list[Call] = field(default_factory=list)
@@ -68,6 +69,7 @@ def round_tasks(
         reason="",
         baseline=one if round_index == 0 and run.config.eval is not None else [],
         rollout=shares,
+        grade=one if run.config.reward is not None else [],
         score=[{"teacher": name, **share} for name in mine for share in shares],
         train=one if whole else [],
         eval=one if whole and wants_eval(run, round_index, rounds.stop) else [],

@@ -40,6 +40,7 @@ def _rounds(
     from pipeline.admission.gate import begin, try_teachers
     from pipeline.admission.settings import look_at_grader
     from pipeline.stages.evaluate import run_eval
+    from pipeline.stages.grade import run_grade
     from pipeline.stages.rollout import run_rollout
     from pipeline.stages.score import run_score
     from pipeline.stages.subjects import baseline_subjects, round_subject
@@ -57,6 +58,8 @@ def _rounds(
         try_teachers(run, note=progress.note)
     for index in range(first, rounds):
         yield run_rollout(run, index, worker=alone, progress=progress, slot=slot)
+        if run.config.reward is not None:
+            yield run_grade(run, index, worker=alone, progress=progress)
         yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
         yield train(index)
         if wants_eval(run, index, rounds):

@@ -12,11 +12,11 @@ from pipeline.engines.lazy import LazyEngine
 from pipeline.models.stopstrings import check_prompts
 from pipeline.runs.plan import Unit, sample_seeds
 from pipeline.runs.progress import Progress
-from pipeline.runs.units import Worker, run_units
+from pipeline.runs.units import Worker
 from pipeline.shards.parquet import write_table
-from pipeline.store.commit import content_shard, publish, read_commit
+from pipeline.stages.commits import StageUnits, commit_units
+from pipeline.store.commit import content_shard, publish
 from pipeline.store.storage import Storage
-from pipeline.store.sweeps import forget_lost
 from schemas.columns import Ids, list_array, list_lengths, list_rows
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
@@ -101,30 +101,14 @@ def run_sampling(
     Returns:
         The units and their shards, or None while some are missing; and the units computed here.
     """
-    computed = list[str]()
-    storage, folder, names = stage.storage, stage.folder, [unit.name for unit in stage.units]
-
-    def compute(index: int) -> int:
-        tokens = stage.sample(stage.units[index], engine)
-        computed.append(names[index])
-        return tokens
-
-    while True:
-        done = run_units(
-            storage,
-            folder,
-            names,
-            label=stage.job.label,
-            worker=worker,
-            compute=compute,
-            progress=progress,
-        )
-        if not done.issuperset(names):
-            return None, len(computed)
-        commits = [read_commit(storage, folder, n, fingerprint=stage.fingerprint) for n in names]
-        if not forget_lost(storage, folder, [c for c in commits if c.unit not in computed]):
-            break
-    return tuple(UnitShard(unit=c.unit, shard=c.shard) for c in commits), len(computed)
+    names = [unit.name for unit in stage.units]
+    units = StageUnits(stage.storage, stage.folder, names, stage.fingerprint, stage.job.label)
+    return commit_units(
+        units,
+        lambda index: stage.sample(stage.units[index], engine),
+        worker=worker,
+        progress=progress,
+    )
 
 
 def check_fits(engine: Engine, job: SampleJob, rows: Any) -> None:

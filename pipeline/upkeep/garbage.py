@@ -24,6 +24,7 @@ from schemas.keys import (
     PINS,
     PROBES,
     PROMPTS,
+    REWARDS,
     ROLLOUTS,
     RUNS,
     IndexFolder,
@@ -211,7 +212,7 @@ def _names_of(storage: Storage, scorers: list[str], progress: Progress) -> set[s
 
 def _candidates(storage: Storage, scorers: list[str]) -> Iterator[str]:
     """Yield the keys of all objects that must be named by another one to be of use."""
-    folders = [PROMPTS, ROLLOUTS, PROBES]
+    folders = [PROMPTS, ROLLOUTS, REWARDS, PROBES]
     folders += [states_folder(run) for run in sorted(storage.folders(RUNS))]
     for scorer in scorers:
         index = index_folder(scorer)

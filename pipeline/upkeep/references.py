@@ -23,6 +23,7 @@ from schemas.keys import (
     LEASES,
     METRICS,
     PROMPTS,
+    REWARDS,
     ROLLOUTS,
     RUNS,
     SCORE,
@@ -39,7 +40,7 @@ from schemas.records.index import IndexState
 from schemas.records.seal import SealError, opened
 from schemas.strictjson import StrictJSONError
 
-FOLDERS = tuple(f"{folder}/" for folder in (CACHE, PROMPTS, ROLLOUTS, RUNS))
+FOLDERS = tuple(f"{folder}/" for folder in (CACHE, PROMPTS, REWARDS, ROLLOUTS, RUNS))
 """How keys begin that records name."""
 
 ATTEMPTS = 5

@@ -1,14 +1,15 @@
-"""`[eval]`: held-out prompts and their grading."""
+"""`[eval]` and `[reward]`: who grades responses, on held-out prompts and in rounds."""
 
 import keyword
 import re
 import warnings
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from schemas.config.engines import EngineSection
-from schemas.config.section import NAME_PATTERN, Fraction, Natural, Positive, tuning
+from schemas.config.section import NAME_PATTERN, Fraction, Natural, Positive, Section, tuning
 
 BUILT_IN = ("exact_match", "last_number", "regex")
 """Graders that opd brings."""
@@ -19,22 +20,59 @@ HOW_TO_NAME = (
 )
 
 
-def file_grader(reward: str) -> tuple[str, str] | None:
-    """Return the file and the function that a reward names, or None where it names no file.
+AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
+
+TimeLimit = Annotated[float, Field(gt=0.0, le=86400.0)]
+
+
+@dataclass(frozen=True)
+class GraderChoice:
+    """A grader as a table names it."""
+
+    key: str
+    """Such as `eval.reward`."""
+    name: str
+    pattern: str | None
+
+    def __str__(self) -> str:
+        """Return the choice as the TOML writes it."""
+        return f"{self.key} = {self.name!r}"
+
+    def check(self) -> None:
+        """Make sure that it may be a grader's name, with a pattern where one belongs to it.
+
+        Raises:
+            ValueError: not so.
+        """
+        if file_grader(self) is None and not re.fullmatch(NAME_PATTERN, self.name):
+            raise _unnamed(self)
+        if (self.name == "regex") != (self.pattern is not None):
+            key = self.key.rpartition(".")[2]
+            raise ValueError(f"pattern belongs to {key} = 'regex', which needs it")
+        if self.pattern is not None:
+            _check_pattern(self.pattern)
+
+
+def file_grader(choice: GraderChoice) -> tuple[str, str] | None:
+    """Return the file and the function that a choice names, or None where it names no file.
 
     The form `module:function` names the file `module.py`.
 
     Raises:
         ValueError: it has another form.
     """
-    file, separator, function = reward.partition(":")
+    file, separator, function = choice.name.partition(":")
     if not separator:
         return None
     stem = file.removesuffix(".py")
     names = re.fullmatch(r"[\w-]+" if file.endswith(".py") else r"\w+", stem)
     if not names or not function.isidentifier() or keyword.iskeyword(function):
-        raise ValueError(f"reward = {reward!r}: {HOW_TO_NAME}")
+        raise _unnamed(choice)
     return f"{stem}.py", function
+
+
+def _unnamed(choice: GraderChoice) -> ValueError:
+    return ValueError(f"{choice.key.rpartition('.')[2]} = {choice.name!r}: {HOW_TO_NAME}")
 
 
 class EvalSection(EngineSection):
@@ -61,7 +99,7 @@ class EvalSection(EngineSection):
     """Longest response in tokens; default that of `[rollout]`."""
     every_rounds: Positive = tuning(1)
     """Rounds from one eval of `opd run` to the next; the last round is always graded."""
-    grader_timeout_s: Annotated[float, Field(gt=0.0, le=86400.0)] = tuning(10.0)
+    grader_timeout_s: TimeLimit = tuning(10.0)
     """Seconds that `regex`, or a grader of your own, has for one response."""
     teachers: bool = tuning(True)
     """Also grade the teachers, once, as the accuracy to reach."""
@@ -71,18 +109,54 @@ class EvalSection(EngineSection):
         """Return the most tokens of a response; None for that of `[rollout]`."""
         return self.max_new_tokens
 
+    @property
+    def choice(self) -> GraderChoice:
+        """Return the grader."""
+        return GraderChoice("eval.reward", self.reward, self.pattern)
+
     @model_validator(mode="after")
     def _check(self) -> "EvalSection":
-        if file_grader(self.reward) is None and not re.fullmatch(NAME_PATTERN, self.reward):
-            raise ValueError(f"reward = {self.reward!r}: {HOW_TO_NAME}")
-        if (self.reward == "regex") != (self.pattern is not None):
-            raise ValueError("pattern belongs to reward = 'regex', which needs it")
-        if self.pattern is not None:
-            _check_pattern(self.pattern)
+        self.choice.check()
         if 0.0 < self.temperature < 1e-6:
             raise ValueError("temperature is 0, or at least 1e-6")
         if self.samples_per_prompt > 1 and self.temperature == 0.0:
             raise ValueError("samples_per_prompt above 1 needs a temperature above 0")
+        return self
+
+
+class RewardSection(Section):
+    """`[reward]`: a reward for each response that is trained on; without it there is none."""
+
+    grader: str = tuning(...)
+    """Grader: as `eval.reward`, on the prompts to train on. It may return any finite number."""
+    pattern: str | None = tuning(None)
+    """`regex` only: its first group (or the whole match) is compared with the reference."""
+    unfinished: Literal["zero", "grade", "none"] = tuning("zero")
+    """Of a response that did not end by itself: reward 0 (`zero`), that of the grader (`grade`), or
+    no reward at all (`none`)."""
+    advantage: AdvantageKind = tuning("grpo")
+    """What a reward becomes inside the group of its prompt's samples: distance from the mean in
+    standard deviations (`grpo`), the distance (`dr_grpo`), distance from the mean of the others
+    (`rloo`)."""
+    timeout_s: TimeLimit = tuning(10.0)
+    """Seconds that `regex`, or a grader of your own, has for one response."""
+    memory_gb: Annotated[float, Field(ge=0.125, le=65536.0)] = tuning(4.0)
+    """Memory that each process of a grader may have, on Linux."""
+    processes: Annotated[int, Field(ge=1, le=256)] = tuning(2)
+    """Processes of `regex`, or of a grader of your own, that work at once."""
+
+    @property
+    def choice(self) -> GraderChoice:
+        """Return the grader."""
+        return GraderChoice("reward.grader", self.grader, self.pattern)
+
+    def words(self) -> dict[str, Any]:
+        """Return what a reward depends on beside the grader's code."""
+        return {"grader": self.grader, "pattern": self.pattern, "unfinished": self.unfinished}
+
+    @model_validator(mode="after")
+    def _check(self) -> "RewardSection":
+        self.choice.check()
         return self
 
 

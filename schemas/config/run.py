@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config.evaluation import EvalSection
+from schemas.config.evaluation import EvalSection, RewardSection
 from schemas.config.gate import GateSection
 from schemas.config.loss import LossConfig
 from schemas.config.models import StudentSection, TeacherSection
@@ -65,6 +65,8 @@ class RunConfig(Section):
     """The learner."""
     eval: EvalSection | None = None
     """Grading of held-out prompts; without it nothing is graded."""
+    reward: RewardSection | None = tuning(None)
+    """Rewards of the responses that are trained on; without it there are none."""
     gate: GateSection | None = tuning(None)
     """When to stop early: at a target, or because the student got worse."""
     storage: StorageSection = Field(default_factory=StorageSection)

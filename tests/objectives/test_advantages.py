@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from pipeline.objectives.advantages import (
     EPSILON,
-    AdvantageKind,
     GroupFigures,
     group_advantages,
     group_figures,
@@ -21,6 +20,7 @@ from pipeline.objectives.advantages import (
     pass_rates,
     reward_gate,
 )
+from schemas.config.evaluation import AdvantageKind
 
 KINDS: tuple[AdvantageKind, ...] = get_args(AdvantageKind)
 NAN = math.nan

@@ -10,6 +10,7 @@ from pipeline.runs.figures import (
     EvalFigures,
     Figures,
     Noise,
+    RewardFigures,
     ScoreFigures,
     TrainFigures,
 )
@@ -37,6 +38,12 @@ SUMMARY = {"grad_norm": 0.5, "loss": 1.5, "reverse_kl": 0.25}
             "score",
             ScoreFigures("main", {}, None, None),
             ', "teacher": "main", "sibling_rows": {}, "noise": null, "reverse_kl": null',
+        ),
+        (
+            "grade",
+            RewardFigures(0.5, 3, {"raised": 1}, 2, 1),
+            ', "reward": 0.5, "rewarded": 3, "faults": {"raised": 1}, "groups": 2, '
+            '"groups_without_spread": 1',
         ),
         (
             "train",

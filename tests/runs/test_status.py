@@ -22,6 +22,8 @@ from tests.support.paperrun import (
 )
 from tests.support.runs import Cli
 
+STAGES = ("rollout", "score", "train", "eval")
+
 
 def test_status_of_one_round_has_its_figures_in_the_object(finished_run: Path, cli: Cli) -> None:
     said = cli.ok("status", "-c", finished_run / "run.toml", "--round", "1")
@@ -34,7 +36,8 @@ def test_status_reports_every_round_with_its_figures(run_copy: Path, cli: Cli) -
     assert status["run"] == "tiny"
     assert [r["round"] for r in status["rounds"]] == [0, 1]
     for row in status["rounds"]:
-        assert {s["state"] for s in row["stages"].values()} == {"done"}
+        states = {name: stage["state"] for name, stage in row["stages"].items()}
+        assert states == dict.fromkeys(STAGES, "done") | {"grade": "off"}
         assert row["teacher_tokens"] > 0
         assert row["reused_rows"] == 0
         assert row["reverse_kl"] > 0
@@ -87,6 +90,7 @@ def test_a_stage_is_missing_then_partial_then_done(memory: Storage) -> None:
     assert run_status(run).rounds == run_status(run, 0).rounds == []
     put_plan(run, 0)
     missing = dict.fromkeys(("rollout", "score", "train", "eval"), ("missing", 0))
+    missing["grade"] = ("off", 0)
     assert states(run) == missing
     for stage in ("rollout", "score/main"):
         memory.put(commit_key(run.stage_folder(0, stage), "u00000"), b"{}")
@@ -102,12 +106,13 @@ def test_a_stage_is_missing_then_partial_then_done(memory: Storage) -> None:
     put_eval(run, 0, accuracy=0.75)
     assert states(run) == {
         "rollout": ("done", UNITS),
+        "grade": ("off", 0),
         "score": ("done", UNITS),
         "train": ("done", 3),
         "eval": ("done", UNITS),
     }
     (only,) = run_status(run).rounds
-    assert {stage.tokens for stage in only.stages.values()} == {TOKENS}
+    assert {stage.tokens for stage in only.stages.values() if stage.state == "done"} == {TOKENS}
     assert (only.accuracy, only.reverse_kl, only.teacher_tokens) == (0.75, 0.5, 7)
 
 

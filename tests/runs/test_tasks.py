@@ -57,6 +57,15 @@ def test_without_an_eval_nothing_is_graded(tmp_path: Path) -> None:
     assert found.baseline == found.eval == [] and found.train
 
 
+def test_a_round_with_rewards_has_one_call_that_grades(tmp_path: Path, cli: Cli) -> None:
+    config = write_run(tmp_path)
+    plan = ("plan", "-c", config, "--round", "0", "--workers", "2")
+    rewards = ("--set", "reward.grader=exact_match")
+    assert cli.ok(*plan)["grade"] == cli.ok(*plan, *rewards, "--dry-run")["grade"] == []
+    assert cli.ok(*plan, *rewards)["grade"] == [{"worker": 0}]
+    assert cli.ok(*plan, *rewards)["objects"] > cli.ok(*plan)["objects"]
+
+
 def test_after_the_target_no_round_is_due(finished_run: Path, cli: Cli) -> None:
     limit = ("--set", "gate.target_reverse_kl=1000.0")
     arguments = ("plan", "-c", finished_run / "run.toml", "--rounds", "4", *limit)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from schemas import forms, keys
 from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
-from schemas.records import index, runs, scores, shards, training
+from schemas.records import index, rewards, runs, scores, shards, training
 from schemas.records.record import Record
 from schemas.records.seal import NEWEST
 from schemas.records.shards import Commit, Shard
@@ -37,6 +37,7 @@ VALUES: list[tuple[Any, Any]] = [
 """A value for each form of a field."""
 
 FOLDERS = {
+    rewards.RewardManifest: keys.REWARDS,
     scores.ScoreManifest: keys.data_folder(DIGEST),
     runs.PromptsManifest: keys.PROMPTS,
     training.TrainManifest: keys.metrics_folder("u00000"),
@@ -48,7 +49,7 @@ NAME = "mp_rank_00_model_states.json"
 
 KINDS = [
     kind
-    for module in (index, runs, scores, shards, training)
+    for module in (index, rewards, runs, scores, shards, training)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Record) and kind.__module__ == module.__name__
 ]
@@ -68,6 +69,11 @@ def example(kind: type[BaseModel], *, absent: bool) -> Any:
         found |= {name: value for name, value in placed.items() if name in names}
     if kind is runs.RunRecord:
         found["fingerprint"] = fingerprint(found["identity"])
+    if kind is rewards.RewardManifest:
+        found["grader"] = fingerprint(found["identity"])
+        faults, few = ({"é": 3}, 0) if absent else ({"é": 2}, 1)
+        found |= {"faults": faults, "rewarded": few, "groups": few, "rows": 3, "tokens": 3}
+        found["groups_without_spread"] = few
     if kind is runs.AdmissionRecord:
         found["fingerprint"] = fingerprint(found["seen"])
     if kind is runs.RolloutPlan:
@@ -157,3 +163,20 @@ def test_a_newer_version_is_refused_and_named(extra: dict[str, int]) -> None:
     expected = f"store/c.json has schema version {NEWEST + 5}; this opd reads up to"
     assert expected in str(caught.value)
     assert "install a newer opd" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"identity": {"grader": "other"}}, "its grader has the fingerprint"),
+        ({"rewarded": 2}, "2 rows have a reward"),
+        ({"groups": 2}, "2 prompts have a reward"),
+        ({"groups_without_spread": 2}, "1 prompts have a reward, 2 of one kind"),
+        ({"mean": None}, "the mean of 1 rewards is None"),
+        ({"rows": 4, "faults": {"died": 3}}, "its shards have 3 rows"),
+    ],
+)
+def test_rewards_that_do_not_add_up_are_refused(change: dict[str, Any], words: str) -> None:
+    whole = json.loads(example(rewards.RewardManifest, absent=False).to_bytes())
+    with pytest.raises(DataError, match=words):
+        rewards.RewardManifest.from_bytes(json.dumps({**whole, **change}).encode(), where="x")

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 
 from schemas.columns import flat_values, list_lengths
 from schemas.errors import DataError
+from schemas.rewardtable import REWARDS, check_rewards
 from schemas.scoresignal import Signal
-from schemas.tables import PROMPTS, ROLLOUT, SCORES, check_rollout, check_scores, check_table
+from schemas.tables import (
+    PROMPTS,
+    ROLLOUT,
+    SCORES,
+    check_rollout,
+    check_scores,
+    check_table,
+)
 
 K = 3
 Rows = dict[str, list[Any]]
@@ -88,7 +96,7 @@ def test_slices_and_chunks_are_checked_by_their_own_rows() -> None:
         check_rollout(pa.concat_tables([table, rollout(bad)]), where="x")
 
 
-@pytest.mark.parametrize("schema", [PROMPTS, ROLLOUT, SCORES])
+@pytest.mark.parametrize("schema", [PROMPTS, ROLLOUT, REWARDS, SCORES])
 def test_every_missing_column_is_named(schema: pa.Schema) -> None:
     table = schema.empty_table()
     check_table(table, schema, where="x")
@@ -209,3 +217,21 @@ def test_a_list_that_holds_a_null_is_refused() -> None:
     rows["response_ids"][1][1] = None
     with pytest.raises(DataError, match="x: lists of column 'response_ids' hold nulls"):
         check_table(pa.table(rows, schema=ROLLOUT), ROLLOUT, where="x")
+
+
+def rewards(*rows: tuple[float | None, str | None]) -> pa.Table:
+    names = {name: ["a"] * len(rows) for name in ("sequence_id", "sequence_digest", "prompt_id")}
+    columns = dict(zip(("reward", "fault"), zip(*rows, strict=True), strict=True))
+    return pa.table({**names, **columns, "words": [None] * len(rows)}, schema=REWARDS)
+
+
+def test_a_row_has_a_reward_or_a_fault() -> None:
+    check_rewards(rewards((0.5, None), (None, "raised")), where="here")
+    for row, words in (
+        ((0.5, "raised"), "here: row 1 has a reward and a fault"),
+        ((None, None), "here: row 1 has neither a reward nor a fault"),
+        ((float("nan"), None), "holds a number that is not finite"),
+        ((float("-inf"), None), "holds a number that is not finite"),
+    ):
+        with pytest.raises(DataError, match=words):
+            check_rewards(rewards((0.5, None), row), where="here")

@@ -17,6 +17,7 @@ from cli.main import app
 from schemas.config.file import parse_config
 from schemas.config.run import RunConfig
 from schemas.errors import INTERRUPTED_EXIT_CODE, OpdError
+from schemas.rewardtable import REWARDS
 from schemas.tables import PROMPTS, ROLLOUT, SCORES
 from tests.support.repository import REPOSITORY
 
@@ -272,7 +273,9 @@ def test_the_readme_has_every_exit_code() -> None:
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == codes
 
 
-@pytest.mark.parametrize("name", [f.name for table in (PROMPTS, ROLLOUT, SCORES) for f in table])
+@pytest.mark.parametrize(
+    "name", [f.name for table in (PROMPTS, ROLLOUT, REWARDS, SCORES) for f in table]
+)
 def test_the_page_of_data_names_every_column(name: str) -> None:
     assert f"| `{name}` |" in (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
 
