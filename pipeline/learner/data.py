@@ -5,12 +5,14 @@ scorer; at most `keep` units are held, and `keep` rollouts that wait for their s
 """
 
 from collections import OrderedDict
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.learner.rewards import Advantages, RewardInputs, read_advantages
 from pipeline.learner.sequences import (
     Batch,
     Lengths,
@@ -23,7 +25,7 @@ from pipeline.scores.columns import scores_of
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
 from pipeline.store.storage import Storage
-from schemas.columns import flat_values, list_lengths
+from schemas.columns import Floats, flat_values, list_lengths
 from schemas.errors import DataError, IdentityError
 from schemas.ragged import row_sums, token_index
 from schemas.records.runs import RolloutManifest
@@ -49,6 +51,7 @@ class RoundData:
         scores: dict[str, ScoreManifest],
         *,
         keep: int,
+        rewards: RewardInputs | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -57,7 +60,9 @@ class RoundData:
             rollout: the sampled shards.
             scores: score manifest of each teacher.
             keep: units held in memory.
+            rewards: those of the rollout, where there are any; read when the first row is.
         """
+        self._rewards = rewards
         self._storage, self._rollout, self._scores = storage, rollout, scores
         self._keep: int = keep
         self._held: OrderedDict[int, Batch] = OrderedDict()
@@ -127,7 +132,19 @@ class RoundData:
             weight_T=np.repeat(row_weight, responses) * mask,
             rollout_logprob_T=flat_values(table, "rollout_student_logprobs"),
             teacher=self._teacher_columns(index, table, responses),
+            advantage_B=self._advantage(index, table),
         )
+
+    @cached_property
+    def _advantages(self) -> Advantages | None:
+        return None if self._rewards is None else read_advantages(self._storage, self._rewards)
+
+    def _advantage(self, index: int, table: pa.Table) -> Floats | None:
+        if self._advantages is None:
+            return None
+        where = self._storage.url(self._rollout.units[index].shard.key)
+        first = int(self._unit_rows_U[:index].sum())
+        return self._advantages.of(first, table.column("sequence_digest"), where=where)
 
     def _teacher_columns(self, index: int, table: pa.Table, responses: Rows) -> TeacherColumns:
         """Return the scores of a unit's tokens, each row by its own teacher."""

@@ -1,8 +1,10 @@
 """What a round trains on: its rollout, the scores of every teacher, the policy, all agreeing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.checkpoints.student import policy_of_round
+from pipeline.learner.rewards import RewardInputs, find_rewards
 from pipeline.runs.run import Run, check_run
 from pipeline.store.records import check_fingerprint, read_record
 from schemas.config.run import signal_of
@@ -24,17 +26,22 @@ class TrainInputs:
     policy: CheckpointManifest
     first_step: int
     """Optimizer steps of the rounds before."""
+    rewards: RewardInputs | None = None
 
     @property
     def fingerprint(self) -> str:
         """Digest of everything that is trained on."""
         scorers = {name: manifest.scorer for name, manifest in self.scores.items()}
-        return fingerprint({"rollout": self.rollout.fingerprint, "scorers": scorers})
+        words: dict[str, Any] = {"rollout": self.rollout.fingerprint, "scorers": scorers}
+        if self.rewards is not None:
+            words["rewards"] = [self.rewards.manifest.fingerprint, self.rewards.kind]
+        return fingerprint(words)
 
     def shard_keys(self) -> tuple[str, ...]:
         """Return the keys of all shards that are read."""
         scored = [unit for manifest in self.scores.values() for unit in manifest.units]
-        return tuple(unit.shard.key for unit in (*self.rollout.units, *scored))
+        rewarded = self.rewards.manifest.units if self.rewards is not None else ()
+        return tuple(unit.shard.key for unit in (*self.rollout.units, *scored, *rewarded))
 
 
 def find_work(run: Run, round_index: int) -> TrainInputs | TrainManifest:
@@ -52,8 +59,9 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
     """Return what a round trains on.
 
     Raises:
-        ConfigError: the round is not sampled or not scored, or the one before is not trained.
-        IdentityError: the scores are of another teacher, another rollout or another run.
+        ConfigError: the round is not sampled, scored or graded, or the one before is not trained.
+        IdentityError: the scores are of another teacher, another rollout or another run; or the
+            rewards of another grader.
     """
     rollout = run.rollout(round_index)
     if rollout is None:
@@ -66,7 +74,8 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
     check_fingerprint(run.storage, key, rollout.policy_version, policy.policy_version)
     scores = {name: _scores(run, round_index, name, rollout) for name in run.config.teachers}
     _check_covered(run, rollout, scores)
-    return TrainInputs(round_index, rollout, scores, policy, _first_step(run, round_index))
+    first_step, rewards = _first_step(run, round_index), find_rewards(run, rollout)
+    return TrainInputs(round_index, rollout, scores, policy, first_step, rewards)
 
 
 def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) -> ScoreManifest:

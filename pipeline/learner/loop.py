@@ -66,7 +66,8 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
         IdentityError: a shard holds the scores of another teacher, or rows of another policy.
     """
     train = run.config.train
-    data = RoundData(run.storage, inputs.rollout, inputs.scores, keep=2 * train.shuffle_shards)
+    keep = 2 * train.shuffle_shards
+    data = RoundData(run.storage, inputs.rollout, inputs.scores, keep=keep, rewards=inputs.rewards)
     oldest_round = inputs.round_index - train.max_staleness
     lengths = from_main(lambda: data.read_lengths(oldest_round=oldest_round))
     steps = together(

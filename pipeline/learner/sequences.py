@@ -71,6 +71,8 @@ class Batch:
     rollout_logprob_T: Floats
     """Under the policy that sampled, nats."""
     teacher: TeacherColumns
+    advantage_B: Floats | None = None
+    """Of the sequence's reward; NaN where it has none. None where nothing is graded."""
 
     def id_rows(self) -> list[Ids]:
         """Return prompt and response ids of each sequence."""
@@ -89,6 +91,7 @@ class Batch:
             weight_T=self.weight_T[tokens],
             rollout_logprob_T=self.rollout_logprob_T[tokens],
             teacher=self.teacher.take(tokens),
+            advantage_B=None if self.advantage_B is None else self.advantage_B[rows],
         )
 
 
@@ -106,11 +109,13 @@ def untrained_batch() -> Batch:
         weight_T=zeros,
         rollout_logprob_T=zeros,
         teacher=TeacherColumns(zero[:, None], zeros[:, None], zeros - np.inf, zeros),
+        advantage_B=zeros * np.nan,
     )
 
 
 def join_batches(parts: Sequence[Batch]) -> Batch:
     """Return the sequences of some batches, one after another."""
+    advantages = [part.advantage_B for part in parts if part.advantage_B is not None]
     return Batch(
         prompt_ids_P=np.concatenate([part.prompt_ids_P for part in parts]),
         prompt_tokens_B=np.concatenate([part.prompt_tokens_B for part in parts]),
@@ -119,6 +124,7 @@ def join_batches(parts: Sequence[Batch]) -> Batch:
         weight_T=np.concatenate([part.weight_T for part in parts]),
         rollout_logprob_T=np.concatenate([part.rollout_logprob_T for part in parts]),
         teacher=join_teachers([part.teacher for part in parts]),
+        advantage_B=np.concatenate(advantages) if len(advantages) == len(parts) else None,
     )
 
 
