@@ -1,4 +1,7 @@
-"""The tasks of one round: plan, rollout by workers, score by teachers × workers, train, eval."""
+"""The tasks of a round: plan, rollout by workers, grade, score by teachers × workers, train, eval.
+
+A round without rewards skips grade, and is trained all the same.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +56,8 @@ def round_tasks(
     plan = opd_task("plan", call, kind="plan", settings=settings, trigger_rule="none_failed")
     scored_by = teachers(f"{group}.plan")
     rollout, score = stage("rollout", each=plan.output), stage("score", each=scored_by)
-    train, evaluate = stage("train", outlets=[CHECKPOINTS]), stage("eval")
+    train = stage("train", outlets=[CHECKPOINTS], trigger_rule="none_failed_min_one_success")
+    grade, evaluate = stage("grade"), stage("eval")
     plan >> scored_by
-    rollout >> score >> train >> evaluate
+    rollout >> [grade, score] >> train >> evaluate
     return Round(plan, train, evaluate)

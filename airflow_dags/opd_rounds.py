@@ -1,4 +1,4 @@
-"""The DAG of rounds: plan, rollout, score, train, eval and gate, spread over workers."""
+"""The DAG of rounds: plan, rollout, grade, score, train, eval and gate, spread over workers."""
 
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ DOC = """
 ### Rounds of on-policy distillation
 
 Each round: **plan** says what is due, **rollout** lets the student sample (`workers` tasks),
+**grade** gives the responses their rewards where the TOML has a `[reward]`,
 **score** lets each teacher score exactly those tokens (`workers` tasks for each teacher), **train**
 makes the next checkpoint, **eval** grades it, **gate** decides: go on, stop at the target, or fail.
 
@@ -99,7 +100,7 @@ def one_round(index: int) -> Any:
 @dag(
     dag_id="opd_rounds",
     dag_display_name="opd: rounds",
-    description="On-policy distillation in rounds: rollout, score, train, eval",
+    description="On-policy distillation in rounds: rollout, grade, score, train, eval",
     doc_md=DOC,
     schedule=None,
     params=PARAMS,

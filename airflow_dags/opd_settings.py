@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
-KINDS = ("plan", "rollout", "score", "train", "eval", "cache")
+KINDS = ("plan", "rollout", "grade", "score", "train", "eval", "cache")
 """Kinds of tasks that can be given hardware of their own."""
 
 SAFE_OVERRIDES = (
@@ -25,6 +25,7 @@ SAFE_OVERRIDES = (
     *("score.k", "score.top_p", "score.min_k", "score.tail_buckets", "score.draws", "score.codec"),
     *("eval.max_prompts", "eval.samples_per_prompt", "eval.max_new_tokens", "eval.every_rounds"),
     *("eval.temperature", "eval.top_p", "eval.top_k", "eval.teachers"),
+    *("reward.unfinished", "reward.advantage", "reward.processes"),
 )
 """Keys that are numbers and choices: none names a file, a model, a server, a variable or code."""
 

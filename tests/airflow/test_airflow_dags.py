@@ -83,8 +83,9 @@ def test_the_dags_load_with_airflow_and_the_standard_library_alone(looks: Any) -
 def test_rounds_follow_each_other_stage_by_stage(looks: Any) -> None:
     after = looks[0]["dags"]["opd_rounds"]["after"]
     assert after["round_0.plan"] == ["round_0.baseline", "round_0.rollout", "round_0.teachers"]
-    assert after["round_0.rollout"] == after["round_0.teachers"] == ["round_0.score"]
-    assert after["round_0.score"] == ["round_0.train"]
+    assert after["round_0.rollout"] == ["round_0.grade", "round_0.score"]
+    assert after["round_0.teachers"] == ["round_0.score"]
+    assert after["round_0.grade"] == after["round_0.score"] == ["round_0.train"]
     assert after["round_0.train"] == ["round_0.eval", "round_0.gate"]
     assert after["round_0.gate"] == ["round_1.plan"]
     assert after["round_1.gate"] == [] and "round_1.baseline" not in after
@@ -153,7 +154,7 @@ def test_pods_have_the_image_gpus_volumes_and_secrets_by_name(looks: Any) -> Non
 
 def test_every_pod_is_whole_and_holds_no_secret(looks: Any) -> None:
     pods = looks[2]["pods"]
-    assert len(pods) == 7 + 9 + 4  # of rounds, reprocess and upkeep
+    assert len(pods) == 8 + 10 + 4  # of rounds, reprocess and upkeep
     for pod in pods.values():
         main = next(one for one in pod["spec"]["containers"] if one["name"] == "base")
         assert main["image"] and main["args"][-1] == "--json"
@@ -275,7 +276,7 @@ def test_a_plan_alone_is_a_dry_run(airflow: AirflowRuns, tmp_path: Path) -> None
     assert f"Param config = '{config}' is no configuration that a DAG run may name" in printed
     assert "Param overrides: 'eval.reward' is no key that a DAG run may replace" in printed
     assert dry["state"] == "success" and dry["tasks"]["round_0.plan[-1]"] == "success"
-    for name in ("rollout", "score", "train", "eval", "gate", "baseline"):
+    for name in ("rollout", "grade", "score", "train", "eval", "gate", "baseline"):
         assert dry["tasks"][f"round_0.{name}[-1]"] == "skipped"
     assert not (tmp_path / "store").exists() and '"teacher_tokens": 832' in printed
     assert json.loads(told.read_text())["event"] == "run_succeeded"
@@ -313,7 +314,7 @@ def test_scores_are_reprocessed_tried_without_the_teacher_and_kept_clean(
     (run_copy / "main" / "model.safetensors").unlink()  # the teacher
     (made,), printed = airflow.ask({"dag": "opd_reprocess", "conf": conf})
     assert made["state"] == "success"
-    skipped = {"invalid[-1]"}
+    skipped = {"invalid[-1]", "branch.grade[-1]"}
     assert {name for name, state in made["tasks"].items() if state == "skipped"} == skipped
     assert "accuracy: tiny" in printed and storage.exists(
         "runs/tried/checkpoints/0001/manifest.json"

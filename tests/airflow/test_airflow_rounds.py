@@ -17,7 +17,7 @@ from tests.support.servers import SeaweedServer
 from tests.support.tiny import write_run
 
 WORKERS = 3
-ROUND = {"plan", "teachers", "train", "eval", "gate"}
+ROUND = {"plan", "teachers", "grade", "train", "eval", "gate"}
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +32,14 @@ def test_airflow_publishes_on_s3_what_opd_run_does(
     tmp_path: Path, cli: Cli, airflow: AirflowRuns, s3_server: SeaweedServer, use_s3: UseS3
 ) -> None:
     url = use_s3(s3_server.account)
-    config = write_run(tmp_path / "run", root=f"{url}/airflow")
+    folder, rewards = tmp_path / "run", {"reward.grader": "exact_match"}
+    config = write_run(folder, root=f"{url}/airflow", changes=rewards)
     answers, printed = airflow.ask(
         {"dag": "opd_rounds", "conf": {"config": str(config), "workers": WORKERS}}
     )
     assert answers[0]["state"] == "success", printed[-6000:]
     check_tasks(answers[0]["tasks"])
-    other = write_run(tmp_path / "run", root=f"{url}/alone", file="alone.toml")
+    other = write_run(folder, root=f"{url}/alone", file="alone.toml", changes=rewards)
     cli.ok("run", "-c", other)
     made, expected = (
         rootless(snapshot(open_run(load_config(path)).storage, "runs/tiny"))
