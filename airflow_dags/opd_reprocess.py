@@ -74,6 +74,7 @@ PARAMS = {
     "one_tail": Param(False, type="boolean", title="Join the tail's buckets"),
     "drop_candidates": Param(False, type="boolean", title="Drop the student's own ids"),
     "drop_draws": Param(False, type="boolean", title="Drop the drawn ids"),
+    "drop_sample": Param(False, type="boolean", title="Drop the teacher's sample"),
     "workers": WORKERS,
     "invalid_rounds": Param(
         [],
@@ -110,6 +111,7 @@ OF_REPROCESS = {
     "one-tail": "one_tail",
     "drop-candidates": "drop_candidates",
     "drop-draws": "drop_draws",
+    "drop-sample": "drop_sample",
 }
 
 

@@ -52,8 +52,10 @@ Some keys depend on each other; these checks raise, they never change a value:
   `eval.samples_per_prompt` above 1 needs `eval.temperature` above 0.
 - `reward.pattern` belongs to `reward.grader = "regex"`.
 - `rollout.engine` and `eval.engine = "server"` with `urls` need `{policy}` in `server.model`;
-  `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws` and
-  `rollout.candidates`; `vllm.data_parallel_size` above 1 needs `engine = "server"`.
+  `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws`, `score.sample`,
+  `rollout.candidates` and `rollout.sample`, and `rollout.engine = "server"` the last;
+  `vllm.data_parallel_size` above 1 needs `engine = "server"`.
+- `score.k = 0` needs `score.sample` or `rollout.sample`, and refuses `score.top_p` below 1.
 - `vllm.keep_between_stages` needs `engine = "vllm"`, and `[score.vllm]` refuses it.
 - `gate.target_accuracy` and `gate.max_accuracy_drop` need `[eval]`.
 - `rollout.prompts_per_round` × `rollout.samples_per_prompt` are at most 2,147,483,647.

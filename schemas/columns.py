@@ -23,6 +23,21 @@ def list_lengths(table: pa.Table, name: str) -> Any:
     return np.asarray(lengths, dtype=np.int64)
 
 
+def check_lengths(table: pa.Table, name: str, expected: Any, *, where: str) -> None:
+    """Make sure that each row of a list column has a number of values.
+
+    Raises:
+        DataError: one has another.
+    """
+    found = list_lengths(table, name)
+    wrong = np.flatnonzero(found != expected)
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{where}: row {row} has {found[row]} values in {name!r}, expected {expected[row]}"
+        )
+
+
 def flat_values(table: pa.Table, name: str) -> Any:
     """Return all values of a list column, rows joined, as one numpy array (maybe read-only)."""
     return pc.list_flatten(_joined(table, name)).to_numpy(zero_copy_only=False)

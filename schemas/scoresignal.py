@@ -25,7 +25,7 @@ class Signal:
     """
 
     k: int
-    """Most top-k ids of a position."""
+    """Most top-k ids of a position; 0 where a sample or the student's own ids are all it keeps."""
     top_p: float | None = None
     """Probability mass at which a position's top-k ends; None for k ids everywhere."""
     min_k: int = 1
@@ -36,6 +36,8 @@ class Signal:
     """Student's own ids of a position whose log-probabilities are kept."""
     draws: int = 0
     """Ids drawn from the teacher's whole distribution at each position."""
+    sample: int = 0
+    """Distinct ids of a threshold sample of what lies outside the top-k."""
     tail: Literal["exact", "derived"] = "exact"
     """`exact`: summed over the whole distribution; `derived`: what the top-k leave of 1."""
     entropy: bool = True
@@ -71,11 +73,12 @@ class Signal:
 
     def _is_possible(self) -> bool:
         """Whether every field has a value that a configuration may give it."""
-        least = {"k": 1, "min_k": 1, "tail_buckets": 1, "candidates": 0, "draws": 0}
+        least = {"k": 0, "min_k": 1, "tail_buckets": 1, "candidates": 0, "draws": 0, "sample": 0}
         numbers = {name: getattr(self, name) for name in least}
         return (
             all(type(n) is int and least[name] <= n <= MOST for name, n in numbers.items())
-            and self.min_k <= self.k
+            and (self.k > 0 or (self.top_p is None and self.sample + self.candidates > 0))
+            and self.min_k <= max(self.k, 1)
             and (self.top_p is None or (type(self.top_p) in (int, float) and 0 < self.top_p <= 1))
             and self.tail in ("exact", "derived")
             and type(self.entropy) is bool
@@ -151,6 +154,8 @@ class ScoreColumn:
     """The column of counts that says how many of a token's values are kept, where it is there."""
     most: Callable[[Signal], int] | None = None
     """Largest count, in a column of counts."""
+    least: int = 1
+    """Smallest count, there."""
     adds_up: bool = False
     """Whether the counts of a token are of runs of equal values, and add up to `most`; otherwise a
     token has one count, of the first values."""
@@ -162,16 +167,18 @@ class ScoreColumn:
     @property
     def is_optional(self) -> bool:
         """Whether some signal does not have the column."""
-        return not self.per_token(Signal(1, entropy=False))
+        least = (Signal(1, entropy=False), Signal(0, sample=1, entropy=False))
+        return not all(map(self.per_token, least))
 
 
-def _topk(name: str, kind: Kind) -> ScoreColumn:
-    return ScoreColumn(name, kind, lambda s: s.k, counted_by="topk_count", large=True, wide=True)
+def _ranked(name: str, kind: Kind, per_token: Callable[[Signal], int]) -> ScoreColumn:
+    count = name.split("_")[0] + "_count"
+    return ScoreColumn(name, kind, per_token, counted_by=count, large=True, wide=True)
 
 
 SCORE_COLUMNS = (
-    _topk("topk_ids", Kind.IDS),
-    _topk("topk_logprobs", Kind.LOGPROBS),
+    _ranked("topk_ids", Kind.IDS, lambda s: s.k),
+    _ranked("topk_logprobs", Kind.LOGPROBS, lambda s: s.k),
     ScoreColumn("topk_count", Kind.NUMBERS, lambda s: int(s.ragged), most=lambda s: s.k),
     ScoreColumn("tail_logprobs", Kind.MASSES, lambda s: s.tail_buckets),
     ScoreColumn("token_logprob", Kind.EXACT_LOGPROBS, lambda s: 1),
@@ -183,6 +190,12 @@ SCORE_COLUMNS = (
     ScoreColumn(
         "draw_counts", Kind.NUMBERS, lambda s: s.draws, most=lambda s: s.draws, adds_up=True
     ),
+    _ranked("sample_ids", Kind.IDS, lambda s: s.sample),
+    _ranked("sample_logprobs", Kind.LOGPROBS, lambda s: s.sample),
+    ScoreColumn(
+        "sample_count", Kind.NUMBERS, lambda s: int(s.sample > 0), most=lambda s: s.sample, least=0
+    ),
+    ScoreColumn("sample_threshold", Kind.MASSES, lambda s: int(s.sample > 0)),
 )
 """Every column of a score table besides `sequence_digest`, in its order. A further one comes last:
 the order is part of the stored bytes."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from schemas.columns import flat_values, list_lengths
+from schemas.columns import check_lengths, flat_values, list_lengths
 from schemas.errors import DataError
 from schemas.ragged import row_sums
 from schemas.scoresignal import SCORE_COLUMNS, Kind, ScoreColumn, Signal
@@ -52,6 +52,8 @@ ROLLOUT = pa.schema(
         pa.field("rollout_student_logprobs", LOGPROBS, nullable=False),
         pa.field("student_topk_ids", IDS),
         pa.field("student_topk_logprobs", LOGPROBS),
+        pa.field("student_sample_ids", IDS),
+        pa.field("student_sample_logprobs", LOGPROBS),
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("teacher", pa.string(), nullable=False),
@@ -126,8 +128,8 @@ def check_rollout(table: pa.Table, *, where: str) -> None:
     if (tokens == 0).any() or (list_lengths(table, "prompt_ids") == 0).any():
         raise DataError(f"{where}: a row has an empty prompt or response")
     for name in ("response_mask", "rollout_student_logprobs"):
-        _check_lengths(table, name, tokens, where=where)
-    _check_logprobs(table, "rollout_student_logprobs", where=where)
+        check_lengths(table, name, tokens, where=where)
+    check_logprobs(table, "rollout_student_logprobs", where=where)
     if not np.isfinite(flat_values(table, "rollout_student_logprobs")).all():
         raise DataError(f"{where}: an id was drawn whose log-probability is -inf: that cannot be")
 
@@ -151,9 +153,9 @@ def check_scores(table: pa.Table, *, signal: Signal, where: str) -> None:
     for column in present:
         if column.most is None:
             lengths = counted.get(column.counted_by, tokens * column.per_token(signal))
-            _check_lengths(table, column.name, lengths, where=where)
+            check_lengths(table, column.name, lengths, where=where)
         if column.kind.is_logprob:
-            _check_logprobs(table, column.name, where=where)
+            check_logprobs(table, column.name, where=where)
         if column.kind is Kind.FLOATS and np.isnan(flat_values(table, column.name)).any():
             raise DataError(f"{where}: {column.name!r} holds NaN")
 
@@ -186,9 +188,9 @@ def _check_counts(
     """Return how many values each row has of what a column counts, int64 [rows]."""
     name, values = column.name, flat_values(table, column.name)
     lengths = list_lengths(table, name) if column.adds_up else tokens
-    _check_lengths(table, name, lengths, where=where)
-    if len(values) and not (values.min() >= 1 and values.max() <= most):
-        raise DataError(f"{where}: {name!r} holds a count outside [1, {most}]")
+    check_lengths(table, name, lengths, where=where)
+    if len(values) and not (values.min() >= column.least and values.max() <= most):
+        raise DataError(f"{where}: {name!r} holds a count outside [{column.least}, {most}]")
     sums = row_sums(values, lengths)
     if not column.adds_up:
         return sums
@@ -198,17 +200,8 @@ def _check_counts(
     return lengths
 
 
-def _check_lengths(table: pa.Table, name: str, expected: Any, *, where: str) -> None:
-    found = list_lengths(table, name)
-    wrong = np.flatnonzero(found != expected)
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"{where}: row {row} has {found[row]} values in {name!r}, expected {expected[row]}"
-        )
-
-
-def _check_logprobs(table: pa.Table, name: str, *, where: str) -> None:
+def check_logprobs(table: pa.Table, name: str, *, where: str) -> None:
+    """Refuse a list column with a value that is no log-probability."""
     values = flat_values(table, name)
     if len(values) and not values.max() <= LOGPROB_ROUNDING:  # NaN is the largest of all
         found = values[~(values <= LOGPROB_ROUNDING)][0]

@@ -116,6 +116,8 @@ def rollout_rows(sequences: Sequences) -> pa.Table:
         "rollout_student_logprobs": [np.full(len(r), -1, np.float32) for r in responses],
         "student_topk_ids": [None] * rows,
         "student_topk_logprobs": [None] * rows,
+        "student_sample_ids": [None] * rows,
+        "student_sample_logprobs": [None] * rows,
         "finish_reason": ["stop"] * rows,
         "seed": list(range(rows)),
         "teacher": [TEACHER] * rows,

@@ -90,6 +90,11 @@ DropDraws = Annotated[
     ),
 ]
 
+DropSample = Annotated[
+    bool,
+    typer.Option("--drop-sample", help="Leave out the teacher's sample.", rich_help_panel=KEPT),
+]
+
 
 def reprocess(
     config: ConfigOption,
@@ -103,6 +108,7 @@ def reprocess(
     one_tail: OneTail = False,
     drop_candidates: DropCandidates = False,
     drop_draws: DropDraws = False,
+    drop_sample: DropSample = False,
     worker: WorkerOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -119,6 +125,7 @@ def reprocess(
     signal |= {"tail_buckets": 1} if one_tail else {}
     signal |= {"candidates": 0} if drop_candidates else {}
     signal |= {"draws": 0} if drop_draws else {}
+    signal |= {"sample": 0} if drop_sample else {}
     made = make(
         load_run(config, overrides).storage,
         sources,

@@ -63,10 +63,12 @@ def look_at_sampling(one: Candidate) -> Finding:
     if section.stop_strings:
         reading_backend(tokenizer)
     known = vocabulary_size(tokenizer)
-    if section.candidates > known:
-        raise ConfigError(
-            f"rollout.candidates = {section.candidates}, but the vocabulary has {known} ids"
-        )
+    for name in ("candidates", "sample"):
+        if getattr(section, name) > known:
+            raise ConfigError(
+                f"rollout.{name} = {getattr(section, name)}, but the vocabulary has {known} ids: "
+                "lower it"
+            )
     words = f"responses end with {', '.join(map(str, ends)) or 'no id'}"
     return Finding("sampling", "ok", words, {"stop_token_ids": list(ends)})
 

@@ -105,7 +105,7 @@ def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, note: Note)
     start = Start(source, run.config.score, dtype=section.dtype, use="score")
     with opened(run, start, note) as engine:
         size = min(engine.vocab_size, vocab_size)
-        signal = Signal(min(run.config.score.k, size))
+        signal = Signal(min(max(run.config.score.k, 1), size))
         noise = scoring_noise(engine, rows.prompts, rows.responses, signal=signal, vocab_size=size)
     noise.check(tolerance_of(run.config.score, section.dtype), where=f"teachers.{name}")
     return noise

@@ -94,7 +94,7 @@ def _rows(run: Run, round_index: int, teacher: str, num_rows: int) -> _Rows | No
 
 def _measure(run: Run, round_index: int, teacher: str, rows: _Rows, note: Note) -> DriftRecord:
     scorer = find_scorer(run, round_index, teacher)
-    signal, size = Signal(run.config.score.k), scorer.identity.vocab_size
+    signal, size = Signal(max(run.config.score.k, 1)), scorer.identity.vocab_size
     source = find_model(run.place, run.config.teachers[teacher], f"teachers.{teacher}")
     longest = max(len(p) + len(r) for p, r in zip(rows.prompts, rows.responses, strict=True))
 

@@ -61,7 +61,7 @@ def try_engines(run: Run, note: Note) -> Iterator[Finding]:
 
 def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Finding:
     """Hold the score engine with the student's weights against what the rollout drew from."""
-    dtype, k = run.config.student.dtype, run.config.score.k
+    dtype, k = run.config.student.dtype, max(run.config.score.k, 1)
     prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
     start = Start(Candidate(run).student, run.config.score, dtype=dtype, use="score")
     with opened(run, start, note) as engine:

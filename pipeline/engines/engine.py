@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from pipeline.scores.scores import Scores
 from schemas.columns import Floats, Ids
+from schemas.errors import ConfigError
 from schemas.scoresignal import Signal
 
 
@@ -28,14 +29,33 @@ class Sampling:
     """Most likely ids that are recorded beside each drawn one."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a response with the token that completes one of them."""
+    sample: int = 0
+    """Ids of a threshold sample of the distribution that is drawn from, recorded at each token."""
 
     def words(self) -> dict[str, Any]:
-        """Return the parameters as records hold them: stop strings only where there are some.
+        """Return the parameters as records hold them: those that came later only where they are on.
 
         So the records of runs that began before there were any stay as they were.
         """
         words = asdict(self)
-        return {name: v for name, v in words.items() if name != "stop_strings" or v}
+        return {name: v for name, v in words.items() if name not in ("stop_strings", "sample") or v}
+
+    def check_vocabulary(self, size: int) -> None:
+        """Make sure that a model has as many ids as are recorded at each token.
+
+        Args:
+            size: ids that the model has logits for.
+
+        Raises:
+            ConfigError: it has fewer.
+        """
+        known = self.vocab_size or size
+        for name in ("candidates", "sample"):
+            if getattr(self, name) > known:
+                raise ConfigError(
+                    f"rollout.{name} = {getattr(self, name)}, but the vocabulary has {known} ids: "
+                    "lower it"
+                )
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,9 @@ class Sample:
         finish_reason: `stop`, or `length` where the limit cut it.
         candidate_ids: int32 [tokens, N] most likely ids of each position, in rank order.
         candidate_logprobs: [tokens, N], under the distribution that was drawn from.
+        sample_ids: int32 [tokens, S] threshold sample of that distribution, the likeliest first;
+            where too few ids have mass, others follow.
+        sample_logprobs: [tokens, S] of these ids; -inf of those without mass.
     """
 
     ids: Ids
@@ -57,6 +80,8 @@ class Sample:
     finish_reason: str
     candidate_ids: Ids | None = None
     candidate_logprobs: Floats | None = None
+    sample_ids: Ids | None = None
+    sample_logprobs: Floats | None = None
 
 
 class Engine(Protocol):

@@ -1,15 +1,22 @@
 """The student's own ids of each position, which a teacher scores too. Pure.
 
+They are its likeliest ids, then those of its sample; a teacher calls all of them candidates.
 Shapes: T tokens of a row, N candidates.
 """
+
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from schemas.columns import Ids, flat_values, list_lengths, list_rows
+from schemas.columns import Ids, flat_values, list_lengths
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
+
+OWN = {"student_topk_ids": "rollout.candidates", "student_sample_ids": "rollout.sample"}
+"""Columns of the student's own ids in a rollout, and the keys that ask for them."""
 
 
 def candidates_of(rows: pa.Table, signal: Signal) -> list[Ids] | None:
@@ -20,15 +27,41 @@ def candidates_of(rows: pa.Table, signal: Signal) -> list[Ids] | None:
     """
     if not signal.candidates:
         return None
-    column, tokens = rows.column("student_topk_ids"), list_lengths(rows, "response_ids")
-    if column.null_count or not np.array_equal(
-        list_lengths(rows, "student_topk_ids"), tokens * signal.candidates
-    ):
+    ids, tokens = _own_ids(rows, signal), list_lengths(rows, "response_ids")
+    return np.split(ids, np.cumsum(tokens)[:-1]) if rows.num_rows else []
+
+
+def split_candidates(scored: NDArray[Any], sample: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return scored candidates in two: of the student's likeliest ids, and of its sample.
+
+    Args:
+        scored: ids or log-probabilities [T, N], as `Scores` has them.
+        sample: ids of the student's sample at each token, as the rollout has them.
+    """
+    end = scored.shape[1] - sample
+    return scored[:, :end], scored[:, end:]
+
+
+def _own_ids(rows: pa.Table, signal: Signal) -> Ids:
+    """Return the student's own ids of rollout rows, int32 [T, N], rows joined.
+
+    Raises:
+        DataError: the rollout was sampled with another number of them.
+    """
+    tokens = list_lengths(rows, "response_ids")
+    parts, total = [], int(tokens.sum())
+    for name in OWN:
+        if rows.column(name).null_count:
+            continue  # the number of ids says whether they were asked for
+        width = len(flat_values(rows, name)) // max(total, 1)
+        if np.array_equal(list_lengths(rows, name), tokens * width):
+            parts.append(flat_values(rows, name).reshape(total, width))
+    if sum(part.shape[1] for part in parts) != (signal.candidates if total else 0):
         raise DataError(
             f"the rollout does not hold {signal.candidates} candidates of every token: it was "
-            "sampled with another rollout.candidates"
+            f"sampled with another {' or '.join(OWN.values())}"
         )
-    return [row.reshape(-1, signal.candidates) for row in list_rows(rows, "student_topk_ids")]
+    return np.concatenate(parts, axis=1) if parts else np.empty((0, signal.candidates), np.int32)
 
 
 def with_own_candidates(known: pa.Table, rows: pa.Table, signal: Signal) -> pa.Table:
@@ -45,8 +78,7 @@ def with_own_candidates(known: pa.Table, rows: pa.Table, signal: Signal) -> pa.T
         return known
     first = pc.index_in(known.column("sequence_digest"), value_set=rows.column("sequence_digest"))
     mine = rows.take(first)
-    candidates_of(mine, signal)
-    other = flat_values(known, "candidate_ids") != flat_values(mine, "student_topk_ids")
+    other = flat_values(known, "candidate_ids") != _own_ids(mine, signal).reshape(-1)
     lengths = list_lengths(known, "candidate_ids")
     differing = np.bincount(np.repeat(np.arange(len(lengths)), lengths), other, len(lengths))
     return known.filter(pa.array(differing == 0))

@@ -1,16 +1,18 @@
 """Between an engine's rectangular arrays and the flat columns of a score table. Pure.
 
-Arrays are padded where a position keeps fewer top-k ids (-1, -inf) and list a drawn id as often as
-it was drawn; columns hold what is kept, with counts. Shapes: T tokens, K top-k, R rows.
+Arrays are padded where a position keeps fewer ids (-1, -inf) and list a drawn id as often as it was
+drawn; columns hold what is kept, with counts. Shapes: T tokens, N ids of a token, R rows.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.scores.inclusion import whole_again
 from pipeline.scores.scores import Scores
 from schemas.columns import flat_values, list_array, list_lengths
 from schemas.ragged import row_sums
@@ -30,7 +32,8 @@ def table_of(digests: list[str], scores: Scores, lengths: Counts, signal: Signal
         signal: what the scores hold.
     """
     arrays = scores.arrays()
-    flat = {**_topk(scores, lengths, signal), **_draws(scores, lengths)}
+    flat = {**_ranked("topk", arrays, lengths, signal), **_draws(scores, lengths)}
+    flat |= _ranked("sample", arrays, lengths, signal)
     for column in signal.columns:
         values = arrays.get(column.name)
         if column.name not in flat and values is not None:
@@ -40,7 +43,11 @@ def table_of(digests: list[str], scores: Scores, lengths: Counts, signal: Signal
 
 
 def scores_of(table: pa.Table) -> Scores:
-    """Return the arrays of a checked score table, rows joined."""
+    """Return the arrays of a checked score table, rows joined.
+
+    A sample's certain ids are scaled by what rounding took from them, so that its threshold follows
+    from its masses as it did before (`inclusion.log_thresholds`).
+    """
     tokens = int(list_lengths(table, "token_logprob").sum())
     there = [column for column in SCORE_COLUMNS if not table.column(column.name).null_count]
     counts = {c.name: (c, flat_values(table, c.name)) for c in there if c.most is not None}
@@ -53,24 +60,34 @@ def scores_of(table: pa.Table) -> Scores:
             values = _uncounted(values, column, *counts[column.counted_by])
         narrow = not column.wide and len(values) == tokens
         arrays[column.name] = values if narrow else _rectangle(values, tokens)
-    return Scores.of(arrays)
+    if "topk_ids" not in arrays:
+        arrays["topk_ids"] = np.empty((tokens, 0), np.int32)
+        arrays["topk_logprobs"] = np.empty((tokens, 0), np.float32)
+    return whole_again(Scores.of(arrays))
 
 
-def _topk(scores: Scores, lengths: Counts, signal: Signal) -> dict[str, tuple[Any, Counts]]:
-    ids, logprobs = scores.topk_ids, scores.topk_logprobs
-    if not signal.ragged:
-        counts = lengths * signal.k
+def _ranked(
+    name: str, arrays: Mapping[str, NDArray[Any]], lengths: Counts, signal: Signal
+) -> dict[str, tuple[Any, Counts]]:
+    """Return the columns of the top-k or the sample, with counts where tokens may have fewer."""
+    columns = {c.name: c.per_token(signal) for c in signal.columns}
+    ids_name, logprobs_name, count_name = (f"{name}_{x}" for x in ("ids", "logprobs", "count"))
+    if ids_name not in columns:
+        return {}
+    ids, logprobs = arrays[ids_name], arrays[logprobs_name]
+    if count_name not in columns:
+        counts = lengths * columns[ids_name]
         return {
-            "topk_ids": (ids.reshape(-1), counts),
-            "topk_logprobs": (logprobs.reshape(-1), counts),
+            ids_name: (ids.reshape(-1), counts),
+            logprobs_name: (logprobs.reshape(-1), counts),
         }
     kept = ids >= 0
     count = kept.sum(axis=1)
     per_row = row_sums(count, lengths)
     return {
-        "topk_ids": (ids[kept], per_row),
-        "topk_logprobs": (logprobs[kept], per_row),
-        "topk_count": (count, lengths),
+        ids_name: (ids[kept], per_row),
+        logprobs_name: (logprobs[kept], per_row),
+        count_name: (count, lengths),
     }
 
 

@@ -4,7 +4,7 @@ Shapes: T tokens, K top-k of one side, C ids that both sides keep, summed over p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,11 +76,15 @@ def gap_of(ours: NDArray[np.floating], reference: NDArray[np.floating]) -> Gap:
 
 
 def differences(stored: Scores, new: Scores) -> Differences:
-    """Return how far two scorings of the same tokens are apart."""
+    """Return how far two scorings of the same tokens are apart, by their top-k.
+
+    Where they have none, a sample is compared in its place.
+    """
+    stored, new = _with_topk(stored), _with_topk(new)
     mine, other = _common(stored.topk_ids, new.topk_ids)
     p, q = _floored(stored.topk_logprobs), _floored(new.topk_logprobs)
     counts = [(ids >= 0).sum(axis=1) for ids in (stored.topk_ids, new.topk_ids)]
-    shared = np.bincount(mine // stored.topk_ids.shape[1], minlength=len(p))
+    shared = np.bincount(mine // max(stored.topk_ids.shape[1], 1), minlength=len(p))
     return Differences(
         token=np.abs(_floored(stored.token_logprob) - _floored(new.token_logprob)),
         topk=np.abs(p.reshape(-1)[mine] - q.reshape(-1)[other]),
@@ -101,6 +105,16 @@ def drift_of(parts: Sequence[Differences]) -> Drift:
     )
 
 
+def _with_topk(scores: Scores) -> Scores:
+    """Return scores with a sample as their top-k, where they have none."""
+    ids, logprobs = scores.sample_ids, scores.sample_logprobs
+    if scores.topk_ids.shape[1] or ids is None or logprobs is None:
+        return scores
+    left = 1.0 - np.exp(logprobs.astype(np.float64)).sum(axis=1)
+    tail = np.log(np.maximum(left, np.exp(FLOOR_OF_LOGPROBS))).astype(np.float32)
+    return replace(scores, topk_ids=ids, topk_logprobs=logprobs, tail_logprobs=tail)
+
+
 def _common(
     mine: NDArray[np.int32], other: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -114,14 +128,14 @@ def _common(
 def _keys(ids: NDArray[np.int32], base: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return a number for each kept position and id, and its flat place."""
     kept = np.flatnonzero(ids >= 0)
-    return kept // ids.shape[1] * base + ids.reshape(-1)[kept], kept
+    return kept // max(ids.shape[1], 1) * base + ids.reshape(-1)[kept], kept
 
 
 def _kl(stored: Scores, new: Scores, mine: NDArray[np.int64], other: NDArray[np.int64]) -> Nats:
     """Return KL(stored ‖ new) of each position; both sides are normalised, as the losses do."""
     p, p_rest = _masses(stored, mine)
     q, q_rest = _masses(new, other)
-    row = mine // stored.topk_ids.shape[1]
+    row = mine // max(stored.topk_ids.shape[1], 1)
     tokens = len(p_rest)
     total_p = np.bincount(row, weights=p, minlength=tokens) + p_rest
     total_q = np.bincount(row, weights=q, minlength=tokens) + q_rest

@@ -34,6 +34,8 @@ def check_mixable(signals: Sequence[Signal], weights: Sequence[float]) -> Signal
         raise ConfigError(f"the weights of a mixture sum to 1; found {sum(weights)}")
     if any(signal.ragged for signal in signals):
         raise ConfigError("scores with top_p cannot be mixed: mix the ones that they were made of")
+    if not all(signal.k for signal in signals):
+        raise ConfigError("scores without a top-k cannot be mixed: their samples have other ids")
     derived = any(signal.tail == "derived" for signal in signals)
     return Signal(max(signal.k for signal in signals), tail="derived" if derived else "exact")
 

@@ -29,6 +29,7 @@ def check_derivable(source: Signal, target: Signal) -> None:
             f"scores with a tail that is {source.tail} and {_entropy(source)} entropy cannot give "
             f"one that is {target.tail} and {_entropy(target)} entropy"
         )
+    _check_sample(source, target)
     if target.k > source.k:
         raise ConfigError(f"k = {target.k} is more than the {source.k} ids that are stored")
     stored, wanted = source.top_p or 1.0, target.top_p or 1.0
@@ -37,6 +38,23 @@ def check_derivable(source: Signal, target: Signal) -> None:
             f"top_p = {wanted} with min_k = {target.min_k} cannot be made from top_p = {stored} "
             f"with min_k = {source.min_k}: ids that it needs were not kept"
         )
+
+
+def _check_sample(source: Signal, target: Signal) -> None:
+    """Make sure that a sample stays one of what is outside the top-k, and that something is kept.
+
+    Raises:
+        ConfigError: not so.
+    """
+    cut = (source.k, source.top_p, source.min_k) != (target.k, target.top_p, target.min_k)
+    if target.sample and cut:
+        raise ConfigError(
+            f"a sample is of what lies outside k = {source.k}"
+            f"{'' if source.top_p is None else f' and top_p = {source.top_p}'}: keep the top-k as "
+            "it is, or leave the sample out"
+        )
+    if not (target.k or target.sample or target.candidates):
+        raise ConfigError("nothing would be kept: without a top-k, keep the sample")
 
 
 def _entropy(signal: Signal) -> str:

@@ -18,7 +18,7 @@ class Scores:
     """Teacher scores of T response tokens, rows joined; log-probabilities in nats, float32.
 
     Attributes:
-        topk_ids: int32 [T, K] in rank order; -1 where a position keeps fewer.
+        topk_ids: int32 [T, K] in rank order, K maybe 0; -1 where a position keeps fewer.
         topk_logprobs: [T, K]; -inf where a position keeps fewer.
         tail_logprobs: [T] log mass outside the top-k, or [T, M] in M buckets; -inf where empty.
         token_logprob: [T] of the token that stands there.
@@ -27,6 +27,11 @@ class Scores:
         candidate_ids: int32 [T, N] the student's own ids, or None.
         candidate_logprobs: [T, N] of these ids, or None.
         draw_ids: int32 [T, D] ids drawn from the whole distribution, ascending, or None.
+        sample_ids: int32 [T, N] threshold sample of what is outside the top-k, the likeliest first;
+            -1 where fewer ids have mass; or None.
+        sample_logprobs: [T, N] of these ids, -inf where there are fewer; or None.
+        sample_threshold: [T] log of the sample's threshold, -inf where its ids have all of the
+            mass; or None.
         further: arrays of score columns that have no attribute here, [T] or [T, N], by name.
     """
 
@@ -39,6 +44,9 @@ class Scores:
     candidate_ids: Ids | None = None
     candidate_logprobs: Floats | None = None
     draw_ids: Ids | None = None
+    sample_ids: Ids | None = None
+    sample_logprobs: Floats | None = None
+    sample_threshold: Floats | None = None
 
     further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 

@@ -1,13 +1,17 @@
-"""What is kept of a teacher's distribution: top-k, tail, sampled token, candidates, draws. Pure.
+"""What is kept of a teacher's distribution: top-k, tail, candidates, draws, samples. Pure.
 
 Everything comes from full logits in float32; the caller bounds how many positions exist at once.
-Shapes: T tokens, K top-k, V vocabulary, M tail buckets, N candidates, D draws.
+Shapes: T tokens, K top-k, V vocabulary, M tail buckets, N candidates, D random numbers.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.scores.buckets import bucket_of
+from pipeline.scores.threshold import threshold_sample
+from schemas.randomness import derived_seed, uniforms
 from schemas.scoresignal import Signal
 
 LOGIT_FOR_MINUS_INF = -1e30
@@ -32,7 +36,7 @@ def score_signals(
         vocab_size: ids that may enter the top-k; the mass of ids above goes to the tail. Rank,
             entropy and draws are over all ids.
         candidates_TN: int64 ids whose log-probabilities are kept, where the signal has them.
-        uniforms_TD: float64 numbers in [0, 1), one for each draw, where the signal has draws.
+        uniforms_TD: float64 numbers of `signal_uniforms`, where the signal needs some.
     """
     logits_TV = logits_TV.float()
     top_TK, ids_TK = logits_TV[:, :vocab_size].topk(signal.k, dim=-1)
@@ -53,13 +57,43 @@ def score_signals(
     if candidates_TN is not None:
         found["candidate_ids"] = candidates_TN.to(torch.int32)
         found["candidate_logprobs"] = shifted_TV.gather(-1, candidates_TN) - log_sum_T1
-    if uniforms_TD is not None:
-        found["draw_ids"] = _drawn(weights_TV, uniforms_TD)
+    if uniforms_TD is not None and signal.draws:
+        found["draw_ids"] = _drawn(weights_TV, uniforms_TD[:, : signal.draws])
     finite_TV = shifted_TV.clamp_(min=LOGIT_FOR_MINUS_INF)  # so that 0 · -inf is 0
     mean_T1 = torch.linalg.vecdot(weights_TV, finite_TV)[:, None] / sum_T1
     found["entropy"] = (log_sum_T1 - mean_T1)[:, 0].clamp(min=0.0)
     rest_TV = weights_TV.scatter_(-1, torch.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0)
-    return {**found, "tail_logprobs": _tail(rest_TV, signal.tail_buckets, sum_T1)}
+    found["tail_logprobs"] = _tail(rest_TV, signal.tail_buckets, sum_T1)
+    if uniforms_TD is not None and signal.sample:
+        ids_TN, threshold_T = threshold_sample(
+            rest_TV[:, :vocab_size], uniforms_TD[:, -1], signal.sample
+        )
+        logprobs_TN = shifted_TV.gather(-1, ids_TN.clamp(min=0)) - log_sum_T1
+        found["sample_ids"] = ids_TN.to(torch.int32)
+        found["sample_logprobs"] = logprobs_TN.masked_fill(ids_TN < 0, -torch.inf)
+        found["sample_threshold"] = (threshold_T / sum_T1[:, 0]).log().float()
+    return found
+
+
+def signal_uniforms(digest: str, tokens: int, signal: Signal) -> NDArray[np.float64] | None:
+    """Return the random numbers of a sequence's positions, or None where a signal needs none.
+
+    They are a function of sequence and position alone.
+
+    Args:
+        digest: of the sequence.
+        tokens: response tokens.
+        signal: what is kept.
+
+    Returns:
+        float64 [T, D] in [0, 1): one for each draw, then one for the sample.
+    """
+    parts = []
+    for name, numbers in (("draws", signal.draws), ("sample", int(signal.sample > 0))):
+        if numbers:
+            seed = np.array([derived_seed(name, digest)])
+            parts.append(uniforms(seed, tokens * numbers).reshape(tokens, numbers))
+    return np.concatenate(parts, axis=1) if parts else None
 
 
 def _cut(top_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor]:

@@ -71,3 +71,12 @@ def _by_weight(ids_TN: Tensor, weights_TV: Tensor) -> Tensor:
     weights_TN = weights_TV.gather(-1, ids_TN.clamp(min=0)).masked_fill(ids_TN < 0, -1.0)
     order_TN = weights_TN.sort(dim=-1, descending=True, stable=True).indices
     return ids_TN.gather(-1, order_TN)
+
+
+def filled(ids_TN: Tensor, weights_TV: Tensor) -> Tensor:
+    """Return samples with the lowest ids that have no weight in the places that are empty (-1)."""
+    empty_TN = ids_TN < 0
+    if not bool(empty_TN.any()):
+        return ids_TN
+    weightless_TV = (weights_TV <= 0).cumsum(-1)
+    return torch.where(empty_TN, torch.searchsorted(weightless_TV, empty_TN.cumsum(-1)), ids_TN)

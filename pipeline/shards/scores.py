@@ -25,7 +25,7 @@ from schemas.foreign import shown
 from schemas.keys import renumbering_key, renumberings_folder
 from schemas.records.scores import RenumberingRecord, ScorerIdentity
 from schemas.records.shards import Shard
-from schemas.scoresignal import Signal
+from schemas.scoresignal import Kind, Signal
 from schemas.tables import check_ids, check_scores
 
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -133,10 +133,16 @@ def pinned_renumbering(
     key = renumbering_key(scorer)
     record = find_record(storage, key, RenumberingRecord)
     if record is None:
-        learnt = Renumbering.learn(flat_values(table, "topk_ids"), vocab_size=identity.vocab_size)
+        ids = flat_values(table, _frequent(Signal.of(identity.signal)))
+        learnt = Renumbering.learn(ids, vocab_size=identity.vocab_size)
         storage.put(f"{renumberings_folder(scorer)}/{learnt.digest}", learnt.to_bytes())
         record = create_record(storage, key, RenumberingRecord(sha256=learnt.digest))
     return _renumbering(storage, scorer, record.sha256)
+
+
+def _frequent(signal: Signal) -> str:
+    """Return the column whose ids tell which ones are frequent: the top-k, where there is one."""
+    return next(c.name for c in signal.columns if c.kind is Kind.IDS)
 
 
 @lru_cache(maxsize=4)

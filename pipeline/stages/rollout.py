@@ -82,6 +82,7 @@ def _sample_round(
             vocab_size=vocabulary_size(tokenizer),
             candidates=section.candidates,
             stop_strings=stop_strings(run, tokenizer),
+            sample=section.sample,
         )
         units = _units(run, round_index, prompts.rows)
         plan = _pinned_plan(run, round_index, policy, prompts, sampling=sampling, units=units)

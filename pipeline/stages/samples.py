@@ -13,7 +13,7 @@ from pipeline.models.stopstrings import check_prompts
 from pipeline.runs.plan import Unit, sample_seeds
 from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker
-from pipeline.shards.parquet import write_table
+from pipeline.shards.rollouts import write_rollout
 from pipeline.stages.commits import StageUnits, commit_units
 from pipeline.store.commit import content_shard, publish
 from pipeline.store.storage import Storage
@@ -22,7 +22,15 @@ from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
 from schemas.keys import ROLLOUTS
 from schemas.records.shards import UnitShard
-from schemas.tables import IDS, LOGPROBS, ROLLOUT, check_rollout
+from schemas.tables import IDS, LOGPROBS, ROLLOUT
+
+OWN_IDS = {
+    "student_topk_ids": "candidate_ids",
+    "student_topk_logprobs": "candidate_logprobs",
+    "student_sample_ids": "sample_ids",
+    "student_sample_logprobs": "sample_logprobs",
+}
+"""Columns of the student's own ids, and where a sample has them."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ class SampleStage:
         check_fits(opened, self.job, unit.rows)
         table = engine.call(lambda e: sample_unit(self.job, unit, e, self.tokenizer))
         table = self.finish(table)
-        check_rollout(table, where=f"{self.folder} {unit.name}")
-        data = write_table(table, self.job.metadata(opened), token_column="response_ids")
+        where = f"{self.folder} {unit.name}"
+        data = write_rollout(table, self.job.metadata(opened), where=where)
         tokens = int(list_lengths(table, "response_ids").sum())
         shard = content_shard(ROLLOUTS, data, rows=table.num_rows, tokens=tokens)
         publish(
@@ -150,6 +158,7 @@ def sample_unit(job: SampleJob, unit: Unit, engine: Engine, tokenizer: Any) -> p
     teachers = rows.column("teacher").fill_null(job.default_teacher)
     columns = {
         **_per_token(samples),
+        **_own(samples, digests),
         "sequence_id": names,
         "sequence_digest": digests,
         "prompt_id": rows.column("prompt_id"),
@@ -175,21 +184,24 @@ def _per_token(samples: Sequence[Sample]) -> dict[str, pa.Array]:
     logprobs = np.concatenate([s.logprobs for s in samples])
     own = np.ones(len(ids), dtype=bool)
     return {
-        **_candidates(samples, lengths),
         "response_ids": list_array(ids, lengths, IDS),
         "response_mask": list_array(own, lengths, ROLLOUT.field("response_mask").type),
         "rollout_student_logprobs": list_array(logprobs, lengths, LOGPROBS),
     }
 
 
-def _candidates(samples: Sequence[Sample], lengths: Any) -> dict[str, pa.Array]:
-    """Return the columns of the student's own ids; no column where none were recorded."""
+def _own(samples: Sequence[Sample], digests: Sequence[str]) -> dict[str, pa.Array]:
+    """Return the columns of the student's own ids; no column where none were recorded.
+
+    Equal sequences get those of the first, for the teacher scores one of them.
+    """
+    first = {digest: sample for digest, sample in zip(digests[::-1], samples[::-1], strict=True)}
+    lengths = np.array([len(sample.ids) for sample in samples])
     columns = {}
-    for name in ("ids", "logprobs"):
-        parts = [getattr(sample, f"candidate_{name}") for sample in samples]
+    for column, attribute in OWN_IDS.items():
+        parts = [getattr(first[digest], attribute) for digest in digests]
         if parts[0] is not None:
             values = np.concatenate(parts)
-            kind = ROLLOUT.field(f"student_topk_{name}").type
             counts = lengths * values.shape[1]
-            columns[f"student_topk_{name}"] = list_array(values.reshape(-1), counts, kind)
+            columns[column] = list_array(values.reshape(-1), counts, ROLLOUT.field(column).type)
     return columns

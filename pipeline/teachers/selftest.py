@@ -107,7 +107,7 @@ def scoring_noise(
     Raises:
         DataError: positions are missing, or a top-k is not one.
     """
-    plain = Signal(signal.k)
+    plain = Signal(max(signal.k, 1))
     rows, lengths = len(prompts), np.array([len(r) for r in responses])
 
     def score(order: Sequence[int]) -> Scores:
@@ -117,7 +117,7 @@ def scoring_noise(
             signal=plain,
             vocab_size=vocab_size,
         )
-        _check_shape(found, int(lengths[list(order)].sum()), signal.k, vocab_size)
+        _check_shape(found, int(lengths[list(order)].sum()), plain.k, vocab_size)
         return found
 
     together = score(range(rows))

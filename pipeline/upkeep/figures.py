@@ -109,7 +109,7 @@ class ScoreStats:
             self.odd[name]["nan"] += int(np.isnan(values).sum())
             self.odd[name]["minus_inf"] += int(np.isneginf(values).sum())
             self.odd[name]["zero"] += int((values == 0.0).sum())
-        likely_T = scores.topk_logprobs[:, 0] > np.log(0.9)
+        likely_T = scores.topk_logprobs[:, :1].max(axis=1, initial=-np.inf) > np.log(0.9)
         entropy_T = np.where(likely_T, 0.0, np.inf) if scores.entropy is None else scores.entropy
         unsure_T = entropy_T > SURE
         zeros = {

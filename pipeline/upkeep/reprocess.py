@@ -127,7 +127,7 @@ def _check_kept(signal: Signal) -> None:
         )
     if signal.top_p is not None and not 0 < signal.top_p < 1:
         raise ConfigError(f"top_p = {signal.top_p} keeps nothing or everything: give 0 < top_p < 1")
-    if signal.min_k > signal.k:
+    if signal.min_k > max(signal.k, 1):
         raise ConfigError(f"min_k = {signal.min_k} is above k = {signal.k}")
 
 

@@ -41,6 +41,9 @@ class RolloutSection(EngineSection):
     candidates: Annotated[int, Field(ge=0, le=4096)] = 0
     """The student's most likely ids that are recorded at each position. Teachers score them too,
     for objectives weighted by the student."""
+    sample: Annotated[int, Field(ge=0, le=4096)] = later(0)
+    """Distinct ids sampled at each position from the distribution that the student draws from: the
+    likeliest for certain, the others in proportion to their probability. Teachers score them."""
     prompts_per_unit: Positive = 256
     """Prompts per unit of work: one shard, one commit, the most that a crash can lose."""
 

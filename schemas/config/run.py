@@ -96,17 +96,33 @@ class RunConfig(Section):
         graded = self.gate and (self.gate.target_accuracy or self.gate.max_accuracy_drop)
         if graded and self.eval is None:
             raise ValueError("[gate] waits for an accuracy, which needs an [eval]")
+        self._check_kept()
         self._check_servers()
         known = self.student.sft_teacher
         if known is not None and known not in self.teachers:
             raise ValueError(f"student.sft_teacher = {known!r} is not one of {list(self.teachers)}")
         return self
 
-    def _check_servers(self) -> None:
-        if self.score.engine == "server" and self.rollout.candidates:
+    def _check_kept(self) -> None:
+        if not (self.score.k or self.score.sample or self.rollout.sample):
             raise ValueError(
-                "rollout.candidates are scored from full logits, which no server gives: set "
+                "score.k = 0 keeps none of the teacher's ids: set score.sample or rollout.sample, "
+                "which stand in the place of a top-k, or score.k above 0"
+            )
+
+    def _check_servers(self) -> None:
+        own = [name for name in ("candidates", "sample") if getattr(self.rollout, name)]
+        if self.score.engine == "server" and own:
+            raise ValueError(
+                f"rollout.{own[0]} is scored from full logits, which no server gives: set "
                 "score.engine to 'vllm' or 'hf'"
+            )
+        if self.score.engine == "server" and not self.score.k:
+            raise ValueError("a server gives a top-k and nothing else: set score.k above 0")
+        if self.rollout.engine == "server" and self.rollout.sample:
+            raise ValueError(
+                "rollout.sample needs the whole distribution at each position, which no server "
+                "gives: set rollout.engine to 'vllm' or 'hf'"
             )
         for name, section in (("rollout", self.rollout), ("eval", self.eval)):
             asked = section is not None and section.engine == "server" and section.server.urls
@@ -122,6 +138,6 @@ def signal_of(config: RunConfig) -> Signal:
     section = config.score
     keys = {field.name for field in fields(Signal)} & set(ScoreSection.model_fields)
     asked = {name: getattr(section, name) for name in keys}
-    asked["candidates"] = config.rollout.candidates
+    asked["candidates"] = config.rollout.candidates + config.rollout.sample
     asked["top_p"] = None if section.top_p == 1.0 else section.top_p
     return signal_for(section.engine, Signal(**asked))

@@ -5,15 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from schemas.config.engines import EngineSection
-from schemas.config.section import Positive, tuning
+from schemas.config.section import Positive, later, tuning
 from schemas.scoresignal import FURTHER
 
 
 class ScoreSection(EngineSection):
     """`[score]`: what the teacher's pass keeps of each position."""
 
-    k: Annotated[int, Field(gt=0, le=2**20)]
-    """Top-k ids and logprobs kept at each position; with `top_p`, at most this many."""
+    k: Annotated[int, Field(ge=0, le=2**20)]
+    """Top-k ids and logprobs kept at each position; with `top_p`, at most this many. 0 where a
+    sample stands in their place: `sample`, or `rollout.sample`."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Probability mass at which a position's top-k ends: peaked positions keep few ids, and the
     tail has the rest. Default, as 1.0: `k` ids at every position."""
@@ -23,6 +24,9 @@ class ScoreSection(EngineSection):
     """Parts in which the mass outside the top-k is kept; a hash of the id chooses the part."""
     draws: Annotated[int, Field(ge=0, le=65536)] = 0
     """Ids drawn from the teacher's whole distribution at each position: unbiased sparse targets."""
+    sample: Annotated[int, Field(ge=0, le=65536)] = later(0)
+    """Distinct ids sampled from what lies outside the top-k at each position: the likeliest for
+    certain, the others in proportion to their probability."""
     noise_tolerance: Annotated[float, Field(gt=0.0, le=1e6)] | None = tuning(None)
     """Largest mean difference, in nats, between scores of the same tokens alone, in a batch and in
     another order. Above it, scoring is refused. Default 0.001 in float32, else 0.1."""
@@ -34,10 +38,12 @@ class ScoreSection(EngineSection):
 
     @model_validator(mode="after")
     def _check(self) -> "ScoreSection":
-        if self.min_k > self.k:
+        if self.min_k > max(self.k, 1):
             raise ValueError(f"min_k = {self.min_k} is above k = {self.k}")
         if self.top_p in (None, 1.0) and self.min_k != 1:
             raise ValueError("min_k needs top_p")
+        if not self.k and self.top_p not in (None, 1.0):
+            raise ValueError("top_p is where a top-k ends, and k = 0 keeps none: remove it")
         asked = [name for name, off in FURTHER.items() if getattr(self, name, off) != off]
         if self.engine == "server" and asked:
             raise ValueError(

@@ -64,9 +64,10 @@ class ScorerIdentity(Versioned):
     """`same-weights` where the cache may hold rows that were taken from its siblings."""
 
     def flaw(self) -> str | None:
-        """Return how the identity contradicts itself: its signal has no top-k."""
+        """Return how the identity contradicts itself: its signal has no ids of a position."""
         k = self.signal.get("k")
-        is_count = isinstance(k, int) and not isinstance(k, bool) and 0 < k < 2**31
+        least = 0 if self.signal.get("sample") or self.signal.get("candidates") else 1
+        is_count = isinstance(k, int) and not isinstance(k, bool) and least <= k < 2**31
         return None if is_count else "its signal has no number k of ids"
 
     @property

@@ -52,7 +52,7 @@ def test_every_call_of_the_dags_is_a_command_with_its_options(cli: Cli) -> None:
         Call(("cache", "reprocess"), {"from": ["a", "b"], "to": "c", "weight": [1.0, 2.0]}),
         Call(("cache", "reprocess"), {"k": 3, "top-p": 0.5, "min-k": 1, "codec": "packed-v1"}),
         Call(("cache", "reprocess"), {"one-tail": True, "drop-candidates": True}),
-        Call(("cache", "reprocess"), {"drop-draws": True}),
+        Call(("cache", "reprocess"), {"drop-draws": True, "drop-sample": True}),
     ]
     for call in calls:
         text = cli(*call.command, "--help").stdout

@@ -11,7 +11,7 @@ from tests.support.minimal import EVAL, message, parse, without
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    text = message("run.seed=-1", "score.k=0", "train.learning_rat=1")
+    text = message("run.seed=-1", "score.k=-1", "train.learning_rat=1")
     assert text.startswith("run.toml is not a valid configuration:\n")
     assert all(key in text for key in ("run.seed", "score.k", "train.learning_rat"))
 

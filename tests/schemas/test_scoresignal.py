@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import FURTHER, SCORE_COLUMNS, Kind, Signal, signal_for
 
-ALWAYS = ["topk_ids", "topk_logprobs", "tail_logprobs", "token_logprob", "token_rank"]
+TOPK = ["topk_ids", "topk_logprobs"]
+ALWAYS = ["tail_logprobs", "token_logprob", "token_rank"]
+SAMPLE = ["sample_ids", "sample_logprobs", "sample_count", "sample_threshold"]
 
 
 @st.composite
 def signals(draw: st.DrawFn) -> Signal:
     return Signal(
         k=draw(st.integers(1, 9)),
+        sample=draw(st.integers(0, 3)),
         top_p=draw(st.none() | st.floats(0.1, 0.9)),
         tail_buckets=draw(st.integers(1, 4)),
         candidates=draw(st.integers(0, 3)),
@@ -43,11 +46,14 @@ def test_a_signal_of_a_newer_opd_is_named() -> None:
 @pytest.mark.parametrize(
     ("signal", "further"),
     [
-        (Signal(2, entropy=False), []),
-        (Signal(2), ["entropy"]),
-        (Signal(2, top_p=0.5), ["topk_count", "entropy"]),
-        (Signal(2, candidates=1, entropy=False), ["candidate_ids", "candidate_logprobs"]),
-        (Signal(2, draws=1, entropy=False), ["draw_ids", "draw_counts"]),
+        (Signal(2, entropy=False), TOPK),
+        (Signal(2), [*TOPK, "entropy"]),
+        (Signal(2, top_p=0.5), [*TOPK, "topk_count", "entropy"]),
+        (Signal(2, candidates=1, entropy=False), [*TOPK, "candidate_ids", "candidate_logprobs"]),
+        (Signal(2, draws=1, entropy=False), [*TOPK, "draw_ids", "draw_counts"]),
+        (Signal(2, sample=3, entropy=False), [*TOPK, *SAMPLE]),
+        (Signal(0, sample=3, entropy=False), SAMPLE),
+        (Signal(0, candidates=2, entropy=False), ["candidate_ids", "candidate_logprobs"]),
     ],
 )
 def test_each_part_of_a_signal_has_its_columns(signal: Signal, further: list[str]) -> None:
@@ -88,6 +94,10 @@ def test_a_server_gives_nothing_that_needs_full_logits(name: str) -> None:
         {"k": 3, "top_p": "0.5"},
         {"k": 3, "tail_buckets": 0},
         {"k": 3, "draws": -1},
+        {"k": 3, "sample": -1},
+        {"k": 0, "draws": 3},
+        {"k": 0, "sample": 3, "top_p": 0.5},
+        {"k": 0, "sample": 3, "min_k": 2},
         {"k": 3, "tail": "none"},
         {"k": 3, "entropy": 1},
     ],

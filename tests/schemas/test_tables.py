@@ -25,6 +25,7 @@ from schemas.tables import (
 K = 3
 Rows = dict[str, list[Any]]
 OPTIONAL = ("topk_count", "candidate_ids", "candidate_logprobs", "draw_ids", "draw_counts")
+SAMPLE = ("sample_ids", "sample_logprobs", "sample_count", "sample_threshold")
 LENGTHS = st.lists(st.integers(1, 5), max_size=4)
 
 
@@ -43,6 +44,8 @@ def rollout_rows(lengths: list[int]) -> Rows:
         "rollout_student_logprobs": [[-0.5] * length for length in lengths],
         "student_topk_ids": [None] * rows,
         "student_topk_logprobs": [None] * rows,
+        "student_sample_ids": [None] * rows,
+        "student_sample_logprobs": [None] * rows,
         "finish_reason": ["stop"] * rows,
         "seed": [2**62] * rows,
         "teacher": ["big"] * rows,
@@ -63,7 +66,7 @@ def score_rows(lengths: list[int]) -> Rows:
         "token_logprob": [[-2.0] * length for length in lengths],
         "token_rank": [[0] * length for length in lengths],
         "entropy": [[0.7] * length for length in lengths],
-        **{name: [None] * len(lengths) for name in OPTIONAL},
+        **{name: [None] * len(lengths) for name in (*OPTIONAL, *SAMPLE)},
     }
 
 
@@ -235,3 +238,14 @@ def test_a_row_has_a_reward_or_a_fault() -> None:
     ):
         with pytest.raises(DataError, match=words):
             check_rewards(rewards((0.5, None), row), where="here")
+
+
+def test_a_sample_may_have_no_id_at_a_token_and_never_more_than_it_has_places() -> None:
+    signal = Signal(K, sample=2)
+    rows = score_rows([3])
+    rows["sample_ids"], rows["sample_logprobs"] = [[5, 6, 7]], [[-1.0] * 3]
+    rows["sample_count"], rows["sample_threshold"] = [[2, 0, 1]], [[-2.0] * 3]
+    check_scores(scores(rows), signal=signal, where="x")
+    rows["sample_count"] = [[3, 0, 0]]
+    with pytest.raises(DataError, match=r"'sample_count' holds a count outside \[0, 2\]"):
+        check_scores(scores(rows), signal=signal, where="x")

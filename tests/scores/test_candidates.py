@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.scores.candidates import candidates_of, with_own_candidates
+from pipeline.scores.candidates import candidates_of, split_candidates, with_own_candidates
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
 from schemas.tables import SCORES
@@ -13,12 +13,16 @@ N = 2
 LENGTHS = [3, 1, 4]
 
 
-def rollout(ids: list[list[int]], names: str = "abc") -> pa.Table:
+def rollout(
+    ids: list[list[int]] | None, names: str = "abc", sample: list[list[int]] | None = None
+) -> pa.Table:
+    absent = [None] * len(names)
     return pa.table(
         {
             "sequence_digest": list(names),
-            "response_ids": pa.array([[1] * n for n in LENGTHS[: len(ids)]], pa.list_(pa.int32())),
-            "student_topk_ids": pa.array(ids, pa.list_(pa.int32())),
+            "response_ids": pa.array([[1] * n for n in LENGTHS], pa.list_(pa.int32())),
+            "student_topk_ids": pa.array(ids or absent, pa.list_(pa.int32())),
+            "student_sample_ids": pa.array(sample or absent, pa.list_(pa.int32())),
         }
     )
 
@@ -56,3 +60,38 @@ def test_candidates_have_the_shape_of_the_tokens() -> None:
     assert candidates_of(rollout(IDS), Signal(4)) is None
     with pytest.raises(DataError, match=r"rollout\.candidates"):
         candidates_of(rollout(IDS), Signal(4, candidates=3))
+
+
+SAMPLE = [[7 + i for i in range(3 * n)] for n in LENGTHS]
+
+
+def test_candidates_are_the_likeliest_ids_and_then_those_of_the_sample() -> None:
+    found = candidates_of(rollout(IDS, sample=SAMPLE), Signal(4, candidates=N + 3))
+    assert found is not None and [f.shape for f in found] == [(n, N + 3) for n in LENGTHS]
+    likeliest, sample = split_candidates(np.concatenate(found), 3)
+    assert likeliest.reshape(-1).tolist() == np.concatenate(IDS).tolist()
+    assert sample.reshape(-1).tolist() == np.concatenate(SAMPLE).tolist()
+    alone = candidates_of(rollout(None, sample=SAMPLE), Signal(0, candidates=3))
+    assert alone is not None
+    likeliest, sample = split_candidates(np.concatenate(alone), 3)
+    assert likeliest.shape == (sum(LENGTHS), 0)
+    assert sample.reshape(-1).tolist() == np.concatenate(SAMPLE).tolist()
+
+
+@pytest.mark.parametrize("wanted", [N, 3, N + 4])
+def test_another_number_of_own_ids_is_refused(wanted: int) -> None:
+    with pytest.raises(DataError, match=rf"hold {wanted} candidates.*rollout\.sample"):
+        candidates_of(rollout(IDS, sample=SAMPLE), Signal(4, candidates=wanted))
+    ragged = [SAMPLE[0][:-1], *SAMPLE[1:]]
+    with pytest.raises(DataError, match=r"rollout\.candidates or rollout\.sample"):
+        candidates_of(rollout(None, sample=ragged), Signal(4, candidates=3))
+
+
+def test_scores_of_another_sample_are_left_out() -> None:
+    rows, signal = rollout(IDS, sample=SAMPLE), Signal(4, candidates=N + 3)
+    found = candidates_of(rows, signal)
+    assert found is not None
+    own = [part.reshape(-1).tolist() for part in found]
+    changed = [*own[2][:-1], 99]
+    kept = with_own_candidates(stored([changed, own[0], own[1]], "cab"), rows, signal)
+    assert kept.column("sequence_digest").to_pylist() == ["a", "b"]

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.scores.signals import score_signals
+from pipeline.scores.inclusion import inclusions, log_thresholds, sampled_mass
+from pipeline.scores.scores import Scores
+from pipeline.scores.signals import score_signals, signal_uniforms
 from schemas.scoresignal import Signal
 
 ROW = st.integers(2, 9).flatmap(
@@ -161,3 +163,72 @@ def test_draws_follow_the_distribution_and_candidates_are_looked_up() -> None:
     assert found["draw_ids"].tolist() == [[0] * 60 + [2] * 40]
     assert found["candidate_ids"].tolist() == [[2, 1]]
     assert found["candidate_logprobs"].exp().tolist()[0] == pytest.approx([0.4, 0.0])
+
+
+def sampled(logits_TV: torch.Tensor, signal: Signal, vocab_size: int) -> Scores:
+    tokens = len(logits_TV)
+    numbers_TD = signal_uniforms("d", tokens, signal)
+    assert numbers_TD is not None
+    found = score_signals(
+        logits_TV.clone(),
+        torch.zeros(tokens, dtype=torch.int64),
+        signal=signal,
+        vocab_size=vocab_size,
+        uniforms_TD=torch.from_numpy(numbers_TD),
+    )
+    return Scores.of({name: value.numpy() for name, value in found.items()})
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [
+        Signal(0, sample=6),
+        Signal(4, sample=6, draws=3),
+        Signal(5, top_p=0.6, min_k=2, sample=6, tail_buckets=3),
+    ],
+)
+def test_a_sample_is_of_what_lies_outside_the_top_k(signal: Signal) -> None:
+    logits_TV = torch.randn(40, 60, generator=torch.Generator().manual_seed(1)) * 2
+    scores = sampled(logits_TV, signal, 50)
+    assert scores.sample_ids is not None and scores.sample_logprobs is not None
+    assert scores.sample_ids.max() < 50 and scores.sample_ids.min() >= 0
+    for top, own in zip(scores.topk_ids, scores.sample_ids, strict=True):
+        assert len({*top[top >= 0].tolist(), *own.tolist()}) == (top >= 0).sum() + 6
+    logprobs_TV = logits_TV.double().log_softmax(-1).numpy()
+    expected = np.take_along_axis(logprobs_TV, scores.sample_ids.astype(np.int64), axis=1)
+    np.testing.assert_allclose(scores.sample_logprobs, expected, atol=1e-5)
+    inside = np.exp(logprobs_TV[:, :50]).sum(1)  # the ids from 50 on are the teacher's alone
+    inside -= np.where(scores.topk_ids >= 0, np.exp(scores.topk_logprobs), 0).sum(1)
+    found = log_thresholds(scores.sample_logprobs, np.log(inside))
+    np.testing.assert_allclose(np.asarray(scores.sample_threshold), found, atol=1e-4)
+
+
+def test_the_threshold_of_a_sample_follows_from_what_is_stored() -> None:
+    logits_TV = torch.randn(40, 60, generator=torch.Generator().manual_seed(1)) * 2
+    for signal in (Signal(0, sample=9), Signal(4, sample=9)):
+        scores = sampled(logits_TV, signal, 60)
+        assert scores.sample_logprobs is not None
+        mass_T = sampled_mass(scores)
+        found = log_thresholds(scores.sample_logprobs, mass_T)
+        np.testing.assert_allclose(found, np.asarray(scores.sample_threshold), atol=1e-4)
+        parts = np.exp(scores.sample_logprobs) / inclusions(scores.sample_logprobs, mass_T)
+        np.testing.assert_allclose(parts.sum(1), np.exp(mass_T), rtol=1e-6)
+
+
+def test_a_sample_has_no_more_ids_than_have_mass() -> None:
+    logits_TV = torch.tensor([[1.0, -math.inf, 0.5, -math.inf], [2.0, -math.inf, -math.inf, -1.0]])
+    scores = sampled(logits_TV, Signal(1, sample=3), 4)
+    assert scores.sample_ids is not None and scores.sample_logprobs is not None
+    assert scores.sample_ids.tolist() == [[2, -1, -1], [3, -1, -1]]
+    assert np.isneginf(scores.sample_logprobs[:, 1:]).all()
+    assert np.isneginf(np.asarray(scores.sample_threshold)).all()
+
+
+def test_random_numbers_of_draws_and_sample_do_not_depend_on_each_other() -> None:
+    both, draws, sample = (
+        signal_uniforms("d", 5, signal)
+        for signal in (Signal(1, draws=2, sample=3), Signal(1, draws=2), Signal(1, sample=7))
+    )
+    assert both is not None and draws is not None and sample is not None
+    np.testing.assert_array_equal(both, np.concatenate([draws, sample], axis=1))
+    assert signal_uniforms("d", 5, Signal(1)) is None

@@ -13,7 +13,7 @@ from pipeline.scores.scores import Scores
 from pipeline.shards.codec import CODECS, codec_named
 from pipeline.shards.packed.quantization import COARSE, FINE
 from pipeline.shards.packed.renumbering import MAX_VOCABULARY, Renumbering
-from schemas.columns import list_lengths
+from schemas.columns import flat_values, list_lengths
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
 from schemas.tables import check_ids
@@ -78,7 +78,17 @@ def test_scores_come_back_within_their_bounds(
         full = scores_of(back)
         width = full.topk_ids.shape[1]
         assert_bounds(codec, full, trimmed(exact, width))
+        assert_sample(codec, back, table, signal)
     assert through(codec, back, signal, vocab, by=by).equals(back)
+
+
+def assert_sample(codec: str, back: pa.Table, table: pa.Table, signal: Signal) -> None:
+    if not signal.sample:
+        return
+    for name in ("sample_ids", "sample_count"):
+        np.testing.assert_array_equal(flat_values(back, name), flat_values(table, name))
+    exact = flat_values(table, "sample_logprobs")
+    assert_close(flat_values(back, "sample_logprobs"), exact, bound_of(codec, exact))
 
 
 def trimmed(scores: Scores, width: int) -> Scores:

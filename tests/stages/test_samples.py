@@ -15,7 +15,15 @@ from pipeline.runs.plan import Unit, cut_units, sample_seeds
 from pipeline.runs.units import Worker
 from pipeline.scores.scores import Scores
 from pipeline.shards.parquet import read_table
-from pipeline.stages.samples import SampleJob, SampleStage, check_fits, run_sampling, sample_unit
+from pipeline.shards.rollouts import read_rollout
+from pipeline.stages.samples import (
+    OWN_IDS,
+    SampleJob,
+    SampleStage,
+    check_fits,
+    run_sampling,
+    sample_unit,
+)
 from pipeline.store.storage import Storage
 from schemas.columns import Ids
 from schemas.errors import CapacityError, ConfigError, DataError
@@ -56,7 +64,7 @@ JOB = SampleJob(
 )
 
 
-def drawn(seed: int, candidates: int) -> Sample:
+def drawn(seed: int, candidates: int, places: int = 0) -> Sample:
     """Return the sample of a seed."""
     random = np.random.default_rng(seed)
     tokens = int(random.integers(1, LIMIT + 1))
@@ -68,7 +76,17 @@ def drawn(seed: int, candidates: int) -> Sample:
         finish_reason="length" if tokens == LIMIT else "stop",
         candidate_ids=random.integers(0, V, shape).astype(np.int32) if own else None,
         candidate_logprobs=-random.exponential(1, shape).astype(np.float32) if own else None,
+        **own_sample_of(random, tokens, places),
     )
+
+
+def own_sample_of(random: np.random.Generator, tokens: int, places: int) -> dict[str, Any]:
+    """Return the arrays of a student's own sample, where there are places for one."""
+    if not places:
+        return {}
+    ids = random.permuted(np.tile(np.arange(V, dtype=np.int32), (tokens, 1)), axis=1)
+    logprobs = -random.exponential(1, (tokens, places)).astype(np.float32)
+    return {"sample_ids": ids[:, :places], "sample_logprobs": logprobs}
 
 
 class Seeded:
@@ -87,7 +105,7 @@ class Seeded:
         self.asked.append(len(prompts))
         if self.room < len(prompts):
             raise CapacityError("no room")
-        return [drawn(seed, sampling.candidates) for seed in seeds]
+        return [drawn(seed, sampling.candidates, sampling.sample) for seed in seeds]
 
     def score(self, *args: Any, **kwargs: Any) -> Scores:
         """Refuse: nothing is scored here."""
@@ -108,9 +126,9 @@ def units_of(rows: Sequence[int], *, samples: int = 2, per_unit: int = 2) -> lis
     return cut_units(picked, epochs, samples_per_prompt=samples, prompts_per_unit=per_unit)
 
 
-@pytest.mark.parametrize("candidates", [0, 2])
-def test_every_row_is_the_sample_of_its_prompt_and_seed(candidates: int) -> None:
-    job = replace(JOB, sampling=replace(SAMPLING, candidates=candidates))
+@pytest.mark.parametrize(("candidates", "places"), [(0, 0), (2, 0), (2, 3), (0, 3)])
+def test_every_row_is_the_sample_of_its_prompt_and_seed(candidates: int, places: int) -> None:
+    job = replace(JOB, sampling=replace(SAMPLING, candidates=candidates, sample=places))
     (unit,) = units_of([4, 2, 0, 2], per_unit=9)
     table = sample_unit(job, unit, Seeded(), TOKENIZER)
     check_rollout(table, where="x")
@@ -120,7 +138,7 @@ def test_every_row_is_the_sample_of_its_prompt_and_seed(candidates: int) -> None
     assert len(found) == len(set(seeds)) == 8
     prompts = JOB.prompts.to_pylist()
     for place, row in enumerate(found):
-        prompt, sample = prompts[unit.rows[place]], drawn(seeds[place], candidates)
+        prompt, sample = prompts[unit.rows[place]], drawn(seeds[place], candidates, places)
         assert row["seed"] == seeds[place]
         for name in ("prompt_id", "prompt_ids", "weight", "reference"):
             assert row[name] == prompt[name]
@@ -132,12 +150,9 @@ def test_every_row_is_the_sample_of_its_prompt_and_seed(candidates: int) -> None
         assert row["text"] == TOKENIZER.decode(sample.ids.tolist())
         assert row["teacher"] == (prompt["teacher"] or "main")
         assert (row["round"], row["policy_version"]) == (3, "policy")
-        own = (row["student_topk_ids"], row["student_topk_logprobs"])
-        if sample.candidate_ids is None or sample.candidate_logprobs is None:
-            assert own == (None, None)
-        else:
-            assert own[0] == sample.candidate_ids.reshape(-1).tolist()
-            assert own[1] == sample.candidate_logprobs.reshape(-1).tolist()
+        for column, attribute in OWN_IDS.items():
+            values = getattr(sample, attribute)
+            assert row[column] == (None if values is None else values.reshape(-1).tolist())
     names = [row["sequence_id"] for row in found]
     assert len(set(names)) == 8 and names[0] == "3/p4/0/0" and names[-1] == "3/p2/1/1"
 
@@ -188,7 +203,8 @@ def test_units_are_sampled_once_by_all_workers_together(memory: Storage) -> None
     with LazyEngine(lambda: pytest.fail("an engine was opened for nothing"), print) as none:
         assert run(memory, none) == (done, 0)
     for unit, expected in zip(done, units_of([0, 1, 2, 3, 4]), strict=True):
-        table, metadata = read_table(memory.read_shard(unit.shard), where="x")
+        metadata = read_table(memory.read_shard(unit.shard), where="x")[1]
+        table = read_rollout(memory, unit.shard)
         assert table.equals(sample_unit(JOB, expected, Seeded(), TOKENIZER))
         assert metadata["sampling"] == SAMPLING.words() | {"stop_token_ids": [2]}
         assert (metadata["engine"], metadata["policy_version"]) == ("seeded", "policy")
@@ -206,3 +222,30 @@ def test_the_last_change_to_a_table_is_checked_before_it_is_stored(memory: Stora
     with LazyEngine(Seeded, print) as engine, pytest.raises(DataError, match="stage u0000"):
         run(memory, engine, finish=spoil)
     assert memory.names("rollouts") == memory.names("stage/commits") == set()
+
+
+class Repeating(Seeded):
+    """An engine that draws two sequences only, but whose own samples differ from row to row."""
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return samples of few ids."""
+        found = super().generate(prompts, seeds, sampling)
+        for n, (sample, seed) in enumerate(zip(found, seeds, strict=True)):
+            few = drawn(int(seed) % 2, 0)
+            own = own_sample_of(np.random.default_rng(n), len(few.ids), 3)
+            found[n] = Sample(few.ids, few.logprobs, sample.finish_reason, **own)
+        return found
+
+
+def test_equal_sequences_of_a_unit_have_the_same_own_sample() -> None:
+    job = replace(JOB, sampling=replace(SAMPLING, sample=3))
+    (unit,) = units_of([4, 2, 0, 2], per_unit=9, samples=4)
+    rows = sample_unit(job, unit, Repeating(), TOKENIZER).to_pylist()
+    own: dict[str, set[Any]] = {}
+    for row in rows:
+        own.setdefault(row["sequence_digest"], set()).add(tuple(row["student_sample_ids"]))
+    assert len(own) < len(rows)
+    assert {len(samples) for samples in own.values()} == {1}
+    assert len({samples.pop() for samples in own.values()}) == len(own)

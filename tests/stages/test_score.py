@@ -180,14 +180,17 @@ def test_a_round_trains_on_packed_scores_with_every_signal(tmp_path: Path, cli: 
         "score.top_p": 0.9,
         "score.tail_buckets": 4,
         "score.draws": 3,
+        "score.sample": 3,
         "rollout.candidates": 2,
+        "rollout.sample": 3,
     }
     config = write_run(tmp_path, changes=changes)
     stages(cli, config, "rollout", "score", "train")
     shards = [pq.read_schema(path) for path in score_shards(tmp_path)]
     assert shards
     for schema in shards:
-        assert {"topk_count", "candidate_logprobs", "draw_counts"} <= set(schema.names)
+        kept = {"topk_count", "candidate_logprobs", "draw_counts", "sample_steps", "sample_count"}
+        assert kept <= set(schema.names)
         assert schema.field("topk_ids").type == pa.large_binary()
 
 

@@ -36,6 +36,7 @@ def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab:
         ids, top = np.where(cut, -1, ids), np.where(cut, -INF, top)
     buckets, n, d = signal.tail_buckets, signal.candidates, signal.draws
     return Scores(
+        **make_sample(random, tokens, signal, vocab),
         topk_ids=ids.astype(np.int32),
         topk_logprobs=top.astype(np.float32),
         tail_logprobs=logprobs_like(random, (tokens,) if buckets == 1 else (tokens, buckets)),
@@ -48,6 +49,24 @@ def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab:
         if d
         else None,
     )
+
+
+def make_sample(
+    random: np.random.Generator, tokens: int, signal: Signal, vocab: int
+) -> dict[str, Any]:
+    """Return the arrays of samples that no model gives, some of them with fewer ids."""
+    if not signal.sample:
+        return {}
+    count = random.integers(0, signal.sample + 1, (tokens, 1))
+    count[: tokens // 2] = signal.sample
+    cut = np.arange(signal.sample) >= count
+    ids = random.integers(0, vocab, cut.shape)
+    logprobs = -np.sort(-logprobs_like(random, cut.shape), axis=1)
+    return {
+        "sample_ids": np.where(cut, -1, ids).astype(np.int32),
+        "sample_logprobs": np.where(cut, -INF, logprobs).astype(np.float32),
+        "sample_threshold": np.full(tokens, -INF, np.float32),
+    }
 
 
 def through(codec: str, table: pa.Table, signal: Signal, vocab: int, **kwargs: Any) -> pa.Table:
@@ -69,7 +88,9 @@ def through(codec: str, table: pa.Table, signal: Signal, vocab: int, **kwargs: A
 def signals(draw: st.DrawFn) -> tuple[Signal, int]:
     vocab = draw(st.sampled_from([1, 2, 5, 300, 65536, 65537, MAX_VOCABULARY]))
     k = vocab if vocab < 9 and draw(st.booleans()) else draw(st.integers(1, min(vocab, 20)))
-    ragged = draw(st.booleans())
+    sample = draw(st.sampled_from([0, 0, 1, 6]))
+    k = k if not sample or draw(st.booleans()) else 0
+    ragged = k > 0 and draw(st.booleans())
     signal = Signal(
         k=k,
         top_p=0.9 if ragged else None,
@@ -77,6 +98,7 @@ def signals(draw: st.DrawFn) -> tuple[Signal, int]:
         tail_buckets=draw(st.sampled_from([1, 1, 3, 64])),
         candidates=draw(st.sampled_from([0, 0, 1, 4])),
         draws=draw(st.sampled_from([0, 0, 1, 7])),
+        sample=sample,
         entropy=draw(st.booleans()),
     )
     return signal, vocab

@@ -50,6 +50,8 @@ def rollout_table(
         "rollout_student_logprobs": [(-random.exponential(1, len(r))).tolist() for r in responses],
         "student_topk_ids": [None] * rows,
         "student_topk_logprobs": [None] * rows,
+        "student_sample_ids": [None] * rows,
+        "student_sample_logprobs": [None] * rows,
         "finish_reason": ["stop"] * rows,
         "seed": list(range(rows)),
         "teacher": random.choice(teachers, rows).tolist(),

@@ -74,7 +74,9 @@ def test_every_signal_can_be_scored_again(tmp_path: Path, cli: Cli) -> None:
         "score.top_p": 0.9,
         "score.tail_buckets": 3,
         "score.draws": 2,
+        "score.sample": 3,
         "rollout.candidates": 2,
+        "rollout.sample": 3,
         "eval": None,
     }
     config = write_run(tmp_path, changes=changes, teachers=("left", "right"))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.engines.engine import Sample, Sampling
-from pipeline.engines.hf.sampling import draw, processed_logprobs
+from pipeline.engines.hf.record import Record
+from pipeline.engines.hf.sampling import draw, own_uniforms, processed_logprobs
 from pipeline.engines.hf.stepping import Stepper
 from pipeline.engines.hf.textends import BatchReading
 from pipeline.engines.memory import capacity, empty_device, free_weights
@@ -25,12 +26,11 @@ from pipeline.models.loading import load_model
 from pipeline.models.padding import length_batches, padded, response_positions
 from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
-from pipeline.scores.signals import score_signals
+from pipeline.scores.signals import score_signals, signal_uniforms
 from pipeline.store import interrupts
 from schemas.columns import Ids
-from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
-from schemas.randomness import derived_seed, uniforms
+from schemas.randomness import uniforms
 from schemas.scoresignal import Signal
 
 CPU_TOKENS = 1024
@@ -67,10 +67,7 @@ class HfEngine:
         self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
     ) -> list[Sample]:
         """Return one response per prompt, each drawn with its own seed."""
-        if sampling.candidates > (known := sampling.vocab_size or self.vocab_size):
-            raise ConfigError(
-                f"rollout.candidates = {sampling.candidates}, but the vocabulary has {known} ids"
-            )
+        sampling.check_vocabulary(self.vocab_size)
         lengths = np.array([len(p) for p in prompts])
         samples: list[Sample | None] = [None] * len(prompts)
         whole = lengths + sampling.max_new_tokens
@@ -78,9 +75,12 @@ class HfEngine:
             self._border.check(int(whole.max()))
         kinds = None if self._stepper.pads else whole
         for rows in length_batches(whole, self._batch_tokens, kinds=kinds):
-            random = uniforms(np.array([seeds[i] for i in rows]), sampling.max_new_tokens)
+            mine, steps = [seeds[i] for i in rows], sampling.max_new_tokens
+            random = uniforms(np.array(mine), steps)
+            own = own_uniforms(mine, steps) if sampling.sample else random
             with capacity("sampling"):
-                batch = self._generate([prompts[i] for i in rows], random, sampling)
+                both = torch.from_numpy(np.stack([random, own]))
+                batch = self._generate([prompts[i] for i in rows], both, sampling)
             for row, sample in zip(rows, batch, strict=True):
                 samples[row] = sample
         return [s for s in samples if s is not None]
@@ -158,15 +158,13 @@ class HfEngine:
             yield {name: value.cpu() for name, value in signals.items()}
 
     @torch.inference_mode()
-    def _generate(
-        self, prompts: list[Ids], random: NDArray[np.float64], sampling: Sampling
-    ) -> list[Sample]:
+    def _generate(self, prompts: list[Ids], random_2BN: Tensor, sampling: Sampling) -> list[Sample]:
         device = self._model.device
         ids_BT, mask_BT = padded(prompts, device, left=True)
-        uniform_BN = torch.from_numpy(random).to(device)
+        uniform_BN, own_BN = random_2BN.to(device)
         stops = torch.tensor(sampling.stop_token_ids, device=device)
         alive = torch.arange(len(prompts), device=device)
-        record = _Record(random.shape, sampling.candidates, device)
+        record = Record(uniform_BN.shape, sampling, device)
         texts, cache, current = self._texts(prompts, sampling), self._stepper.begin(), ids_BT
         for step in range(sampling.max_new_tokens):
             interrupts.beat()
@@ -175,7 +173,7 @@ class HfEngine:
             for chunk in self._chunks(len(alive)):
                 logits_BV, rows = self._head.logits(states_BH[chunk]), alive[chunk]
                 ids_B, logprobs_BV = self._choose(logits_BV, uniform_BN[rows, step], sampling)
-                record.put(step, rows, ids_B, logprobs_BV)
+                record.put(step, rows, ids_B, logprobs_BV, own_BN[rows, step])
                 parts.append(ids_B)
             ids_B = torch.cat(parts)
             ended_B = torch.isin(ids_B, stops)
@@ -215,50 +213,6 @@ class HfEngine:
         return ids_B, logprobs_BV
 
 
-class _Record:
-    """What has been sampled of a batch so far."""
-
-    def __init__(self, shape: tuple[int, ...], candidates: int, device: torch.device) -> None:
-        """Make room for [rows, steps] tokens, and for the candidates of each."""
-        self._ids = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
-        self._lengths = torch.zeros(shape[0], dtype=torch.int64, device=device)
-        self._stopped = torch.zeros(shape[0], dtype=torch.bool, device=device)
-        self._num = candidates
-        self._top_ids = self._ids.new_zeros(*shape, candidates)
-        self._top_logprobs = self._logprobs.new_zeros(*shape, candidates)
-
-    def put(self, step: int, rows: Tensor, ids_B: Tensor, logprobs_BV: Tensor) -> None:
-        """Write down one token of some rows."""
-        self._ids[rows, step] = ids_B
-        self._logprobs[rows, step] = logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
-        self._lengths[rows] += 1
-        if self._num:
-            top = logprobs_BV.topk(self._num, dim=-1)
-            self._top_ids[rows, step], self._top_logprobs[rows, step] = top.indices, top.values
-
-    def stop(self, rows: Tensor) -> None:
-        """Write down that some rows end by themselves."""
-        self._stopped[rows] = True
-
-    def so_far(self, step: int) -> Tensor:
-        """Return the ids [rows, tokens] up to a step; zeros where a row ended before it."""
-        return self._ids[:, : step + 1]
-
-    def samples(self) -> list[Sample]:
-        """Return the rows, each cut at its length."""
-        ids, logprobs = self._ids.to(torch.int32).cpu().numpy(), self._logprobs.cpu().numpy()
-        reasons = ["stop" if stop else "length" for stop in self._stopped.tolist()]
-        top = self._top_ids.to(torch.int32).cpu().numpy(), self._top_logprobs.cpu().numpy()
-        samples = []
-        for row, n in enumerate(self._lengths.tolist()):
-            tops = [part[row, :n].copy() for part in top] if self._num else []
-            samples.append(
-                Sample(ids[row, :n].copy(), logprobs[row, :n].copy(), reasons[row], *tops)
-            )
-        return samples
-
-
 class _Row(NamedTuple):
     """A sequence to be scored."""
 
@@ -275,12 +229,11 @@ def _candidates(batch: list[_Row], signal: Signal, device: torch.device) -> Tens
 
 
 def _uniforms(batch: list[_Row], signal: Signal, device: torch.device) -> Tensor | None:
-    """Return the random numbers of a batch's draws: a function of sequence and position alone."""
-    if not signal.draws:
+    """Return the random numbers of a batch's positions, or None where the signal needs none."""
+    if not (signal.draws or signal.sample):
         return None
-    parts = []
-    for row in batch:
-        seed = derived_seed("draws", sequence_digest(row.prompt, row.response))
-        numbers = uniforms(np.array([seed]), len(row.response) * signal.draws)
-        parts.append(numbers.reshape(len(row.response), signal.draws))
-    return torch.from_numpy(np.concatenate(parts)).to(device)
+    digests = [sequence_digest(row.prompt, row.response) for row in batch]
+    lengths = [len(row.response) for row in batch]
+    parts = [signal_uniforms(d, n, signal) for d, n in zip(digests, lengths, strict=True)]
+    numbers = np.concatenate([part for part in parts if part is not None])
+    return torch.from_numpy(numbers).to(device)

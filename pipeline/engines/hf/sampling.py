@@ -5,9 +5,15 @@ batch. Shapes: B rows, V vocabulary, N steps.
 """
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from pipeline.scores.threshold import filled, threshold_sample
+from schemas.randomness import derived_seed, uniforms
 
 
 def processed_logprobs(
@@ -41,3 +47,24 @@ def draw(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     target_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
     ids_B = torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
     return ids_B.clamp(max=logprobs_BV.shape[-1] - 1)
+
+
+def own_sample(logprobs_BV: Tensor, uniforms_B: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Return a threshold sample of the distribution that is drawn from, and its log-probabilities.
+
+    Ids are distinct, int64 [B, N]; where too few have mass, others follow with -inf.
+
+    Args:
+        logprobs_BV: of the distribution, as `processed_logprobs` gives it.
+        uniforms_B: random numbers of `own_uniforms`.
+        places: ids of a position, at most as many as there are.
+    """
+    weights_BV = logprobs_BV.exp()
+    found_BN, _ = threshold_sample(weights_BV, uniforms_B, places)
+    ids_BN = filled(found_BN, weights_BV)
+    return ids_BN, logprobs_BV.gather(-1, ids_BN).masked_fill(found_BN < 0, -math.inf)
+
+
+def own_uniforms(seeds: Sequence[int], steps: int) -> NDArray[np.float64]:
+    """Return the random numbers [B, N] of rows' own samples, apart from those that draw tokens."""
+    return uniforms(np.array([derived_seed("sample", int(seed)) for seed in seeds]), steps)

@@ -37,7 +37,7 @@ from pipeline.models.source import load_settings
 from pipeline.models.stopstrings import ModelStops, StopStrings
 from pipeline.scores.scores import Scores
 from schemas.columns import Ids
-from schemas.errors import ConfigError, DataError
+from schemas.errors import DataError
 from schemas.scoresignal import Signal, signal_for
 
 
@@ -90,10 +90,7 @@ class ServerEngine:
     ) -> list[Sample]:
         """Return one response per prompt, each drawn with its own seed."""
         check_temperature(sampling.temperature)
-        if sampling.candidates > (known := sampling.vocab_size or self.vocab_size):
-            raise ConfigError(
-                f"rollout.candidates = {sampling.candidates}, but the vocabulary has {known} ids"
-            )
+        sampling.check_vocabulary(self.vocab_size)
         stops = self._stops.of(sampling.stop_strings)
         self._have_checked(stops)
         rows = zip(prompts, seeds, strict=True)

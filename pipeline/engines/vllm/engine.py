@@ -30,7 +30,6 @@ from pipeline.scores.scores import Scores
 from schemas.columns import Ids
 from schemas.errors import DataError
 from schemas.fingerprint import sequence_digest
-from schemas.randomness import derived_seed
 from schemas.scoresignal import Signal
 
 HELD_TOKENS = 1 << 16
@@ -72,7 +71,8 @@ class VllmEngine:
 
         with capacity("sampling"):
             self._host.run(prompts, [sampling_params(sampling, seed) for seed in seeds], finished)
-        return [samples[row] for row in range(len(prompts))]
+        drawn = [samples[row] for row in range(len(prompts))]
+        return self._with_own(prompts, drawn, seeds, sampling) if sampling.sample else drawn
 
     def score(
         self,
@@ -84,22 +84,54 @@ class VllmEngine:
         candidates: Sequence[Ids] | None = None,
     ) -> Scores:
         """Return scores of every response token, rows joined in the given order."""
-        self._host.collect(signal, vocab_size, self._chunk_tokens)
-        base = self._rows
-        self._rows += len(prompts)
-        params, whole = [], []
+        self._host.collect("opd_begin", signal.words(), vocab_size, self._chunk_tokens)
+        jobs, whole = list[dict[str, Any]](), []
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             whole.append(np.concatenate([prompt, response]))
-            job: dict[str, Any] = {"row": base + row, "prompt": len(prompt)}
-            if signal.draws:
-                job["draw_seed"] = derived_seed("draws", sequence_digest(prompt, response))
+            job: dict[str, Any] = {"prompt": len(prompt)}
+            if signal.draws or signal.sample:
+                job["digest"] = sequence_digest(prompt, response)
             if candidates is not None:
                 job["candidates"] = np.ascontiguousarray(candidates[row], np.int32).tobytes()
-            params.append(score_params(job))
-        taken = _Taken(self._host, [len(r) for r in responses], base)
+            jobs.append(job)
+        rows = self._collected(whole, jobs, [len(r) for r in responses])
+        return Scores.of({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+
+    def _with_own(
+        self,
+        prompts: Sequence[Ids],
+        samples: list[Sample],
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> list[Sample]:
+        """Return samples with one of what each token was drawn from, from a pass that reads them.
+
+        vLLM shows no more than the likeliest ids while it draws. The last token of a response is
+        not read, for nothing follows it, so that a sequence may fill the whole context.
+        """
+        self._host.collect("opd_begin_own", sampling.words(), self._chunk_tokens)
+        whole = [np.concatenate([p, s.ids[:-1]]) for p, s in zip(prompts, samples, strict=True)]
+        jobs: list[dict[str, Any]] = [
+            {"prompt": len(prompt), "seed": int(seed), "after": [int(sample.ids[-1])]}
+            for prompt, sample, seed in zip(prompts, samples, seeds, strict=True)
+        ]
+        rows = self._collected(whole, jobs, [len(sample.ids) for sample in samples])
+        return [
+            replace(sample, sample_ids=row["sample_ids"], sample_logprobs=row["sample_logprobs"])
+            for sample, row in zip(samples, rows, strict=True)
+        ]
+
+    def _collected(
+        self, sequences: Sequence[Ids], jobs: Sequence[dict[str, Any]], lengths: Sequence[int]
+    ) -> list[dict[str, NDArray[Any]]]:
+        """Return what the workers collect of sequences that are read, row by row."""
+        base = self._rows
+        self._rows += len(sequences)
+        params = [score_params({"row": base + row, **job}) for row, job in enumerate(jobs)]
+        taken = _Taken(self._host, lengths, base)
         with capacity("scoring"):
-            self._host.run(whole, params, lambda row, output: taken.add(row))
-        return taken.scores()
+            self._host.run(sequences, params, lambda row, output: taken.add(row))
+        return taken.rows()
 
     def shrink(self) -> bool:
         """Start again with half the tokens in a forward pass; return whether that was left."""
@@ -158,15 +190,14 @@ class _Taken:
         if self._held >= HELD_TOKENS:
             self._fetch()
 
-    def scores(self) -> Scores:
-        """Return the scores of all rows.
+    def rows(self) -> list[dict[str, NDArray[Any]]]:
+        """Return the arrays of all rows.
 
         Raises:
             DataError: a row lacks positions.
         """
         self._fetch()
-        rows = [self._rows[row] for row in range(len(self._lengths))]
-        return Scores.of({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        return [self._rows[row] for row in range(len(self._lengths))]
 
     def _fetch(self) -> None:
         packed = self._host.take([self._base + row for row in self._waiting])
@@ -174,7 +205,7 @@ class _Taken:
             found = {name: _array(value) for name, value in arrays.items()}
             if len(found["token_logprob"]) != self._lengths[row]:
                 raise DataError(
-                    f"vLLM scored {len(found['token_logprob'])} of {self._lengths[row]} tokens of "
+                    f"vLLM read {len(found['token_logprob'])} of {self._lengths[row]} tokens of "
                     "a row; nothing was stored. Report it with vLLM's version"
                 )
             self._rows[row] = found

@@ -31,7 +31,6 @@ from pipeline.store import interrupts
 from pipeline.store.disk.scratch import disk_fault, full_disk
 from schemas.columns import Ids
 from schemas.errors import CapacityError, ConfigError, OpdError
-from schemas.scoresignal import Signal
 
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -73,7 +72,7 @@ class VllmHost:
         self._stays = start.section.vllm.keep_between_stages
         arguments = model_arguments(start, held.source, batch_tokens=batch_tokens)
         apart = self._prepare()
-        self._signal: tuple[Any, ...] | None = None
+        self._wanted: tuple[Any, ...] | None = None
         self._count = 0
         arguments |= {
             "worker_extension_cls": "pipeline.engines.vllm.worker.SignalWorker",
@@ -192,22 +191,25 @@ class VllmHost:
             if not self._llm.reset_prefix_cache():
                 raise ConfigError("vLLM's key-value cache could not be emptied: it is in use")
 
-    def collect(self, signal: Signal, vocab_size: int, chunk_tokens: int) -> None:
-        """Let the workers collect a signal of the requests that come.
+    def collect(self, method: str, *wanted: Any) -> None:
+        """Let the workers collect arrays of the requests that come.
+
+        Args:
+            method: of `worker.SignalWorker`, which begins the work.
+            wanted: its arguments.
 
         Raises:
             ConfigError: this version of vLLM has other insides.
         """
-        wanted = (signal.words(), vocab_size, chunk_tokens)
-        if wanted == self._signal:
+        if (method, *wanted) == self._wanted:
             return
-        lacking = [text for text in self._ask("opd_begin", args=wanted) if text]
+        lacking = [text for text in self._ask(method, args=wanted) if text]
         if lacking:
             raise ConfigError(
-                f"this version of vLLM cannot give exact scores ({lacking[0]}): install vllm "
-                "0.32.0, or set score.engine to 'hf'"
+                f"this version of vLLM does not show its logits ({lacking[0]}): install vllm "
+                "0.32.0, or set the engine of rollout and score to 'hf'"
             )
-        self._signal = wanted
+        self._wanted = (method, *wanted)
 
     def take(self, rows: Sequence[int]) -> list[Packed]:
         """Return the signals of finished rows and forget them."""

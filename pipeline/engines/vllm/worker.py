@@ -1,22 +1,22 @@
-"""What runs inside vLLM's workers: a teacher's signals, taken where the hidden states are.
+"""What runs inside vLLM's workers: arrays of full logits, taken where the hidden states are.
 
 vLLM hands out a prompt's log-probabilities as top-k alone, for every position and through Python
-lists. This extension of its worker computes `pipeline.scores.signals` at response positions only.
+lists. This extension of its worker does the work of `work` at response positions only.
 Promises: the function of the `hf` engine on logits of `chunk_tokens` positions at most; a prompt
 that is computed in parts, or twice after preemption, gives each position once. Shapes: N positions
 of one step, T positions of a row, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.scores.signals import score_signals
-from schemas.randomness import uniforms
+from pipeline.engines.engine import Sampling
+from pipeline.engines.vllm.work import OwnSample, Piece, Scoring, Work
 from schemas.scoresignal import Signal
 
 Packed = dict[str, tuple[str, list[int], bytes]]
@@ -69,6 +69,18 @@ class SignalWorker:
             vocab_size: ids that may enter the top-k.
             chunk_tokens: positions whose logits exist at once.
         """
+        return self._begin(Scoring(Signal.of(words), vocab_size), chunk_tokens)
+
+    def opd_begin_own(self, words: dict[str, Any], chunk_tokens: int) -> str | None:
+        """Collect a student's own samples from now on; return what this vLLM lacks, or None.
+
+        Args:
+            words: the parameters, by the names of `Sampling`.
+            chunk_tokens: positions whose logits exist at once.
+        """
+        return self._begin(OwnSample(Sampling(**words)), chunk_tokens)
+
+    def _begin(self, work: Work, chunk_tokens: int) -> str | None:
         runner = self.model_runner
         missing = [name for name in _NEEDED if not hasattr(runner, name)]
         if missing:
@@ -77,7 +89,7 @@ class SignalWorker:
         if collector is None:
             collector = runner.opd_collector = _Collector(runner)
             runner._get_prompt_logprobs_dict = collector
-        collector.begin(Signal.of(words), vocab_size, chunk_tokens)
+        collector.begin(work, chunk_tokens)
         return None
 
     def opd_take(self, rows: list[int]) -> list[Packed]:
@@ -93,24 +105,6 @@ class SignalWorker:
 _NEEDED = ("_get_prompt_logprobs_dict", "requests", "input_batch", "query_start_loc", "model")
 
 
-class _Piece(NamedTuple):
-    """Consecutive positions of one request in one step."""
-
-    job: Mapping[str, Any]
-    ids: Sequence[int]
-    """Prompt ids of the request: prompt and response."""
-    start: int
-    """First response token that is predicted here."""
-    tokens: int
-    offset: int
-    """Where the hidden states that predict them begin in the step."""
-
-    def targets(self) -> NDArray[np.int64]:
-        """Return the ids that stand at the predicted positions."""
-        first = int(self.job["prompt"]) + self.start
-        return np.array(self.ids[first : first + self.tokens], dtype=np.int64)
-
-
 class _Collector:
     """Stands in for the model runner's method that gathers prompt log-probabilities each step."""
 
@@ -118,9 +112,9 @@ class _Collector:
         self._runner, self._original = runner, runner._get_prompt_logprobs_dict
         self._parts: dict[int, list[tuple[int, dict[str, NDArray[Any]]]]] = {}
 
-    def begin(self, signal: Signal, vocab_size: int, chunk_tokens: int) -> None:
-        """Collect another signal from now on."""
-        self._signal, self._vocab_size, self._chunk = signal, vocab_size, chunk_tokens
+    def begin(self, work: Work, chunk_tokens: int) -> None:
+        """Do other work from now on."""
+        self._work, self._chunk = work, chunk_tokens
 
     def __call__(self, hidden_states: Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
         """Collect what a step computed, then do what vLLM does."""
@@ -133,7 +127,7 @@ class _Collector:
         """Return the signals of rows, each position once, and forget them."""
         return [_packed(_joined(self._parts.pop(row))) for row in rows if row in self._parts]
 
-    def _pieces(self, num_scheduled_tokens: Mapping[str, int]) -> list[_Piece]:
+    def _pieces(self, num_scheduled_tokens: Mapping[str, int]) -> list[Piece]:
         runner, pieces = self._runner, []
         for name, num_tokens in num_scheduled_tokens.items():
             request = runner.requests[name]
@@ -142,63 +136,41 @@ class _Collector:
                 continue
             done, before = request.num_computed_tokens, int(job["prompt"]) - 1
             low = max(done, before)
-            high = min(done + num_tokens, len(request.prompt_token_ids) - 1)
+            ids = request.prompt_token_ids
+            if "after" in job:
+                ids = [*ids, *job["after"]]
+            high = min(done + num_tokens, len(ids) - 1)
             if low < high:
                 index = runner.input_batch.req_id_to_index[name]
                 offset = int(runner.query_start_loc.np[index]) + low - done
-                ids = request.prompt_token_ids
-                pieces.append(_Piece(job, ids, low - before, high - low, offset))
+                pieces.append(Piece(job, ids, low - before, high - low, offset))
         return pieces
 
     @torch.inference_mode()
-    def _collect(self, pieces: list[_Piece], hidden_states: Tensor) -> None:
+    def _collect(self, pieces: list[Piece], hidden_states: Tensor) -> None:
         device = hidden_states.device
         index = np.concatenate([np.arange(p.offset, p.offset + p.tokens) for p in pieces])
         states_NH = hidden_states[torch.from_numpy(index).to(device)]
         targets_N = torch.from_numpy(np.concatenate([p.targets() for p in pieces])).to(device)
-        candidates_NC = self._candidates(pieces, device)
-        uniforms_ND = self._uniforms(pieces, device)
+        inputs = {
+            name: torch.from_numpy(values).to(device)
+            for name, values in self._work.inputs(pieces).items()
+        }
         found: list[dict[str, Tensor]] = []
         for first in range(0, len(index), self._chunk):
             chunk = slice(first, first + self._chunk)
             logits_NV = self._runner.model.compute_logits(states_NH[chunk])
             if logits_NV is None:  # another worker of a tensor-parallel group gathers them
                 return
-            signals = score_signals(
-                logits_NV,
-                targets_N[chunk],
-                signal=self._signal,
-                vocab_size=self._vocab_size,
-                candidates_TN=None if candidates_NC is None else candidates_NC[chunk],
-                uniforms_TD=None if uniforms_ND is None else uniforms_ND[chunk],
-            )
-            found.append({name: value.cpu() for name, value in signals.items()})
+            given = {name: values[chunk] for name, values in inputs.items()}
+            arrays = self._work.arrays(logits_NV, targets_N[chunk], given)
+            found.append({name: value.cpu() for name, value in arrays.items()})
         joined = {name: torch.cat([part[name] for part in found]).numpy() for name in found[0]}
         end = 0
         for piece in pieces:
             begin, end = end, end + piece.tokens
             part = {name: values[begin:end] for name, values in joined.items()}
             self._parts.setdefault(int(piece.job["row"]), []).append((piece.start, part))
-
-    def _candidates(self, pieces: list[_Piece], device: torch.device) -> Tensor | None:
-        if not self._signal.candidates:
-            return None
-        parts = []
-        for piece in pieces:
-            ids = np.frombuffer(piece.job["candidates"], dtype=np.int32)
-            ids_TC = ids.reshape(-1, self._signal.candidates).astype(np.int64)
-            parts.append(ids_TC[piece.start : piece.start + piece.tokens])
-        return torch.from_numpy(np.concatenate(parts)).to(device)
-
-    def _uniforms(self, pieces: list[_Piece], device: torch.device) -> Tensor | None:
-        if not self._signal.draws:
-            return None
-        parts = []
-        for piece in pieces:
-            steps = (piece.start + piece.tokens) * self._signal.draws
-            numbers = uniforms(np.array([piece.job["draw_seed"]]), steps)
-            parts.append(numbers.reshape(-1, self._signal.draws)[piece.start :])
-        return torch.from_numpy(np.concatenate(parts)).to(device)
 
 
 def _joined(parts: list[tuple[int, dict[str, NDArray[Any]]]]) -> dict[str, NDArray[Any]]:

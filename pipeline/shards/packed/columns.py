@@ -1,21 +1,22 @@
 """The codec `packed-v1`: the fewest bytes, in binary columns. Pure.
 
 Ids become numbers by frequency, log-probabilities levels of a grid; numbers become bytes by
-`varints`, and those of the top-k by `topk`. The sampled token's log-probability is exact.
+`varints`, those of the top-k and of a sample by `ranked`. The sampled token's log-probability is
+exact.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.shards.packed import topk
+from pipeline.shards.packed import ranked
 from pipeline.shards.packed.quantization import COARSE, FINE, levels, num_levels, values
+from pipeline.shards.packed.ranked import get, put
 from pipeline.shards.packed.renumbering import Renumbering
-from pipeline.shards.packed.topk import get, put
 from pipeline.shards.packed.varints import LIMIT, Counts
 from schemas.columns import flat_values, list_array, list_lengths
 from schemas.errors import DataError
@@ -23,13 +24,22 @@ from schemas.ragged import row_sums
 from schemas.scoresignal import Kind, ScoreColumn, Signal
 from schemas.tables import DIGEST, SCORES, check_table, with_absent
 
-TOPK = ("topk_ids", "topk_logprobs")
-"""Columns that `topk` stores, in a shape of their own."""
+RANKED = {"topk": "top-k", "sample": "sampled"}
+"""Beginnings of the columns of ids and log-probabilities that `ranked` stores, and their words."""
 
 FIRST = ("tail_logprobs", "token_rank", "entropy")
 """Columns of numbers that stand before the others in a file, whose bytes have an order."""
 
 Numbers = NDArray[np.int32]
+
+
+class _Ranks(NamedTuple):
+    """What a signal has of ranked ids."""
+
+    most: int
+    """Ids of a token."""
+    counted: ScoreColumn | None
+    """Which column has their number, where tokens may have fewer."""
 
 
 class _Way(NamedTuple):
@@ -49,18 +59,21 @@ def encode(
     Raises:
         DataError: top-k log-probabilities are not in rank order.
     """
-    parts = topk.pieces(table, list_lengths(table, "topk_ids"))
+    names = [f"{name}_ids" for name in _ranked(signal)] or ["token_logprob"]
+    parts = ranked.pieces(table, list_lengths(table, names[0]))
     return pa.concat_tables([_encoded(part, signal, renumbering) for part in parts])
 
 
 def _encoded(table: pa.Table, signal: Signal, renumbering: Renumbering | None) -> pa.Table:
     columns = {name: table.column(name) for name in _plain(signal).names}
-    columns |= topk.encode(
-        _ids(renumbering).to_numbers(flat_values(table, "topk_ids")),
-        flat_values(table, "topk_logprobs"),
-        list_lengths(table, "topk_ids"),
-        per_token=flat_values(table, "topk_count").astype(np.int64) if signal.ragged else signal.k,
-    )
+    for name, (most, count) in _ranked(signal).items():
+        columns |= ranked.encode(
+            name,
+            _ids(renumbering).to_numbers(flat_values(table, f"{name}_ids")),
+            flat_values(table, f"{name}_logprobs"),
+            entries=list_lengths(table, f"{name}_ids"),
+            per_token=flat_values(table, count.name).astype(np.int64) if count else most,
+        )
     for column in _coded(signal):
         name, way = column.name, _way(column, signal, renumbering)
         columns |= put(name, way.to_numbers(flat_values(table, name)), list_lengths(table, name))
@@ -86,37 +99,57 @@ def decode(
         name, way = column.name, _way(column, signal, renumbering)
         numbers, counts = get(table, name, where)
         _check_numbers(numbers, name, vocab_size if way.below is None else way.below, where)
-        columns[name] = list_array(way.to_values(numbers), counts, SCORES.field(name).type)
+        columns[name] = list_array(way.to_values(numbers), counts, _kind(name))
 
-    def to_ids(numbers: Numbers) -> Any:
-        _check_numbers(numbers, "topk_ids", vocab_size, where)
+    def to_ids(name: str, numbers: Numbers) -> Any:
+        _check_numbers(numbers, name, vocab_size, where)
         return _ids(renumbering).to_values(numbers)
 
-    entries = topk.num_entries(table)
-    per_token = _per_token(columns, list_lengths(table, "token_logprob"), entries, signal, where)
-    top = topk.decode(table, to_ids, per_token=per_token, where=where)
-    for name, found in zip(TOPK, top, strict=True):
-        columns[name] = list_array(found, entries, SCORES.field(name).type)
+    for name, ranks in _ranked(signal).items():
+        entries = ranked.num_entries(name, table)
+        per_token = _per_token(name, ranks, columns, entries, where)
+        give = partial(to_ids, f"{name}_ids")
+        found = ranked.decode(name, table, give, per_token=per_token, where=where)
+        for part, some in zip(("ids", "logprobs"), found, strict=True):
+            columns[f"{name}_{part}"] = list_array(some, entries, _kind(f"{name}_{part}"))
     return with_absent(columns)
 
 
 def _per_token(
-    columns: dict[str, Any], lengths: Counts, entries: Counts, signal: Signal, where: str
+    name: str, ranks: _Ranks, columns: dict[str, Any], entries: Counts, where: str
 ) -> int | Counts:
-    """Return the top-k ids of each token: one number, or int64 [T] that add up to each row's.
+    """Return the ranked ids of each token: one number, or int64 [T] that add up to each row's.
 
     Raises:
         DataError: a row has more or fewer than its tokens call for.
     """
-    per_token: int | Counts = signal.k
-    fits = np.array_equal(entries, lengths * signal.k)
-    if signal.ragged:
-        per_token = counts = np.asarray(columns["topk_count"].values, dtype=np.int64)
-        fits = len(counts) == lengths.sum() and counts.min(initial=1) > 0
+    per_token: int | Counts = ranks.most
+    lengths = list_lengths(pa.table({"of": columns["token_logprob"]}), "of")
+    fits = np.array_equal(entries, lengths * ranks.most)
+    if ranks.counted is not None:
+        per_token = counts = np.asarray(columns[ranks.counted.name].values, dtype=np.int64)
+        least = ranks.counted.least
+        fits = len(counts) == lengths.sum() and counts.min(initial=least) >= least
         fits = fits and np.array_equal(entries, row_sums(counts, lengths))
     if not fits:
-        raise DataError(f"{where}: a row has more or fewer top-k ids than its tokens call for")
+        raise DataError(
+            f"{where}: a row has more or fewer {RANKED[name]} ids than its tokens call for"
+        )
     return per_token
+
+
+def _ranked(signal: Signal) -> dict[str, _Ranks]:
+    """Return what `ranked` stores of a signal, by the beginnings of the columns."""
+    there = {column.name: column for column in signal.columns}
+    return {
+        name: _Ranks(there[f"{name}_ids"].per_token(signal), there.get(f"{name}_count"))
+        for name in RANKED
+        if f"{name}_ids" in there
+    }
+
+
+def _kind(name: str) -> pa.DataType:
+    return SCORES.field(name).type
 
 
 @lru_cache(maxsize=16)
@@ -129,8 +162,9 @@ def _plain(signal: Signal) -> pa.Schema:
 
 
 def _coded(signal: Signal) -> list[ScoreColumn]:
-    """Return the columns besides the top-k whose values become numbers, in the file's order."""
-    there = {*_plain(signal).names, *TOPK}
+    """Return the columns that `ranked` does not store, as numbers, in the file's order."""
+    parts = {f"{name}_{part}" for name in RANKED for part in ("ids", "logprobs")}
+    there = {*_plain(signal).names, *parts}
     coded = [column for column in signal.columns if column.name not in there]
     return sorted(coded, key=lambda column: column.name not in FIRST)
 
@@ -167,9 +201,13 @@ def _grid(drop: int) -> _Way:
 
 @lru_cache(maxsize=16)
 def _schema(signal: Signal) -> pa.Schema:
-    names = ["topk_ids", *(column.name for column in _coded(signal)), "topk_long_steps"]
+    ids, steps, halves = (
+        [f"{name}_{part}" for name in _ranked(signal) for part in parts]
+        for parts in (("ids",), ("long_steps",), ("ids_low", "steps"))
+    )
+    names = [*ids, *(column.name for column in _coded(signal)), *steps]
     parts = [part for name in names for part in (name, f"{name}_more")]
-    fields = [pa.field(name, pa.large_binary(), nullable=False) for name in [*parts, *topk.HALVES]]
+    fields = [pa.field(name, pa.large_binary(), nullable=False) for name in [*parts, *halves]]
     return pa.schema([*_plain(signal), *fields])
 
 

@@ -31,6 +31,7 @@ from tests.support.golden import (
     reference_scores,
     rows,
 )
+from tests.support.owngolden import CHANGES, PLACES, assert_own_samples
 from tests.support.stopgolden import assert_ends
 from tests.support.tiny import make_model
 
@@ -165,6 +166,29 @@ def test_logprobs_are_of_the_distribution_that_was_sampled(
         assert sample.logprobs.dtype == np.float32 and sample.ids.dtype == np.int32
         assert np.isfinite(expected).all()
         np.testing.assert_allclose(sample.logprobs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_students_own_sample_is_of_what_each_token_was_drawn_from(
+    make: Models, changes: dict[str, Any]
+) -> None:
+    model, sampling = make("qwen3", True), replace(PLAIN, sample=PLACES, **changes)
+    engine = model.engine(batch_tokens=60)
+    assert_own_samples(model, engine, rows(9)[0], sampling, atol=1e-5)
+    plain = generate(engine, rows(9)[0], replace(PLAIN, **changes), range(9))
+    sampled = generate(engine, rows(9)[0], sampling, range(8, -1, -1))
+    for mine, other in zip(plain, sampled, strict=True):
+        np.testing.assert_array_equal(mine.ids, other.ids)
+
+
+def test_more_own_ids_than_there_are_is_said(make: Models) -> None:
+    few = replace(PLAIN, vocab_size=9)
+    for name, sampling in (
+        ("sample", replace(few, sample=10)),
+        ("candidates", replace(few, candidates=10)),
+    ):
+        with pytest.raises(ConfigError, match=rf"rollout\.{name} = 10, but the vocabulary has 9"):
+            generate(make("qwen3", True).engine(), rows(2)[0], sampling, range(2))
 
 
 def test_a_response_ends_with_its_first_stop_token_or_at_the_limit(make: Models) -> None:

@@ -21,11 +21,13 @@ from tests.support.golden import (
     reference_scores,
     rows,
 )
+from tests.support.owngolden import CHANGES, PLACES, assert_own_samples
 from tests.support.vllmgolden import ATOL, opened
 
 KINDS = [(arch, tied) for arch in ("qwen3", "llama") for tied in (True, False)]
 Held = tuple[Tiny, VllmEngine]
-FULL = Signal(4, tail_buckets=3, candidates=2, draws=5)
+FULL = Signal(4, tail_buckets=3, candidates=2, draws=5, sample=4)
+SAMPLED = Signal(0, candidates=2, sample=4)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)
@@ -52,7 +54,7 @@ def test_every_signal_is_that_of_the_reference_engine(held: Held) -> None:
     (model, engine), (prompts, responses) = held, rows(20)
     random = np.random.default_rng(1)
     candidates = [random.integers(0, V, (len(r), 2)).astype(np.int32) for r in responses]
-    for signal in (FULL, Signal(6, top_p=0.8, min_k=2, candidates=2)):
+    for signal in (FULL, Signal(6, top_p=0.8, min_k=2, candidates=2), SAMPLED):
         given: dict[str, Any] = {"signal": signal, "vocab_size": V - 2, "candidates": candidates}
         found = engine.score(prompts, responses, **given)
         expected = model.engine().score(prompts, responses, **given)
@@ -96,6 +98,14 @@ def test_logprobs_are_of_the_distribution_that_was_sampled(
         chosen = np.take_along_axis(processed, sample.candidate_ids.astype(np.int64), -1)
         possible = np.isfinite(top)
         np.testing.assert_allclose(chosen[possible], top[possible], atol=ATOL)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_students_own_sample_is_of_what_each_token_was_drawn_from(
+    held: Held, changes: dict[str, Any]
+) -> None:
+    (model, engine), sampling = held, replace(PLAIN, sample=PLACES, **changes)
+    assert_own_samples(model, engine, rows(9)[0], sampling, atol=ATOL)
 
 
 def test_a_row_draws_the_same_tokens_alone_and_in_any_batch(held: Held) -> None:

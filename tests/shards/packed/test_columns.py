@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.scores.columns import table_of
 from pipeline.shards.codec import CODECS
-from pipeline.shards.packed.topk import put
+from pipeline.shards.packed.ranked import put
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
 from schemas.tables import check_scores

@@ -1,8 +1,8 @@
-"""The top-k columns of `packed-v1`: numbers of ids in two parts, levels as steps. Pure.
+"""Ranked ids in `packed-v1`, top-k or sample: numbers of ids in two parts, levels as steps. Pure.
 
 The lowest four bits of an id's number stand apart, and of levels only the steps from rank to rank
 are kept, both two to a byte. Rows are done in pieces that stay in a processor's cache.
-Shapes: T tokens, N entries: top-k ids of all tokens, rows joined; R rows.
+Shapes: T tokens, N entries: ranked ids of all tokens, rows joined; R rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +24,6 @@ from schemas.ragged import stretches
 ESCAPE = 15
 """Step that says: the rest of it is among the long ones."""
 
-HALVES = ("topk_ids_low", "topk_steps")
-
 PIECE_ENTRIES = 1 << 20
 
 Numbers = NDArray[np.int32]
@@ -44,11 +42,17 @@ def pieces(table: pa.Table, entries: Counts) -> Iterator[pa.Table]:
 
 
 def encode(
-    numbers: Numbers, logprobs: NDArray[Any], entries: Counts, *, per_token: int | Counts
+    name: str,
+    numbers: Numbers,
+    logprobs: NDArray[Any],
+    *,
+    entries: Counts,
+    per_token: int | Counts,
 ) -> dict[str, pa.Array]:
-    """Return the stored columns of a top-k.
+    """Return the stored columns of ranked ids.
 
     Args:
+        name: what the columns begin with.
         numbers: int32 [N] numbers of the ids.
         logprobs: float32 [N].
         entries: int64 [R] entries of each row.
@@ -57,27 +61,29 @@ def encode(
     Raises:
         DataError: log-probabilities are not in rank order.
     """
-    steps = _steps(levels(logprobs, drop=FINE), per_token)
+    steps = _steps(levels(logprobs, drop=FINE), per_token, name)
     long = np.flatnonzero(steps >= ESCAPE)
     long_counts = varints.rows_of(long, np.cumsum(entries))
     return {
-        **put("topk_ids", numbers >> 4, entries),
-        "topk_ids_low": binary_array(*joined(numbers & 15, entries)),
-        "topk_steps": binary_array(*joined(np.minimum(steps, ESCAPE), entries)),
-        **put("topk_long_steps", steps[long] - ESCAPE, long_counts),
+        **put(f"{name}_ids", numbers >> 4, entries),
+        f"{name}_ids_low": binary_array(*joined(numbers & 15, entries)),
+        f"{name}_steps": binary_array(*joined(np.minimum(steps, ESCAPE), entries)),
+        **put(f"{name}_long_steps", steps[long] - ESCAPE, long_counts),
     }
 
 
 def decode(
+    name: str,
     table: pa.Table,
     to_ids: Callable[[Numbers], Any],
     *,
     per_token: int | Counts,
     where: str,
 ) -> tuple[Numbers, NDArray[np.float32]]:
-    """Return the ids and the log-probabilities [N] of a top-k.
+    """Return ranked ids and their log-probabilities [N].
 
     Args:
+        name: what the columns begin with.
         table: stored columns, rows with as many entries as their tokens call for.
         to_ids: gives the ids of numbers.
         per_token: entries of each token, one number for all or int64 [T].
@@ -86,28 +92,28 @@ def decode(
     Raises:
         DataError: the bytes of a column do not fit those of another one.
     """
-    entries = num_entries(table)
+    entries = num_entries(name, table)
     ids, logprobs = np.empty(entries.sum(), np.int32), np.empty(entries.sum(), np.float32)
     end = token = 0
     for part in pieces(table, entries):
-        numbers = _numbers(part, where)
+        numbers = _numbers(name, part, where)
         begin, end = end, end + len(numbers)
         ids[begin:end] = to_ids(numbers)
         counts = per_token
         if not isinstance(counts, int):
             first, token = token, token + int(list_lengths(part, "token_logprob").sum())
             counts = counts[first:token]
-        steps = _step_numbers(part, where)
+        steps = _step_numbers(name, part, where)
         found = _levels(steps, counts)
         if max(steps.max(initial=0), found.max(initial=0)) >= num_levels(FINE):
-            raise DataError(f"{where}: 'topk_steps' fall below every log-probability")
+            raise DataError(f"{where}: '{name}_steps' fall below every log-probability")
         logprobs[begin:end] = values(found, drop=FINE)
     return ids, logprobs
 
 
-def num_entries(table: pa.Table) -> Counts:
+def num_entries(name: str, table: pa.Table) -> Counts:
     """Return the entries of each row of stored columns, int64 [R]."""
-    return np.asarray(binary_values(table, "topk_ids")[1])
+    return np.asarray(binary_values(table, f"{name}_ids")[1])
 
 
 def put(name: str, numbers: Numbers, counts: Counts) -> dict[str, pa.Array]:
@@ -124,19 +130,19 @@ def get(table: pa.Table, name: str, where: str) -> tuple[Numbers, Counts]:
     return varints.decode(coded, counts, where=f"{where}, column {name!r}"), counts
 
 
-def _numbers(table: pa.Table, where: str) -> Numbers:
+def _numbers(name: str, table: pa.Table, where: str) -> Numbers:
     """Return the numbers of ids [N]."""
-    numbers, entries = get(table, "topk_ids", where)
+    numbers, entries = get(table, f"{name}_ids", where)
     numbers <<= 4
-    numbers |= _halves(table, "topk_ids_low", entries, where)
+    numbers |= _halves(table, f"{name}_ids_low", entries, where)
     return numbers
 
 
-def _step_numbers(table: pa.Table, where: str) -> Numbers:
+def _step_numbers(name: str, table: pa.Table, where: str) -> Numbers:
     """Return the steps [N], short and long."""
-    short = _halves(table, "topk_steps", num_entries(table), where)
+    short = _halves(table, f"{name}_steps", num_entries(name, table), where)
     steps = short.astype(np.int32)
-    long, rest = np.flatnonzero(short == ESCAPE), get(table, "topk_long_steps", where)[0]
+    long, rest = np.flatnonzero(short == ESCAPE), get(table, f"{name}_long_steps", where)[0]
     if len(long) != len(rest):
         raise DataError(f"{where}: {len(rest)} long steps for {len(long)} escapes")
     steps[long] += rest
@@ -147,22 +153,22 @@ def _halves(table: pa.Table, name: str, counts: Counts, where: str) -> Bytes:
     """Return a column of half bytes, uint8, rows joined."""
     pairs, lengths = binary_values(table, name)
     if not np.array_equal(lengths, (counts + 1) // 2):
-        raise DataError(f"{where}: {name!r} has not half a byte for each of the top-k ids")
+        raise DataError(f"{where}: {name!r} has not half a byte for each id")
     return split(pairs, counts)
 
 
-def _steps(found: Numbers, per_token: int | Counts) -> Numbers:
+def _steps(found: Numbers, per_token: int | Counts, name: str) -> Numbers:
     """Return by how much each level exceeds the one before; the first of a token, itself."""
     starts = (
         np.arange(0, len(found), per_token)
         if isinstance(per_token, int)
-        else np.cumsum(per_token) - per_token
+        else _starts(per_token[per_token > 0])
     )
     steps = np.empty_like(found)
     np.subtract(found[1:], found[:-1], out=steps[1:])
     steps[starts] = found[starts]
     if len(steps) and steps.min() < 0:
-        raise DataError("top-k log-probabilities to be packed are not in rank order")
+        raise DataError(f"{name} log-probabilities to be packed are not in rank order")
     return steps
 
 
@@ -173,5 +179,11 @@ def _levels(steps: Numbers, per_token: int | Counts) -> Numbers:
         rows = sums.reshape(-1, per_token)
         rows[1:] -= rows[:-1, -1:].copy()
         return sums
-    starts = np.cumsum(per_token) - per_token
-    return np.asarray(sums - np.repeat(sums[starts] - steps[starts], per_token))
+    some = per_token[per_token > 0]
+    starts = _starts(some)
+    return np.asarray(sums - np.repeat(sums[starts] - steps[starts], some))
+
+
+def _starts(per_token: Counts) -> Counts:
+    """Return where the entries of each token begin."""
+    return np.asarray(np.cumsum(per_token) - per_token)
