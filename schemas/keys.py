@@ -88,8 +88,11 @@ def prompts_folder(run: str, split: str) -> str:
     return f"{run_folder(run)}/{PROMPTS}/{split}"
 
 
+ENGINE = "engine"  # what was held against transformers, among what a run admitted
+
+
 def admission_key(run: str, subject: str, mark: str) -> str:
-    """Return the key of what a model of a run was admitted by: the student, or a teacher."""
+    """Return the key of what was admitted to a run: the student, a teacher, or an engine."""
     return f"{run_folder(run)}/admission/{subject}/{mark}.json"
 
 

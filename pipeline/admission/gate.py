@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.admission.models import Candidate, look_at_student, look_at_teacher
-from pipeline.admission.seen import seen_of
+from pipeline.admission.seen import seen_of, seen_of_student
 from pipeline.admission.settings import (
     look_at_engines,
     look_at_grader,
@@ -20,9 +20,18 @@ from pipeline.admission.settings import (
     look_at_references,
     look_at_sampling,
 )
-from pipeline.admission.trial import Rows, first_prompts, is_tried, try_student, try_teacher
+from pipeline.admission.trial import (
+    Rows,
+    Trial,
+    first_prompts,
+    is_tried,
+    sampling_sections,
+    try_student,
+    try_teacher,
+)
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sample
+from pipeline.engines.ledger import RunLedger
 from pipeline.engines.start import Note
 from pipeline.prompts.pinning import made_prompts, read_prompts
 from pipeline.runs.run import Run, pin_run
@@ -61,6 +70,7 @@ def begin(run: Run, *, stage: str | None, note: Note) -> None:
         IdentityError: a teacher may not score this student.
         DataError: an engine gives impossible numbers, or some that depend on their neighbours.
         CapacityError: a model does not fit.
+        StorageError: the student is to sample on servers, and none answers.
     """
     if run.storage.exists(run_key(run.name)):
         require_safe_writes(run.storage)  # the store may be another one by now
@@ -71,11 +81,13 @@ def begin(run: Run, *, stage: str | None, note: Note) -> None:
     splits = ("train",) if run.config.eval is None else ("train", "eval")
     pins = [made_prompts(run, "eval" if s == "eval" else "train", one.tokenizer) for s in splits]
     require_safe_writes(run.storage)
-    records = _trials(one, teachers=stage is None, note=note)
+    ledger = RunLedger(run)
+    records = _trials(one, stage, Trial(note, ledger))
     policy_of_round(run, 0)
     pin_run(run)
     for pin in pins:
         pin()
+    ledger.write()
     for record in records:
         _keep(run, record)
 
@@ -90,7 +102,7 @@ def try_teachers(run: Run, *, note: Note) -> None:
     """
     key = manifest_key(prompts_folder(run.name, "train"))
     for name, section in run.config.teachers.items():
-        if section.scores is not None or not _is_full(run, "score"):
+        if section.scores is not None or not _is_tried(run):
             continue
         label = teacher_label(name)
         seen = seen_of(run, name)
@@ -103,7 +115,8 @@ def try_teachers(run: Run, *, note: Note) -> None:
         first = pinned.model_copy(update={"shards": pinned.shards[:1]})
         prompts = list_rows(read_prompts(run.storage, first), "prompt_ids")
         chosen = [prompts[i] for i in few_rows(np.array([len(p) for p in prompts]))]
-        _keep(run, _tried(run, name, _halves(chosen), vocab_size=size, note=note))
+        trial = Trial(note, RunLedger(run))
+        _keep(run, _tried(run, name, _halves(chosen), vocab_size=size, trial=trial))
 
 
 def _looks(one: Candidate, stage: str | None) -> list[str]:
@@ -122,34 +135,36 @@ def _looks(one: Candidate, stage: str | None) -> list[str]:
     return [f"{found.name}: {found.words}" for found in findings if found.state != "ok"]
 
 
-def _trials(one: Candidate, *, teachers: bool, note: Note) -> list[AdmissionRecord]:
+def _trials(one: Candidate, stage: str | None, trial: Trial) -> list[AdmissionRecord]:
     """Return what trials of the student, and of the teachers where they are here, have found."""
     run = one.run
-    student = _is_full(run, "rollout") and run.config.rollout.engine == "hf"
+    if run.config.run.admission != "full":
+        return []
+    sections = sampling_sections(one, stage, trial.note)
     names = [name for name, t in run.config.teachers.items() if t.scores is None]
-    names = names if teachers and _is_full(run, "score") else []
-    if not student and not names:
+    names = names if stage is None and _is_tried(run) else []
+    if not sections and not names:
         return []
     prompts, records = first_prompts(one), list[AdmissionRecord]()
     rows = _halves(prompts)
-    if student:
-        samples = try_student(one, prompts, new_tokens=NEW_TOKENS, note=note)
+    for section in sections:
+        samples = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)
         rows = Rows(prompts, [sample.ids for sample in samples])
-        records.append(_record(run, STUDENT, seen_of(run, None), _sampled(samples)))
+        seen = seen_of_student(one, section)
+        records.append(_record(run, STUDENT, seen, _sampled(samples)))
     size = int(one.settings.vocab_size)
-    tried = partial(_tried, run, rows=rows, vocab_size=size, note=note)
+    tried = partial(_tried, run, rows=rows, vocab_size=size, trial=trial)
     return [*records, *map(tried, names)]
 
 
-def _is_full(run: Run, stage: str) -> bool:
-    section = run.config.score if stage == "score" else run.config.rollout
-    return run.config.run.admission == "full" and is_tried(section)
-
-
-def _tried(run: Run, name: str, rows: Rows, *, vocab_size: int, note: Note) -> AdmissionRecord:
+def _tried(run: Run, name: str, rows: Rows, *, vocab_size: int, trial: Trial) -> AdmissionRecord:
     seen = seen_of(run, name)
-    noise = try_teacher(run, name, rows, vocab_size=vocab_size, note=note)
+    noise = try_teacher(run, name, rows, vocab_size=vocab_size, trial=trial)
     return _record(run, teacher_label(name), seen, asdict(noise))
+
+
+def _is_tried(run: Run) -> bool:
+    return run.config.run.admission == "full" and is_tried(run.config.score)
 
 
 def _sampled(samples: Sequence[Sample]) -> Figures:

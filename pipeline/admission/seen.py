@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.admission.models import Candidate, teacher_source
-from pipeline.engines.opening import engine_version
+from pipeline.admission.starts import sampling_start
+from pipeline.engines.opening import engine_version, scoring_version
 from pipeline.models.source import ModelSource
 from pipeline.runs.run import Run
 from pipeline.store.disk.files import file_sha256
+from schemas.config.engines import EngineSection
 
 SMALL_BYTES = 1 << 26
 """Files up to this size stand for themselves; of a larger one its size does."""
@@ -21,27 +23,33 @@ READ = (".json", ".safetensors", ".model", ".jinja", ".txt", ".tiktoken", ".py")
 """Endings of the files that a model is made of."""
 
 
-def seen_of(run: Run, teacher: str | None) -> dict[str, Any]:
-    """Return what a trial of the student, or of a teacher, stands for.
+def seen_of_student(one: Candidate, section: EngineSection) -> dict[str, Any]:
+    """Return what a trial of the student on the engine of a stage stands for.
+
+    Raises:
+        ConfigError: the engine is not installed, or a server holds too few tokens.
+        StorageError: no server answers.
+    """
+    start = sampling_start(
+        one.run, section, one.student, dtype=one.run.config.student.dtype, kept=True
+    )
+    version = scoring_version(section, (start.max_tokens or 0) - 1, one.student)
+    engine = {"engine": section.engine, "engine_version": version, "dtype": start.dtype}
+    return _model(one.student) | engine
+
+
+def seen_of(run: Run, teacher: str) -> dict[str, Any]:
+    """Return what a trial of a teacher stands for.
 
     Raises:
         ConfigError: the model is not there, or its engine is not installed.
     """
-    if teacher is None:
-        source, section, dtype = (
-            Candidate(run).student,
-            run.config.rollout,
-            run.config.student.dtype,
-        )
-        return _model(source) | _engine(section.engine, source, dtype)
     scoring = run.config.score
     source, dtype = teacher_source(run, teacher), run.config.teachers[teacher].dtype
     limits = {"k": scoring.k, "noise_tolerance": scoring.noise_tolerance}
-    return _model(source) | _engine(scoring.engine, source, dtype) | limits
-
-
-def _engine(name: Any, source: ModelSource, dtype: str) -> dict[str, Any]:
-    return {"engine": name, "engine_version": engine_version(name, source), "dtype": dtype}
+    version = engine_version(scoring.engine, source)
+    engine = {"engine": scoring.engine, "engine_version": version, "dtype": dtype}
+    return _model(source) | engine | limits
 
 
 def _model(source: ModelSource) -> dict[str, Any]:

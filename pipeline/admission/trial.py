@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.admission.models import Candidate, teacher_source
+from pipeline.admission.settings import engine_sections
+from pipeline.admission.starts import response_limit, sampling_start
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
 from pipeline.engines.proof import proved_engine
-from pipeline.engines.start import Note, Start
+from pipeline.engines.start import Ledger, Note, Start
+from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
@@ -39,9 +42,48 @@ class Rows:
     responses: list[Ids]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What all trials of a command share."""
+
+    note: Note
+    """Told of a start that takes long."""
+    ledger: Ledger | None = None
+    """Where it is remembered which engines were held; None for this process alone."""
+
+
 def is_tried(section: EngineSection) -> bool:
-    """Return whether an engine can be tried: a server's model is checked when it is asked."""
-    return section.engine != "server"
+    """Return whether a teacher's engine can be tried: servers elsewhere may not be up yet."""
+    return section.engine != "server" or not section.server.urls
+
+
+def why_not_sampled(section: EngineSection) -> str | None:
+    """Return why a student cannot be tried on an engine yet, or None where it can."""
+    served = section.server
+    if section.engine == "server" and served.urls and "{policy}" in (served.model or ""):
+        return f"server.model = {served.model!r} names weights that only an imported student has"
+    return None
+
+
+def sampling_sections(one: Candidate, stage: str | None, note: Note) -> list[EngineSection]:
+    """Return the sections whose engines sample from the student here, one of each kind.
+
+    Args:
+        one: the run.
+        stage: the only stage that this machine is asked for; None for all of them.
+        note: told of those that cannot be tried yet.
+    """
+    found: dict[str, EngineSection] = {}
+    for name, section in engine_sections(one.run).items():
+        if name == "score" or stage not in (None, name):
+            continue
+        if reason := why_not_sampled(section):
+            note(f"student: not tried on the servers of {name} before its stage opens: {reason}")
+            continue
+        start = sampling_start(one.run, section, one.student, dtype="", kept=False)
+        kind = section.device if section.engine == "hf" else (section.server, start.fixed)
+        found.setdefault(repr((section.engine, kind)), section)
+    return list(found.values())
 
 
 def first_prompts(one: Candidate) -> list[Ids]:
@@ -62,19 +104,33 @@ def first_prompts(one: Candidate) -> list[Ids]:
 
 
 def try_student(
-    one: Candidate, prompts: Sequence[Ids], *, new_tokens: int, note: Note
+    one: Candidate,
+    section: EngineSection,
+    prompts: Sequence[Ids],
+    *,
+    new_tokens: int,
+    trial: Trial,
 ) -> list[Sample]:
-    """Return what the student samples with the rollout's engine: its own distribution, no end.
+    """Return what the student samples with a stage's engine: its own distribution, no end.
+
+    Args:
+        one: the run.
+        section: of the stage.
+        prompts: what it is asked.
+        new_tokens: most tokens of a response.
+        trial: who is told, and where it is remembered.
 
     Raises:
         ConfigError: the model cannot be loaded, or the engine is not installed.
         DataError: a log-probability is none, or an id is outside the vocabulary.
+        StorageError: no server answers.
     """
-    run, section, size = one.run, one.run.config.rollout, vocabulary_size(one.tokenizer)
-    length = min(section.max_new_tokens, new_tokens)
+    run, size = one.run, vocabulary_size(one.tokenizer)
+    length = min(response_limit(run, section), new_tokens)
     sampling = Sampling(1.0, 1.0, 0, length, (), vocab_size=size)
-    start = Start(one.student, section, dtype=run.config.student.dtype, use="sample")
-    with opened(run, start, note) as engine:
+    dtype = run.config.student.dtype
+    start = sampling_start(run, section, one.student, dtype=dtype, kept=True)
+    with opened(start, trial) as engine:
         samples = engine.generate(prompts, list(range(len(prompts))), sampling)
     for sample in samples:
         good = np.isfinite(sample.logprobs) & (sample.logprobs <= EXACT)
@@ -87,7 +143,7 @@ def try_student(
     return samples
 
 
-def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, note: Note) -> Noise:
+def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, trial: Trial) -> Noise:
     """Return how far a teacher's scores of rows depend on what else is scored.
 
     Args:
@@ -95,15 +151,15 @@ def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, note: Note)
         name: of the teacher.
         rows: what it scores.
         vocab_size: ids of the student.
-        note: told of a start that takes long.
+        trial: who is told, and where it is remembered.
 
     Raises:
         ConfigError: the model cannot be loaded, or the engine is not installed.
         DataError: they depend on it by more than rounding, or a top-k is none.
     """
     section, source = run.config.teachers[name], teacher_source(run, name)
-    start = Start(source, run.config.score, dtype=section.dtype, use="score")
-    with opened(run, start, note) as engine:
+    start = scoring_start(run, source, section.dtype)
+    with opened(start, trial) as engine:
         size = min(engine.vocab_size, vocab_size)
         signal = Signal(min(max(run.config.score.k, 1), size))
         noise = scoring_noise(engine, rows.prompts, rows.responses, signal=signal, vocab_size=size)
@@ -111,16 +167,17 @@ def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, note: Note)
     return noise
 
 
-@contextmanager
-def opened(run: Run, start: Start, note: Note) -> Iterator[Engine]:
-    """Give an engine for a block, which is asked for no longer sequences than a round has.
+def scoring_start(run: Run, source: ModelSource, dtype: str) -> Start:
+    """Return what the engine of the score stage starts with, for a model in a number format."""
+    return Start(source, run.config.score, dtype=dtype, use="score", max_tokens=longest(run))
 
-    One that is to sample proves itself first.
-    """
-    section, begin = start.section.for_one_stage, open_engine
-    if start.use == "sample":
-        begin = proved_engine
-    engine = begin(replace(start, section=section, max_tokens=longest(run)), note)
+
+@contextmanager
+def opened(start: Start, trial: Trial) -> Iterator[Engine]:
+    """Give an engine for a block; one that is to sample proves itself first."""
+    begin = proved_engine if start.use == "sample" else open_engine
+    section = start.section.for_one_stage
+    engine = begin(replace(start, section=section, ledger=trial.ledger), trial.note)
     try:
         yield engine
     finally:

@@ -12,9 +12,20 @@ import numpy as np
 
 from pipeline.admission.findings import Finding, looked
 from pipeline.admission.models import Candidate
-from pipeline.admission.trial import Rows, first_prompts, opened, try_student, try_teacher
+from pipeline.admission.trial import (
+    Rows,
+    Trial,
+    first_prompts,
+    is_tried,
+    opened,
+    sampling_sections,
+    scoring_start,
+    try_student,
+    try_teacher,
+    why_not_sampled,
+)
 from pipeline.engines.engine import Sample
-from pipeline.engines.start import Note, Start
+from pipeline.engines.start import Note
 from pipeline.runs.run import Run
 from pipeline.scores.drift import gap_of
 from pipeline.teachers.selftest import tolerance_of
@@ -33,38 +44,46 @@ def try_engines(run: Run, note: Note) -> Iterator[Finding]:
         run: the run.
         note: told what is loaded, for that may take minutes.
     """
-    sections = (run.config.rollout, run.config.score)
-    if any(section.engine == "server" and section.server.urls for section in sections):
-        words = (
-            "not tried: servers elsewhere hold models of their own, and are checked at their start"
-        )
-        yield Finding("teacher = student", "warning", words)
+    if reason := why_not_sampled(run.config.rollout):
+        yield Finding("student samples", "warning", f"not tried: {reason}")
         return
     note("loading the student to sample a few responses")
+    one, trial = Candidate(run), Trial(note)
     sampled: list[tuple[Ids, Sample]] = []
-
-    def same() -> Finding:
-        one = Candidate(run)
-        prompts = first_prompts(one)
-        samples = try_student(one, prompts, new_tokens=NEW_TOKENS, note=note)
-        sampled.extend(zip(prompts, samples, strict=True))
-        note("loading the student as its own teacher")
-        return _same_weights(run, sampled, note)
-
-    yield looked("teacher = student", same)
+    yield looked("student samples", lambda: _samples(one, sampled, trial))
+    if not sampled:
+        return
+    if not is_tried(run.config.score):
+        words = "not tried: servers elsewhere hold teachers, and are checked when they are asked"
+        yield Finding("teacher = student", "warning", words)
+        return
+    note("loading the student as its own teacher")
+    yield looked("teacher = student", lambda: _same_weights(one, sampled, trial))
     for name, section in run.config.teachers.items():
-        if sampled and section.scores is None:
+        if section.scores is None:
             note(f"loading teacher {name}")
             rows = Rows([p for p, _ in sampled], [s.ids for _, s in sampled])
-            yield looked(f"noise of {name}", partial(_noise, run, name, rows, note))
+            yield looked(f"noise of {name}", partial(_noise, run, name, rows, trial))
 
 
-def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Finding:
+def _samples(one: Candidate, sampled: list[tuple[Ids, Sample]], trial: Trial) -> Finding:
+    """Sample from the student with the engine of the rollout, and with that of the evaluation."""
+    prompts, tokens = first_prompts(one), 0
+    for section in sampling_sections(one, None, trial.note):
+        samples = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)
+        tokens += sum(len(sample.ids) for sample in samples)
+        if not sampled:
+            sampled.extend(zip(prompts, samples, strict=True))
+    words = f"{tokens} tokens: what is drawn is what the engine's own scores say"
+    return Finding("student samples", "ok", words, {"tokens": tokens})
+
+
+def _same_weights(one: Candidate, sampled: list[tuple[Ids, Sample]], trial: Trial) -> Finding:
     """Hold the score engine with the student's weights against what the rollout drew from."""
+    run = one.run
     dtype, k = run.config.student.dtype, max(run.config.score.k, 1)
     prompts, responses = [p for p, _ in sampled], [s.ids for _, s in sampled]
-    start = Start(Candidate(run).student, run.config.score, dtype=dtype, use="score")
-    with opened(run, start, note) as engine:
+    with opened(scoring_start(run, one.student, dtype), trial) as engine:
         size = engine.vocab_size
         scores = engine.score(prompts, responses, signal=Signal(min(k, size)), vocab_size=size)
     drawn = np.concatenate([s.logprobs for _, s in sampled]).astype(np.float64)
@@ -81,9 +100,9 @@ def _same_weights(run: Run, sampled: list[tuple[Ids, Sample]], note: Note) -> Fi
     return Finding("teacher = student", "ok", words, figures)
 
 
-def _noise(run: Run, name: str, rows: Rows, note: Note) -> Finding:
+def _noise(run: Run, name: str, rows: Rows, trial: Trial) -> Finding:
     size = int(Candidate(run).settings.vocab_size)
-    noise = try_teacher(run, name, rows, vocab_size=size, note=note)
+    noise = try_teacher(run, name, rows, vocab_size=size, trial=trial)
     words = (
         f"scored alone, together and turned round, {noise.tokens} tokens differ by "
         f"{noise.mean:.2e} nats on average, {noise.max:.2e} at most"

@@ -5,6 +5,7 @@ Nothing of an engine is imported before it is opened.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 
 from pipeline.engines.engine import Engine
@@ -40,14 +41,19 @@ def _vllm(start: Start, note: Note) -> Engine:
     from pipeline.engines.vllm.engine import VllmEngine
 
     version = engine_version("vllm")
-    return held_engine(start, lambda: VllmEngine(start, version=version, note=note), note)
+    begin = partial(VllmEngine, start, version=version, note=note)
+    return held_engine(start, begin, version=version, note=note)
 
 
 def _server(start: Start, note: Note) -> Engine:
+    from pipeline.engines.reference import held_engine
     from pipeline.engines.server.engine import ServerEngine
 
-    installed = None if start.section.server.urls else engine_version("server")
-    return ServerEngine(start, installed=installed, note=note)
+    if start.section.server.urls:
+        return ServerEngine(start, installed=None, note=note)
+    version = engine_version("server")
+    begin = partial(ServerEngine, start, installed=version, note=note)
+    return held_engine(start, begin, version=version, note=note)
 
 
 ENGINES: Mapping[EngineName, Known] = {
@@ -65,8 +71,8 @@ def open_engine(start: Start, note: Note) -> Engine:
         note: told of a start that takes long, and where vLLM gets an adapter merged.
 
     Raises:
-        ConfigError: the model cannot be loaded, the engine is not installed, or vLLM's numbers are
-            not those of transformers.
+        ConfigError: the model cannot be loaded, the engine is not installed, or the numbers of
+            vLLM here are not those of transformers.
         CapacityError: the model does not fit.
         StorageError: no server answers.
     """

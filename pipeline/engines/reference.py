@@ -1,23 +1,25 @@
 """What transformers says of a few rows in float32: engines of vLLM are held against it.
 
 Promises: an engine that computes an architecture otherwise than transformers is closed before
-anything is sampled or scored; a process pays it once for each teacher and for all its students;
-where a model cannot be held so, that is said. Shapes: T tokens of all responses joined.
+anything is sampled or scored; what was held is not held again, and a student that is compared with
+its checkpoint's probe shares that with the others of its run; where a model cannot be held so, that
+is said. Shapes: T tokens of all responses joined.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.engines.borders import borders_of
 from pipeline.engines.engine import Engine
+from pipeline.engines.provenance import Seen, with_any_weights, with_weights
 from pipeline.engines.start import Note, Start
 from pipeline.models.loading import load_model
 from pipeline.models.look.settings import quantization_of
 from pipeline.models.source import ModelSource, local_folder, whole_settings
-from pipeline.scores.drift import gap_of
+from pipeline.scores.drift import Gap, gap_of
 from pipeline.scores.tolerances import noise_limit
 from schemas.columns import Floats, Ids
 from schemas.errors import CapacityError, ConfigError
@@ -40,7 +42,7 @@ MARGIN = 0.5
 """Share of the limit in float32 that a few tokens may show: among many more one is further off."""
 
 _HELD: set[str] = set()
-"""Digests of models' settings, and of engines', that were held in this process."""
+"""Digests of what was seen of engines that were held in this process."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +54,63 @@ class _Reference:
     logprobs_T: Floats
 
 
-def held_engine(start: Start, begin: Callable[[], Engine], note: Note) -> Engine:
+def held_engine(start: Start, begin: Callable[[], Engine], *, version: str, note: Note) -> Engine:
     """Return an engine whose scores are those of transformers but for rounding.
 
     Args:
-        start: what the engine starts with.
+        start: what the engine starts with, and where it is remembered what was held.
         begin: starts it.
+        version: the versions that its numbers depend on.
         note: told why a model cannot be held against transformers.
 
     Raises:
         ConfigError: its scores are others, transformers cannot load the model, or the model's
             weights are not finite.
     """
-    reference = _reference_of(start, note)  # first, for vLLM changes transformers while it runs
+    known = _is_known(start, version)
+    # first, for vLLM changes transformers while it runs
+    reference = None if known else _reference_of(start, note)
     engine = begin()
     try:
         if reference is not None:
-            _check(engine, reference, start)
+            _remember(start, version, _check(engine, reference, start))
     except BaseException:
         engine.close()
         raise
     return engine
 
 
+def _is_known(start: Start, version: str) -> bool:
+    """Return whether the very engine was held, in this process or by whoever left a record."""
+    if _is_quantised(start.source):
+        return False
+    seen = next(_sights(start, version))
+    if fingerprint(seen) in _HELD:
+        return True
+    return start.ledger is not None and start.ledger.has(seen)
+
+
+def _remember(start: Start, version: str, gap: Gap) -> None:
+    for seen in _sights(start, version):
+        _HELD.add(fingerprint(seen))
+        if start.ledger is not None:
+            start.ledger.keep(seen, asdict(gap))
+
+
+def _sights(start: Start, version: str) -> Iterator[Seen]:
+    """Yield what stands for an engine, that by which it is known first.
+
+    A student's weights are new in each round. With a probe they are compared by themselves, and
+    what has to be known is that the engine computes a model of such settings as transformers does.
+    """
+    if not start.probed:
+        yield with_weights(start, version)
+    if start.use == "sample":
+        yield with_any_weights(start, version)
+
+
 def _reference_of(start: Start, note: Note) -> _Reference | None:
-    """Return what an engine is to be held against; None where it was, or cannot be."""
-    if _key(start) in _HELD:
-        return None
+    """Return what an engine is to be held against; None where it cannot be."""
     if reason := _why_not(start.source):
         note(f"{start.source.words} is not held against a forward of transformers: {reason}")
         return None
@@ -92,8 +124,8 @@ def _reference_of(start: Start, note: Note) -> _Reference | None:
     return _Reference(prompts, responses, logprobs_T)
 
 
-def _check(engine: Engine, reference: _Reference, start: Start) -> None:
-    """Make sure that an engine's scores are those of transformers but for rounding."""
+def _check(engine: Engine, reference: _Reference, start: Start) -> Gap:
+    """Return how far an engine's scores are from those of transformers: no more than rounding."""
     found = engine.score(
         reference.prompts,
         reference.responses,
@@ -112,25 +144,14 @@ def _check(engine: Engine, reference: _Reference, start: Start) -> None:
             f"{engine.version} computes this model otherwise: set the stage's engine to 'hf'. "
             "Nothing was stored"
         )
-    _HELD.add(_key(start))
-
-
-def _key(start: Start) -> str:
-    settings = whole_settings(start.source).to_dict()
-    for volatile in ("_name_or_path", "transformers_version"):
-        settings.pop(volatile, None)
-    # a student's weights are new in each round, and held against the probe of their checkpoint
-    which = start.source.location if start.use == "score" else ""
-    adapted = start.source.base is not None
-    return fingerprint([repr(sorted(settings.items())), repr(start.fixed), which, adapted])
+    return gap
 
 
 def _why_not(source: ModelSource) -> str | None:
     """Return why a model is not held against transformers, or None where it is."""
     import psutil
 
-    settings = whole_settings(source).to_dict()
-    if quantization_of(settings) is not None:
+    if _is_quantised(source):
         return "its weights are quantised, and engines read such weights each in its own way"
     folder = local_folder(source.whole)
     files = [] if folder is None else list(folder.glob("*.safetensors"))
@@ -139,6 +160,10 @@ def _why_not(source: ModelSource) -> str | None:
     if needed > free:
         return f"that takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} can be had"
     return None
+
+
+def _is_quantised(source: ModelSource) -> bool:
+    return quantization_of(whole_settings(source).to_dict()) is not None
 
 
 def _logprobs(source: ModelSource, prompts: list[Ids], responses: list[Ids]) -> Floats:

@@ -1,8 +1,8 @@
 """What an engine starts with: a model, what it is for, and how much it will be asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import tokenizer_place
@@ -12,6 +12,16 @@ Use = Literal["sample", "score"]
 
 Note = Callable[[str], None]
 """Is told, in words, what takes long and what is done otherwise than usual."""
+
+
+class Ledger(Protocol):
+    """What is remembered, across processes, of engines that were held against transformers."""
+
+    def has(self, seen: Mapping[str, Any]) -> bool:
+        """Return whether an engine of which the same is seen was held."""
+
+    def keep(self, seen: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+        """Remember that one was held, and how far it was away."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,12 @@ class Start:
     """Longest prompt and response together that is asked; None for all that the model holds."""
     reads_text: bool = False
     """Whether responses may end at stop strings; vLLM needs the tokenizer then."""
+    probed: bool = False
+    """Whether its scores are compared with what the very checkpoint says, by its probe."""
+    identity: Mapping[str, Any] | None = None
+    """What identifies the model, where that is known already."""
+    ledger: Ledger | None = None
+    """Where it is remembered that the engine was held; None for this process alone."""
 
     @property
     def fixed(self) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.admission.gate import begin
+from pipeline.admission.starts import response_limit
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
@@ -35,7 +36,6 @@ from pipeline.runs.units import Worker
 from pipeline.shards.rollouts import read_rollout
 from pipeline.stages.sampler import (
     lazy_engine,
-    response_limit,
     stop_strings,
     stop_tokens,
     student_weights,

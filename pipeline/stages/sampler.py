@@ -1,13 +1,16 @@
 """The engine that samples for a stage: which weights, where responses end, how long they are."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.admission.starts import sampling_start
 from pipeline.checkpoints.probe import find_probe
 from pipeline.engines.engine import Engine
 from pipeline.engines.kept import done, once
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.ledger import RunLedger
 from pipeline.engines.opening import for_policy, open_engine
 from pipeline.engines.proof import proved_engine
 from pipeline.engines.start import Note, Start
@@ -41,18 +44,14 @@ def lazy_engine(
         slot: where an engine of the student is kept between stages; None for any other model.
         progress: told of a start that takes long, of a kept engine, and when memory ran out.
     """
-    if slot is None or not section.vllm.keep_between_stages:
-        slot, section = None, section.for_one_stage
-    sharing = [section] if slot is None else _keeping_sections(run)
-    limit = max(response_limit(run, one) for one in sharing)
-    longest, note = run.config.prompts.max_tokens + limit, progress.note
-    start = Start(
-        weights.source,
-        for_policy(section, weights.version),
-        dtype=weights.dtype,
-        use="sample",
-        max_tokens=longest,
-        reads_text=bool(run.config.rollout.stop_strings),
+    slot = slot if section.vllm.keep_between_stages else None
+    note, kept = progress.note, slot is not None
+    start = sampling_start(run, section, weights.source, dtype=weights.dtype, kept=kept)
+    start = replace(
+        start,
+        section=for_policy(start.section, weights.version),
+        probed=weights.probe is not None,
+        ledger=RunLedger(run),
     )
     opener = partial(_opened, start, note, weights)
     if slot is None:
@@ -77,17 +76,6 @@ def student_weights(run: Run, policy: CheckpointManifest, source: ModelSource) -
     """Return a checkpoint of the student as the weights that a stage samples from."""
     probe = find_probe(Path(source.location), policy)
     return Weights(source, policy.policy_version, run.config.student.dtype, probe)
-
-
-def _keeping_sections(run: Run) -> list[EngineSection]:
-    """Return the sections whose stages share one engine, which must hold what each may ask."""
-    sections = [run.config.rollout, run.config.eval]
-    return [one for one in sections if one is not None and one.vllm.keep_between_stages]
-
-
-def response_limit(run: Run, section: EngineSection) -> int:
-    """Return the most tokens of a response; those of the rollout where a section has none."""
-    return section.response_limit or run.config.rollout.max_new_tokens
 
 
 def stop_tokens(

@@ -9,6 +9,7 @@ from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Engine
 from pipeline.engines.kept import lent
 from pipeline.engines.lazy import LazyEngine, Lend, new_engine
+from pipeline.engines.ledger import RunLedger
 from pipeline.engines.opening import open_engine, scoring_version
 from pipeline.engines.start import Note, Start
 from pipeline.models.source import (
@@ -84,6 +85,8 @@ class Scorer:
             dtype=self.identity.dtype,
             use="score",
             max_tokens=longest(run),
+            identity=self.identity.model,
+            ledger=RunLedger(run),
         )
         engine = open_engine(start, note)
         if engine.version != self.identity.engine_version:

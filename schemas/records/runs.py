@@ -118,11 +118,11 @@ class RolloutManifest(Versioned):
 
 
 class AdmissionRecord(Versioned):
-    """That a model of a run was loaded and tried on a few rows, and what it was then."""
+    """That a model of a run was tried on a few rows, or its engine held, and what it was then."""
 
     run: FileName
     subject: Label
-    """`student`, or `teacher/<name>`."""
+    """`student`, `teacher/<name>`, or `engine` for one that was held against transformers."""
     seen: dict[str, Any]
     """What the trial stands for: files, engine and versions, settings. Another one is due where
     they are others."""

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.engines.server import process
 from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
 from schemas.keys import admission_key
 from schemas.records.runs import AdmissionRecord
 from tests.support.forged import forged
+from tests.support.repository import REPOSITORY
 from tests.support.runs import Cli
 from tests.support.tiny import make_model, write_run
 
@@ -90,6 +92,26 @@ def test_a_run_loads_its_teacher_before_a_rollout_is_paid_and_a_static_one_does_
     assert outcome.code == 2 and "NaN or an infinity" in outcome.stderr
     assert any(key.startswith("rollouts/") for key in stored(folder))
     assert not any("/admission/" in key for key in stored(folder))
+
+
+@pytest.mark.parametrize(
+    ("stage", "commands"),
+    [("rollout", ["rollout --round 0", "doctor --engines"]), ("eval", ["run"])],
+)
+def test_a_student_on_a_server_of_our_own_is_tried_before_anything_is_pinned(
+    stage: str, commands: list[str], folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        process, "MODULE", "tests.support.fakeserver"
+    )  # its numbers are of no model
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    config = write_run(folder, changes={f"{stage}.engine": "server"})
+    for command in commands:
+        name, *options = command.split()
+        outcome = cli(name, "-c", config, *options)
+        assert outcome.code == 2, command
+        assert "away from a float32 forward" in outcome.stderr + outcome.stdout, command
+        assert stored(folder) == [], command
 
 
 def test_a_teacher_that_is_not_here_is_left_to_the_score_stage_in_words(

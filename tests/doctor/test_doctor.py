@@ -167,4 +167,4 @@ def test_the_student_that_does_not_score_as_it_sampled_is_found(
     on_hf = [word for key, value in ON_HF.items() for word in ("--set", f"{key}={value}")]
     outcome = cli("doctor", "-c", run_copy / "run.toml", "--engines", "--json", *on_hf)
     assert outcome.code == 2
-    assert "its draws are" in findings(outcome.result)["teacher = student"]["words"]
+    assert "its draws are" in findings(outcome.result)["student samples"]["words"]

@@ -76,6 +76,7 @@ def spelled_by_keys() -> set[str]:
         keys.teacher_key(run, "<name>"),
         keys.admission_key(run, keys.STUDENT, "<mark>"),
         keys.admission_key(run, keys.teacher_label("<name>"), "<mark>"),
+        keys.admission_key(run, keys.ENGINE, "<mark>"),
         *(f"{keys.checkpoint_folder(run, index)}/<file>" for index in (0, None)),
         keys.manifest_key(keys.checkpoint_folder(run, 0)),
         f"{keys.checkpoint_folder(run, 1)}/{PREFIX}…{SUFFIX}",

@@ -1,7 +1,7 @@
 """What the server engine must give, from the numbers of the stand-in that it asks."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,18 @@ from tests.support.golden import V, rows
 
 FIELDS = ("topk_ids", "topk_logprobs", "token_logprob", "token_rank")
 FakeMaker = Callable[..., FakeVllm]
+
+
+class Believing:
+    """A ledger that takes every engine for held: a stand-in's numbers are of no model."""
+
+    def has(self, seen: Mapping[str, Any]) -> bool:
+        """Return that it was held."""
+        return True
+
+    def keep(self, seen: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+        """Never come here, for nothing is held."""
+        raise AssertionError(seen)
 
 
 @contextmanager
@@ -48,6 +60,7 @@ def open_server(
         use="sample",
         max_tokens=max_tokens,
         reads_text=reads_text,
+        ledger=Believing(),
     )
     engine = open_engine(start, print)
     assert isinstance(engine, ServerEngine)

@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from pipeline.engines.lazy import LazyEngine
+from pipeline.engines.opening import open_engine
 from pipeline.engines.server import process
 from pipeline.engines.server.engine import ServerEngine
+from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource
 from pipeline.scores.scores import Scores
 from schemas.config.engines import EngineSection, ServerSection, VllmSection
@@ -96,6 +98,16 @@ def test_a_server_of_our_own_that_is_killed_is_started_again_and_the_work_done_o
     reference.close()
     for pid in calls:
         wait_until_gone(pid)
+
+
+def test_a_server_of_our_own_is_held_against_transformers_and_ended_where_it_is_not(
+    source: ModelSource, own: EngineSection
+) -> None:
+    before = set(psutil.Process().children())
+    start = Start(source, own, dtype="float32", use="score", max_tokens=60)
+    with pytest.raises(ConfigError, match="'server' cannot be used .* float32 forward"):
+        open_engine(start, print)  # the stand-in's numbers are of no model
+    assert not {p for p in psutil.Process().children() if p.is_running()} - before
 
 
 def test_a_server_that_cannot_start_is_told_with_its_last_words(

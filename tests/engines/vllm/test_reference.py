@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.engines.start import Use
+from pipeline.store.storage import Storage
 from schemas.errors import ConfigError
 from tests.support.golden import Tiny
 from tests.support.quantised import quantise
-from tests.support.tiny import make_model
+from tests.support.runs import Cli
+from tests.support.tiny import make_model, write_run
 from tests.support.vllmgolden import opened
 
 
@@ -52,3 +54,20 @@ def test_a_quantised_model_is_not_held_against_transformers_and_that_is_said(
     ):
         pass
     assert len(notes) == 1 and "its weights are quantised" in notes[0]
+
+
+def test_a_student_that_vllm_computes_otherwise_pins_nothing(tmp_path: Path, cli: Cli) -> None:
+    make_model(tmp_path / "student", arch="gpt_neox", tied=False, hidden=128)
+    config = write_run(tmp_path, changes={"rollout.engine": "vllm", "eval": None})
+    for command in (["run"], ["rollout", "--round", "0"]):
+        outcome = cli(command[0], "-c", config, *command[1:])
+        assert outcome.code == 2 and "away from a float32 forward" in outcome.stderr
+        assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_what_was_held_is_written_down_once_the_run_is_pinned(tmp_path: Path, cli: Cli) -> None:
+    config = write_run(tmp_path, changes={"rollout.engine": "vllm", "eval": None})
+    cli.ok("rollout", "-c", config, "--round", "0")
+    storage = Storage(str(tmp_path / "store"))
+    found = sorted(storage.names("runs/tiny/admission/engine"))
+    assert len(found) >= 3  # the student as it came, its checkpoint, any of their settings
