@@ -9,6 +9,9 @@ BORDERS = (
 )
 """Settings that name such a length."""
 
+LEAST_COMPARED, MOST_COMPARED = 64, 512
+"""Tokens of a row that is computed in two ways: at least, where there is room, and at most."""
+
 
 def borders_of(settings: Any) -> list[int]:
     """Return the lengths that the settings of a text model name, and those of its rotary scaling.
@@ -16,6 +19,19 @@ def borders_of(settings: Any) -> list[int]:
     Each once, in tokens, the shortest first.
     """
     return sorted(set(_named(settings)))
+
+
+def compared_tokens(settings: Any, longest: int | None) -> int:
+    """Return how long a row is that is computed in two ways, beyond a border where one is near.
+
+    Args:
+        settings: of a text model.
+        longest: tokens of the longest row that is asked for, if that is known.
+    """
+    held = getattr(settings, "max_position_embeddings", None)
+    room = min(n for n in (longest, held, MOST_COMPARED) if n is not None)
+    beyond = [border + 8 for border in borders_of(settings) if border + 8 <= room]
+    return max(2, min(room, max([LEAST_COMPARED, *beyond])))
 
 
 def _named(settings: Any) -> Iterator[int]:

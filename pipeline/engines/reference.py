@@ -18,6 +18,7 @@ from pipeline.engines.provenance import Seen, with_any_weights, with_weights
 from pipeline.engines.start import Note, Start
 from pipeline.models.loading import load_model
 from pipeline.models.look.settings import quantization_of
+from pipeline.models.own.attention import require_agreement
 from pipeline.models.source import ModelSource, local_folder, whole_settings
 from pipeline.scores.drift import Gap, gap_of
 from pipeline.scores.tolerances import noise_limit
@@ -170,6 +171,8 @@ def _logprobs(source: ModelSource, prompts: list[Ids], responses: list[Ids]) -> 
     import torch
 
     model = load_model(source, dtype="float32", device="cpu")
+    longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    require_agreement(model, source, tokens=longest)
     found = []
     with torch.inference_mode():
         for prompt, response in zip(prompts, responses, strict=True):

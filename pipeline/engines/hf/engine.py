@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.engines.borders import compared_tokens
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.hf.record import Record
 from pipeline.engines.hf.sampling import draw, own_uniforms, processed_logprobs
@@ -23,6 +24,7 @@ from pipeline.engines.rotary import border_of
 from pipeline.engines.start import Start
 from pipeline.models.head import check_head, decoder_of, head_of, rows_in
 from pipeline.models.loading import load_model
+from pipeline.models.own.attention import require_agreement
 from pipeline.models.padding import length_batches, padded, response_positions
 from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
@@ -60,6 +62,8 @@ class HfEngine:
         self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
         probe = torch.arange(min(4, self.vocab_size), device=self._model.device)[None]
         check_head(self._model, self._head, probe)
+        tokens = compared_tokens(config, start.max_tokens)
+        require_agreement(self._model, start.source, tokens=tokens)
         self._stepper = Stepper(self._model, self._head, start.dtype)
         self._border = border_of(self._model.config)
 

@@ -1,16 +1,37 @@
-"""Attention whose scores have a soft cap: which models have one, and what computes it.
+"""Attention of which transformers has several implementations: which one computes a model.
 
-Transformers' default on torch, `sdpa`, leaves the cap out without a word: Gemma 2 is nats off.
-Torch is imported inside functions only.
+Its default on torch, `sdpa`, leaves a soft cap out without a word: Gemma 2 is nats off. Promises:
+where two implementations give different numbers, and nothing says which are right, a model is
+refused. Torch is imported inside functions only.
 """
 
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.models.look.jsonfiles import read_object
+from pipeline.models.look.settings import CONFIG
+from pipeline.models.source import ModelSource, local_folder
+from pipeline.scores.drift import gap_of
+from pipeline.scores.tolerances import noise_limit
+from schemas.columns import Floats
+from schemas.errors import ConfigError
+from schemas.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CAP = "attn_logit_softcapping"
-EAGER = "eager"
+EAGER, SDPA = "eager", "sdpa"
+
+CHOICE = ("attn_implementation", "_attn_implementation")
+"""Settings of `config.json` that say which implementation is meant."""
+
+COMPARED = 64
+"""Tokens at the end of a row whose log-probabilities are compared."""
+
+_AGREED: set[str] = set()
+"""Digests of the settings, number formats and devices that were compared in this process."""
 
 
 def is_capped(settings: Any) -> bool:
@@ -20,5 +41,86 @@ def is_capped(settings: Any) -> bool:
 
 def compute_cap(model: "PreTrainedModel") -> None:
     """Have a model's attention computed by what knows its soft cap; leave others as they are."""
-    if is_capped(model.config) and model.config._attn_implementation == "sdpa":
+    if is_capped(model.config) and model.config._attn_implementation == SDPA:
         model.set_attn_implementation(EAGER)
+
+
+def require_agreement(model: "PreTrainedModel", source: ModelSource, *, tokens: int) -> None:
+    """Make sure that what computes a model's attention gives what the other one does.
+
+    A process pays two forwards of one row for all models of the same settings. Models that cannot
+    change what computes them, have one implementation, or name theirs, are not compared.
+
+    Args:
+        model: the model, as it was loaded.
+        source: where it is.
+        tokens: length of the row.
+
+    Raises:
+        ConfigError: the two give different numbers.
+    """
+    mine = model.config._attn_implementation
+    other = SDPA if mine == EAGER else EAGER
+    settings = repr(sorted(model.config.to_dict().items()))
+    mark = fingerprint([settings, mine, str(model.dtype), model.device.type])
+    if mark in _AGREED or is_capped(model.config) or _is_chosen(source):
+        return
+    found, expected = _logprobs(model, tokens), _otherwise(model, other, tokens)
+    if expected is not None:
+        dtype = str(model.dtype).removeprefix("torch.")
+        gap, exact = gap_of(found, expected), dtype == "float32"
+        if not (gap.max if exact else gap.mean) <= noise_limit(dtype):  # NaN is refused
+            raise ConfigError(
+                f"cannot use {source.words}: on {len(found)} tokens transformers' attention "
+                f"{mine!r} and {other!r} are {gap.words}, apart, where {noise_limit(dtype):.1e} "
+                f"{'at most' if exact else 'on average'} would pass for rounding in {dtype}, and "
+                "nothing says which one the model was trained with. Take another release of "
+                f"transformers or another model; a teacher's {CONFIG} may name the right one as "
+                f"{CHOICE[0]}. Nothing was stored"
+            )
+    _AGREED.add(mark)
+
+
+def _is_chosen(source: ModelSource) -> bool:
+    """Return whether the model's own settings name an implementation."""
+    folder = local_folder(source.whole)
+    if folder is None or not (folder / CONFIG).is_file():
+        return False
+    settings = read_object(folder / CONFIG)
+    return any(settings.get(name) is not None for name in CHOICE)
+
+
+def _otherwise(model: "PreTrainedModel", other: str, tokens: int) -> Floats | None:
+    """Return what another implementation gives, or None where the model has none."""
+    can_change: Any = getattr(model, "_can_set_attn_implementation", lambda: False)
+    if not can_change():
+        return None
+    config: Any = model.config
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    before[""] = config._attn_implementation
+    try:
+        model.set_attn_implementation(other)
+        changed = config._attn_implementation == other
+        return _logprobs(model, tokens) if changed else None
+    except Exception:  # it is not for this model, whose own implementation has just computed it
+        return None
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _logprobs(model: "PreTrainedModel", tokens: int) -> Floats:
+    """Return the log-probabilities of the last tokens of one row of random ids."""
+    import torch
+
+    from pipeline.models.head import decoder_of, head_of
+
+    size = int(model.config.get_text_config().vocab_size)
+    row = torch.from_numpy(np.random.default_rng(0).integers(0, size, tokens))
+    ids_1T = row[None].to(model.device)
+    last = min(COMPARED, tokens - 1)
+    with torch.inference_mode():
+        states = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
+        logprobs = head_of(model).logits(states[0, -last - 1 : -1]).float().log_softmax(-1)
+        found = logprobs.gather(1, ids_1T[0, -last:, None])[:, 0]
+    return np.asarray(found.cpu().numpy(), np.float32)
