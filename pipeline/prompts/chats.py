@@ -1,7 +1,8 @@
 """The chat of a record: messages, tools and documents as the template gets them. Pure.
 
-Promises: a key that is null counts as absent at any depth, so that a Parquet file, which fills
-structs with nulls, gives what the same lines give; only text is passed on.
+Promises: a key that is null counts as absent at any depth, and the keys of objects stand in one
+order, so that a Parquet file, which fills structs with nulls and gives all rows one order, gives
+what the same lines give; only text is passed on.
 """
 
 import json
@@ -17,6 +18,13 @@ Objects = list[dict[str, Any]]
 
 BESIDE = ("tools", "documents", "chat_template_kwargs")
 """Columns beside the messages that the template gets too."""
+
+ORDER = (
+    *("role", "type", "function", "id", "title", "name", "description", "content", "text"),
+    *("parameters", "arguments", "properties", "required", "return"),
+)
+"""Keys that come first in an object, in the order in which models have seen them; others follow by
+their names."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text."""
@@ -163,7 +171,7 @@ def _objects(name: str, value: object) -> Objects | None:
 
 
 def _cleaned(value: Any, where: str) -> Any:
-    """Return a value of JSON without keys that are null, every text of it one of UTF-8."""
+    """Return a value of JSON without keys that are null, in order, every text one of UTF-8."""
     try:
         clean = _without_nulls(value)
         text = json.dumps(clean, ensure_ascii=False, default=str)
@@ -175,9 +183,14 @@ def _cleaned(value: Any, where: str) -> Any:
     return clean
 
 
+def _place(key: str) -> tuple[int, str]:
+    return (ORDER.index(key) if key in ORDER else len(ORDER), key)
+
+
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+        keys = sorted((key for key in value if value[key] is not None), key=_place)
+        return {key: _without_nulls(value[key]) for key in keys}
     if isinstance(value, list | tuple):
         return [_without_nulls(part) for part in value]
     if isinstance(value, bytes):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prompts.chats import Chat
+from pipeline.prompts.chats import Chat, parse_chat
 from pipeline.prompts.files import PromptFile
 from pipeline.prompts.ids import Encoder
 from pipeline.prompts.reading import record_chunks
@@ -217,13 +217,32 @@ DUMPS = char_tokenizer(
 )
 
 
+def turned(value: Any) -> Any:
+    """Return a value of JSON with the keys of each object the other way round."""
+    if isinstance(value, list):
+        return [turned(part) for part in value]
+    if isinstance(value, dict):
+        return {key: turned(value[key]) for key in reversed(value)}
+    return value
+
+
+def test_keys_of_objects_stand_in_the_order_that_models_have_seen() -> None:
+    schema = {"required": ["b"], "properties": {"b": {}, "a": {}}, "type": "object"}
+    look = {"parameters": schema, "strict": True, "name": "look", "description": "Look."}
+    record = {"messages": [USER], "tools": [{"function": look, "type": "function"}]}
+    assert json.dumps(parse_chat(record).tools) == (
+        '[{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": '
+        '{"type": "object", "properties": {"a": {}, "b": {}}, "required": ["b"]}, "strict": true}}]'
+    )
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(RECORD, min_size=1, max_size=4))
 def test_lines_and_parquet_of_the_same_records_give_the_same_ids(records: list[Any]) -> None:
     section = PromptsSection(train="p", max_tokens=4000)
-    # a Parquet file has one order of keys for all of its rows
+    # a Parquet file has one order of keys for all of its rows, and lines have their own
     records = [json.loads(json.dumps(record, sort_keys=True)) for record in [WHOLE, *records]]
-    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    lines = "".join(json.dumps(turned(record)) + "\n" for record in records).encode()
     table = pa.Table.from_pylist(records)
     sink = io.BytesIO()
     pq.write_table(table, sink)
