@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.border import explained
-from pipeline.models.look.vocabulary import TOKENIZER
+from pipeline.models.look.vocabulary import SETTINGS, TOKENIZER
 from pipeline.models.source import ModelSource
-from pipeline.models.tokenizerfile import held_tokenizer
+from pipeline.models.tokenizerfile import held_tokenizer, refuse_own_code
 from schemas.errors import ConfigError, OpdError
 
 if TYPE_CHECKING:
@@ -57,30 +57,25 @@ def load_tokenizer(
             f"{', '.join(VOCABULARY_FILES)}; copy the tokenizer's files there"
         )
     with explained(f"the tokenizer {where} cannot be read", blame=blame, advice=_advice(local)):
-        return _held(tokenizer, folder if local else None, location, revision, blame)
+        return _held(tokenizer, folder if local else _downloaded(location, revision), blame)
 
 
 def _held(
-    tokenizer: "PreTrainedTokenizerBase",
-    folder: Path | None,
-    location: str,
-    revision: str | None,
-    blame: type[OpdError],
+    tokenizer: "PreTrainedTokenizerBase", place: Path | None, blame: type[OpdError]
 ) -> "PreTrainedTokenizerBase":
     """Return the tokenizer as its own file has it, where there is such a file."""
     from transformers import PreTrainedTokenizerFast
 
-    place = folder or _downloaded(location, revision)
     if place is None:
         return tokenizer
     own: Any = PreTrainedTokenizerFast  # reads the file as it is
     return held_tokenizer(tokenizer, place, lambda: own.from_pretrained(str(place)), blame=blame)
 
 
-def _downloaded(location: str, revision: str | None) -> Path | None:
+def _downloaded(location: str, revision: str | None, name: str = TOKENIZER) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(location, TOKENIZER, revision=revision)
+    found = try_to_load_from_cache(location, name, revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -91,12 +86,21 @@ def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
         ConfigError: there is none, or it cannot be read.
     """
     place = tokenizer_place(source)
-    return load_tokenizer(
+    tokenizer = load_tokenizer(
         place.location,
         revision=place.revision,
         trust_remote_code=place.trust_remote_code,
         blame=place.blame,
     )
+    if not place.trust_remote_code and not place.stored:  # what is stored was let in before
+        folder = (
+            Path(place.location)
+            if place.is_folder
+            else _downloaded(place.location, place.revision, SETTINGS)
+        )
+        with explained(f"the tokenizer of {place.words} cannot be read"):
+            refuse_own_code(folder)
+    return tokenizer
 
 
 def stored_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":

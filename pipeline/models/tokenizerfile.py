@@ -4,11 +4,12 @@ Promises: a tokenizer that passes gives the ids and the text of the folder's own
 read by the tokenizers library alone, for texts of many kinds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.border import explained
+from pipeline.models.look.jsonfiles import read_object
 from pipeline.models.look.vocabulary import SETTINGS, TOKENIZER
 from schemas.errors import ConfigError, OpdError
 from schemas.fingerprint import sha256
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 OWN_CODE = "transformers_modules"
 """Package of classes that come as code beside a model; what they add is theirs to say."""
+
+AUTO_CLASS = "AutoTokenizer"
+"""What settings call the class that is to be taken for a tokenizer."""
 
 TEXTS = (
     *("the sum of 0 and 0 is", "The Sum", " one space before", "one behind ", "two  and   three"),
@@ -80,6 +84,29 @@ def held_tokenizer(
         f"the tokenizer of {folder} is not what its {TOKENIZER} says: {difference}. transformers "
         f"builds it anew as {type(tokenizer).__name__}: correct tokenizer_class in {SETTINGS}, or "
         "save the tokenizer again with the release of transformers that it was made with"
+    )
+
+
+def refuse_own_code(folder: Path | None) -> None:
+    """Refuse a tokenizer whose own code is not trusted: read without it, it may read other text.
+
+    Args:
+        folder: with the tokenizer's files; None where they are not on this machine.
+
+    Raises:
+        ConfigError: its settings name code of its own.
+    """
+    if folder is None or not (folder / SETTINGS).is_file():
+        return
+    named = read_object(folder / SETTINGS).get("auto_map")
+    own = named.get(AUTO_CLASS) if isinstance(named, Mapping) else named
+    if not (any(own) if isinstance(own, list) else own):
+        return
+    raise ConfigError(
+        f"the tokenizer of {folder} comes with code of its own: {SETTINGS} names {shown(own)} in "
+        "auto_map, which may change texts before they become ids, and is not run unasked. Set "
+        "trust_remote_code = true in the model's section if you trust it, or remove auto_map where "
+        f"{TOKENIZER} alone is what the model was trained with"
     )
 
 

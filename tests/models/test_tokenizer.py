@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import Qwen3Config
 
 from pipeline.models import tokenizer as tk
+from pipeline.models.source import ModelSource
 from schemas.errors import ConfigError
 from tests.support.repository import REPOSITORY
 from tests.support.tinytokenizers import Fast, char_tokenizer, load
@@ -73,3 +75,17 @@ def test_code_that_comes_with_a_tokenizer_is_not_run_unasked(tmp_path: Path) -> 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "vocab.txt").write_text("a\n")
     assert "trust_remote_code = true" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize("named", [{"AutoTokenizer": [None, "own.Own"]}, ["own.Own", None]])
+def test_code_that_nobody_trusts_is_not_passed_over_for_the_file_beside_it(
+    named: Any, tmp_path: Path
+) -> None:
+    char_tokenizer("abc").save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    model = ModelSource(str(tmp_path), None, False)
+    assert tk.model_tokenizer(model).encode("ab")
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"auto_map": named}))
+    with pytest.raises(ConfigError, match="own.Own.*Set trust_remote_code = true"):
+        tk.model_tokenizer(model)
+    assert tk.model_tokenizer(replace(model, stored=True)).encode("ab"), "as older runs began"
