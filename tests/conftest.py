@@ -292,14 +292,24 @@ def quickstart_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qui
     process.wait()
 
 
+FROZEN = [0]
+"""Modules that were there when the collector was last told to leave them alone."""
+
+MANY_MODULES = 500
+"""As many as a start of vLLM imports, whose objects take a third of a second to look through."""
+
 LONG = (
-    *("quickstart/test_quickstart.py", "airflow/test_airflow_live.py", "zoo/test_zoo.py"),
-    *("engines/vllm/test_stages.py", "engines/server/test_golden.py", "engines/vllm/test_slot.py"),
-    *("airflow/test_airflow_rounds.py", "system/test_chaos.py", "airflow/test_airflow_dags.py"),
-    *("engines/vllm/test_engine.py", "engines/vllm/test_arguments.py", "learner/test_ranks.py"),
-    *("cache/test_sameweights.py", "engines/server/test_process.py", "stages/test_score.py"),
-    *("cache/index/test_index.py", "engines/vllm/test_adapter.py", "engines/vllm/test_host.py"),
-    *("system/test_benchmarks.py", "system/test_crash.py", "upkeep/test_rescore.py"),
+    *("quickstart/test_quickstart.py", "airflow/test_airflow_live.py", "bad/test_bad.py"),
+    *("engines/vllm/test_arguments.py", "engines/server/test_golden.py"),
+    *("engines/vllm/test_stages.py", "engines/vllm/test_slot.py", "airflow/test_airflow_dags.py"),
+    *("learner/test_ranks.py", "system/test_chaos.py", "system/test_benchmarks.py"),
+    *("zoo/test_zoo.py", "stages/test_score.py", "airflow/test_airflow_rounds.py"),
+    *("stages/test_rounds.py", "engines/server/test_process.py", "learner/test_lorarun.py"),
+    *("cache/test_sameweights.py", "store/test_storage.py", "upkeep/test_reprocess.py"),
+    *("engines/vllm/test_engine.py", "engines/vllm/test_marks.py", "zoo/test_vllm.py"),
+    *("engines/vllm/test_host.py", "stages/test_train.py", "system/test_crash.py"),
+    *("rewards/test_graders.py", "runs/test_gate.py", "system/test_interrupt.py"),
+    *("doctor/test_doctor.py", "system/test_warm.py", "stages/test_evaluate.py"),
 )
 """Files that take longest: they come first, so that all processes end together."""
 
@@ -311,22 +321,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector from looking through all that was imported, again and again."""
+    """Spare what libraries do again and again for nobody.
+
+    The garbage collector looks through all that was imported; transformers writes each
+    configuration out as JSON for its log.
+    """
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].PreTrainedConfig.__repr__ = object.__repr__
+    freeze()
+
+
+def freeze() -> None:
+    """Have the collector leave alone what is there now."""
     gc.collect()
     gc.freeze()
+    FROZEN[0] = len(sys.modules)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, None, None]:
-    """Make what a file leaves cost the next ones nothing.
+    """Make what a file leaves cost the next ones nothing, nor what a test has imported.
 
-    An engine that is closed runs the collector, which would look through all that was imported, and
-    each listing in memory looks through all that is stored there.
+    An engine that is closed runs the collector, which would look through all of it; and each
+    listing in memory looks through all that is stored there.
     """
     yield
-    if nextitem is None or nextitem.path != item.path:
-        gc.collect()
-        gc.freeze()
+    ends = nextitem is None or nextitem.path != item.path
+    if ends or len(sys.modules) - FROZEN[0] > MANY_MODULES:
+        freeze()
+    if ends:
         fsspec.filesystem("memory").rm("/", recursive=True)
