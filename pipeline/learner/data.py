@@ -1,10 +1,14 @@
 """The sequences of a round with their teacher scores, read shard by shard for the learner.
 
 Promises: every shard is verified, aligned with its rollout by sequence digest and of the expected
-scorer; at most `keep` units are held, and `keep` rollouts that wait for their scores.
+scorer; at most `keep` units are held, and `keep` rollouts that wait for their scores. Used by one
+thread at a time, which may have other threads read ahead for it.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +28,7 @@ from pipeline.learner.sequences import (
 from pipeline.scores.columns import scores_of
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
+from pipeline.store import interrupts
 from pipeline.store.storage import Storage
 from schemas.columns import Floats, flat_values, list_lengths
 from schemas.errors import DataError, IdentityError
@@ -39,6 +44,9 @@ ROW_COLUMNS = (
     *("weight", "teacher", "sequence_digest"),
 )
 """Columns that rows are trained from."""
+
+READERS = 2
+"""Units that are read ahead at once: one may come over the network while another is decoded."""
 
 
 class RoundData:
@@ -67,6 +75,7 @@ class RoundData:
         self._keep: int = keep
         self._held: OrderedDict[int, Batch] = OrderedDict()
         self._unscored: dict[int, pa.Table] = {}
+        self._coming: _Coming | None = None
         self._unit_rows_U: Rows = np.array([u.shard.rows for u in rollout.units], dtype=np.int64)
 
     def read_lengths(self, *, oldest_round: int) -> Lengths:
@@ -85,10 +94,26 @@ class RoundData:
         total, trained, fresh = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return Lengths(self._unit_rows_U, total, trained, fresh)
 
+    @contextmanager
+    def reading_ahead(self, order: Sequence[Rows]) -> Iterator[None]:
+        """Read what batches to come need in other threads, for the length of a block.
+
+        Args:
+            order: rows of each batch that is asked for in the block.
+        """
+        with ThreadPoolExecutor(READERS, "opd-units") as pool:
+            self._coming = _Coming(pool, [np.unique(self._units(rows)) for rows in order])
+            try:
+                yield
+            finally:
+                self._coming = None
+                pool.shutdown(cancel_futures=True)
+
     def batch(self, rows: Rows) -> Batch:
         """Return the sequences of some rows, grouped by unit."""
-        ends = np.cumsum(self._unit_rows_U)
-        units = np.searchsorted(ends, rows, side="right")
+        ends, units = np.cumsum(self._unit_rows_U), self._units(rows)
+        if self._coming is not None:
+            self._read_ahead(self._coming)
         parts = []
         for index in np.unique(units).tolist():
             local = rows[units == index] - (ends[index] - self._unit_rows_U[index])
@@ -107,11 +132,31 @@ class RoundData:
         fresh = table.column("round").to_numpy() >= oldest_round
         return list_lengths(table, "prompt_ids") + responses, trained, fresh
 
+    def _units(self, rows: Rows) -> Rows:
+        """Return the unit of each row."""
+        ends = np.cumsum(self._unit_rows_U)
+        return np.asarray(np.searchsorted(ends, rows, side="right"), dtype=np.int64)
+
+    def _read_ahead(self, coming: "_Coming") -> None:
+        """Have the units read that are needed next, in the place of those that are not."""
+        wanted = coming.next_units(self._keep)
+        unwanted = [index for index in self._held if index not in wanted]
+        for index in wanted:
+            if index in self._held or index in coming.loading:
+                continue
+            if len(self._held) + len(coming.loading) >= self._keep:
+                if not unwanted:
+                    return
+                del self._held[unwanted.pop(0)]
+            coming.loading[index] = coming.pool.submit(self._load, index)
+
     def _unit(self, index: int) -> Batch:
         if index in self._held:
             self._held.move_to_end(index)
             return self._held[index]
-        self._held[index] = unit = self._load(index)
+        ahead = self._coming.loading.pop(index, None) if self._coming else None
+        unit = self._load(index) if ahead is None else _result(ahead)
+        self._held[index] = unit
         while len(self._held) > self._keep:
             self._held.popitem(last=False)
         return unit
@@ -168,6 +213,34 @@ class RoundData:
             )
         back = np.argsort(np.concatenate(places), kind="stable")
         return join_teachers(parts).take(back)
+
+
+class _Coming:
+    """Batches to come, and the units that are read for them."""
+
+    def __init__(self, pool: ThreadPoolExecutor, uses: Sequence[Rows]) -> None:
+        self.pool = pool
+        self.loading: dict[int, Future[Batch]] = {}
+        self._ends = np.cumsum([0, *map(len, uses)])
+        self._uses = np.concatenate([np.empty(0, dtype=np.int64), *uses])
+        self._at = 0
+
+    def next_units(self, most: int) -> list[int]:
+        """Return the units that are needed next, in order, and go on to the next batch."""
+        uses = self._uses[self._ends[min(self._at, len(self._ends) - 1)] :]
+        self._at += 1
+        size, first = most, np.empty(0, dtype=np.int64)
+        while len(first) < most and size < 2 * max(len(uses), most):
+            size *= 2
+            first = np.unique(uses[:size], return_index=True)[1]
+        return [int(unit) for unit in uses[np.sort(first)[:most]]]
+
+
+def _result(future: Future[Batch]) -> Batch:
+    """Return what another thread reads, once it has; a safe point while it waits."""
+    while not wait([future], timeout=interrupts.POLL_S).done:
+        interrupts.check()
+    return future.result()
 
 
 def _teacher_columns(table: pa.Table) -> TeacherColumns:

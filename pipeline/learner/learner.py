@@ -8,6 +8,8 @@ Shapes: B rows, T tokens, H hidden.
 import gc
 import math
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 from pipeline.engines.memory import empty_device, leave_imports
 from pipeline.learner.batches import StepPlan
 from pipeline.learner.data import RoundData
+from pipeline.learner.feed.ahead import Ahead
 from pipeline.learner.metrics import step_metrics
 from pipeline.learner.module import DistillationModule, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together
@@ -30,7 +33,10 @@ from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
 from pipeline.objectives.targets import Targets, build_targets
 from pipeline.store import interrupts
-from schemas.errors import DataError
+from schemas.errors import DataError, OpdError
+
+Micro = tuple[Tensor, Tensor, Tensor, Targets]
+"""Ids and mask [B, T], the states [2, T] that predict response tokens, and their targets."""
 
 TAG = "state"
 """What DeepSpeed calls a state, and the folder in which it looks for it."""
@@ -64,8 +70,18 @@ class Learner:
         self._settings, self._ranks = settings, ranks
         self._check_masters()
 
+    @contextmanager
+    def reading_ahead(self, data: RoundData, plans: Sequence[StepPlan]) -> Iterator[Ahead[Micro]]:
+        """Give this process's micro-batches of some steps, made in another thread."""
+        order = [micro[self._ranks.rank] for plan in plans for micro in plan.micro]
+        with (
+            data.reading_ahead([rows for rows in order if len(rows)]),
+            Ahead(partial(self._micro, data), order) as ahead,
+        ):
+            yield ahead
+
     def step(
-        self, plan: StepPlan, data: RoundData, learning_rate: float
+        self, plan: StepPlan, data: RoundData | Ahead[Micro], learning_rate: float
     ) -> dict[str, float | None]:
         """Train on the rows of one step; return its metrics.
 
@@ -77,14 +93,15 @@ class Learner:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         scale = self._ranks.count / max(plan.trained_tokens, 1)
-        sums, totals = _Sums(), dict[str, float]()
+        sums, totals, failed = _Sums(), dict[str, float](), list[OpdError]()
         for number, micro in enumerate(plan.micro, 1):
             interrupts.beat()
             self._engine.set_gradient_accumulation_boundary(number == len(plan.micro))
-            batch, targets = together(partial(self._inputs, data, micro[self._ranks.rank]))
-            loss, values = self._engine(*batch_inputs(batch, self._ranks.device), targets, scale)
-            sums.add({"loss": loss / scale, "weight": targets.weight_T.sum(), **values})
+            *inputs, targets = self._taken(data, micro[self._ranks.rank], failed)
+            loss, values = self._engine(*inputs, targets, scale)
+            sums.add({"loss": loss.double() / scale, "weight": targets.weight_T.sum(), **values})
             if number == len(plan.micro):
+                together(partial(_raise_first, failed))
                 totals = sums.over_ranks()
                 if not math.isfinite(totals["loss"]):
                     loss = loss * math.nan  # so that what is not a step of all is one of none
@@ -177,9 +194,32 @@ class Learner:
         state: dict[str, Tensor] = self._student.state_dict(keep_vars=True)
         return state
 
-    def _inputs(self, data: RoundData, rows: Rows) -> tuple[Batch, Targets]:
-        batch = data.batch(rows) if len(rows) else untrained_batch()
-        return batch, batch_targets(batch, self.vocab_size).to(self._ranks.device)
+    def _micro(self, data: RoundData, rows: Rows) -> Micro:
+        """Return what the module takes of some rows, on the CPU; touches nothing of the engine."""
+        return self._micro_of(data.batch(rows) if len(rows) else untrained_batch())
+
+    def _micro_of(self, batch: Batch) -> Micro:
+        return (*batch_inputs(batch, "cpu"), batch_targets(batch, self.vocab_size))
+
+    def _taken(
+        self, data: RoundData | Ahead[Micro], rows: Rows, failed: list[OpdError]
+    ) -> tuple[Any, ...]:
+        """Return the next micro-batch, on the device.
+
+        A process among others must take part in a step to its end. Where its data fail, it does so
+        without rows, and keeps the error, which all of them are told then.
+        """
+        micro = None
+        try:
+            if not failed:
+                micro = data.take() if isinstance(data, Ahead) else self._micro(data, rows)
+        except OpdError as error:
+            if self._ranks.count == 1:
+                raise
+            failed.append(error)
+        if micro is None:
+            micro = self._micro_of(untrained_batch())
+        return tuple(part.to(self._ranks.device) for part in micro)
 
     def _update(self) -> float | None:
         """Change the weights; return the gradient norm before clipping.
@@ -202,6 +242,11 @@ class Learner:
         dtype = next(self._engine.module.parameters()).dtype
         if str(dtype) != f"torch.{self._settings.train.dtype}":
             raise DataError(f"the engine trains in {dtype}, not {self._settings.train.dtype}")
+
+
+def _raise_first(errors: Sequence[OpdError]) -> None:
+    for error in errors:
+        raise error
 
 
 class _Sums:

@@ -1,5 +1,6 @@
 """The loop of a round: resume, step, save, export; each phase returns values."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from pipeline.engines.kept import put, take
 from pipeline.learner.batches import StepPlan, plan_mark, round_steps, steps_of_old
 from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
+from pipeline.learner.feed.ahead import Ahead
 from pipeline.learner.inputs import TrainInputs
-from pipeline.learner.learner import Learner
+from pipeline.learner.learner import Learner, Micro
 from pipeline.learner.metrics import applied, check_first_step, skip_note
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
 from pipeline.learner.sequences import Lengths, Rows
@@ -54,6 +56,9 @@ class TrainedRound:
     """Of all steps."""
     new_steps: int
     """Steps of this call; those before a crash are in the state too."""
+    data_wait_share: float | None
+    """Of this call: for which share of its steps' time the process that waited longest had no data.
+    None where there were none."""
 
 
 def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progress) -> TrainedRound:
@@ -83,8 +88,9 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
     plans = (plan, None) if older else (plan,)
     work = _Work(run, inputs, data, steps, plans, ranks, progress)
     with _policy_source(work) as source:
-        state, new_steps = _train(work, source, _probe_rows(lengths.total_tokens_R))
-    return TrainedRound(state, lengths, sum(step.trained_tokens for step in steps), new_steps)
+        state, new_steps, waited = _train(work, source, _probe_rows(lengths.total_tokens_R))
+    tokens = sum(step.trained_tokens for step in steps)
+    return TrainedRound(state, lengths, tokens, new_steps, waited)
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,10 @@ def _policy_source(work: _Work) -> Iterator[ModelSource]:
         yield source
 
 
-def _train(work: _Work, source: ModelSource, probe: Rows) -> tuple[StateManifest, int]:
-    """Train the steps that are left and publish the student; return the final state."""
+def _train(
+    work: _Work, source: ModelSource, probe: Rows
+) -> tuple[StateManifest, int, float | None]:
+    """Train the steps that are left and publish the student; return state, steps and waiting."""
     settings = LearnerSettings(work.train, work.run.config.loss)
     found = _found_states(work)
     learner = _learner(work, source, settings, found)
@@ -132,7 +140,7 @@ def _train(work: _Work, source: ModelSource, probe: Rows) -> tuple[StateManifest
         unless_done.callback(learner.close)
         state = _begin(work, found)
         begun = len(state.steps)
-        state = _loop(work, learner, state)
+        state, waited = _loop(work, learner, state)
         publish_student(
             work.run,
             work.inputs,
@@ -147,7 +155,7 @@ def _train(work: _Work, source: ModelSource, probe: Rows) -> tuple[StateManifest
         put(LEARNER, (settings, work.ranks, state), learner)
     else:
         learner.close()
-    return state, len(state.steps) - begun
+    return state, len(state.steps) - begun, waited
 
 
 def _learner(
@@ -259,31 +267,39 @@ def _check_first_step(work: _Work, learner: Learner, metrics: dict[str, float | 
     check_first_step(work.run, plan, metrics.get("rollout_kl"), vocab_size=learner.vocab_size)
 
 
-def _loop(work: _Work, learner: Learner, state: StateManifest) -> StateManifest:
-    total, every = len(work.steps), work.train.save_steps
-    work.progress.start("train", total, len(state.steps))
+def _loop(
+    work: _Work, learner: Learner, state: StateManifest
+) -> tuple[StateManifest, float | None]:
+    """Train the steps that are left; return the state after them, and the share of waiting."""
+    begun, total = len(state.steps), len(work.steps)
+    work.progress.start("train", total, begun)
     try:
-        for index in range(len(state.steps), total):
-            plan = work.steps[index]
-            rate = learning_rate_at(work.inputs.first_step + index, work.train)
-            seed_dropout(work.run.config.run.seed, work.inputs.first_step + index, work.ranks.rank)
-            metrics = learner.step(plan, work.data, rate)
-            if not applied(state.steps) and applied([metrics]):
-                _check_first_step(work, learner, metrics)
-            last, steps = index + 1 == total, (*state.steps, metrics)
-            note = together(partial(skip_note, steps, is_last=last))
-            if note is not None:
-                work.progress.note(note)
-            step = work.inputs.first_step + index + 1
-            state = state.model_copy(update={"step": step, "steps": steps})
-            if last or (every and (index + 1) % every == 0):
-                state = save_state(
-                    work.run,
-                    work.state_key(index + 1),
-                    learner,
-                    record=state,
-                )
-            work.progress.advance(1, tokens=plan.trained_tokens)
+        with learner.reading_ahead(work.data, work.steps[begun:]) as ahead:
+            began_s = time.perf_counter()
+            for index in range(begun, total):
+                state = _step(work, learner, ahead, state)
+                work.progress.advance(1, tokens=work.steps[index].trained_tokens)
+            share = ahead.waited_s / max(time.perf_counter() - began_s, 1e-9)
     finally:
         work.progress.stop()
+    return state, max(gather_objects(share)) if begun < total else None
+
+
+def _step(
+    work: _Work, learner: Learner, ahead: Ahead[Micro], state: StateManifest
+) -> StateManifest:
+    """Train the next step; return the state after it, saved where its turn is."""
+    index, total, every = len(state.steps), len(work.steps), work.train.save_steps
+    number = work.inputs.first_step + index
+    seed_dropout(work.run.config.run.seed, number, work.ranks.rank)
+    metrics = learner.step(work.steps[index], ahead, learning_rate_at(number, work.train))
+    if not applied(state.steps) and applied([metrics]):
+        _check_first_step(work, learner, metrics)
+    last, steps = index + 1 == total, (*state.steps, metrics)
+    note = together(partial(skip_note, steps, is_last=last))
+    if note is not None:
+        work.progress.note(note)
+    state = state.model_copy(update={"step": number + 1, "steps": steps})
+    if last or (every and (index + 1) % every == 0):
+        state = save_state(work.run, work.state_key(index + 1), learner, record=state)
     return state

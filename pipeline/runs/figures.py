@@ -83,6 +83,8 @@ class TrainFigures:
     """Of the first step, before anything was learnt."""
     checkpoint: str
     """Where the new checkpoint is."""
+    data_wait_share: float | None = None
+    """For which share of its time this call waited for data; None where it trained nothing."""
 
     @property
     def loss(self) -> float | None:
@@ -97,6 +99,7 @@ class TrainFigures:
             **self.summary,
             "first_rollout_kl": self.first_rollout_kl,
             "checkpoint": self.checkpoint,
+            "data_wait_share": self.data_wait_share,
         }
 
 

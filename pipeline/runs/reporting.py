@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.runs.figures import Figures
+from pipeline.runs.figures import Figures, TrainFigures
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table, write_table
 from schemas.keys import time_key, times_folder
@@ -58,7 +58,7 @@ def record_time(run: Run, result: StageResult, seconds: float) -> None:
     """Store how long a call of a stage took; a call that had nothing to do leaves no trace."""
     if result.units == 0 or result.round is None:
         return
-    row = {
+    row: dict[str, str | int | float | None] = {
         "stage": result.stage,
         "units": result.units,
         "tokens": result.tokens,
@@ -66,6 +66,8 @@ def record_time(run: Run, result: StageResult, seconds: float) -> None:
         "seconds": seconds,
         "engine_start_s": result.engine_start_s,
     }
+    if isinstance(result.figures, TrainFigures):
+        row["data_wait_share"] = result.figures.data_wait_share
     data = write_table(pa.Table.from_pylist([row]), {"run": run.name, "round": result.round})
     key = time_key(run.name, result.round, stage=result.stage, random=uuid.uuid4().hex)
     run.storage.put(key, data)

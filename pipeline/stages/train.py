@@ -51,7 +51,7 @@ def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) 
     from_main(lambda: pin_run(run))
     trained = train_round(run, inputs, ranks, progress=progress)
     manifest = from_main(lambda: _finish(run, inputs, trained))
-    return finished_result(run, manifest, trained=trained.new_steps)
+    return finished_result(run, manifest, trained=trained)
 
 
 def _finish(run: Run, inputs: TrainInputs, trained: "TrainedRound") -> TrainManifest:
@@ -101,13 +101,15 @@ def _drop_old_states(run: Run, round_index: int) -> None:
     drop_states(run, [key for key in ends if key not in kept], keep=kept)
 
 
-def finished_result(run: Run, manifest: TrainManifest, *, trained: int = 0) -> StageResult:
-    """Return the result of a trained round, of which this call trained some steps."""
+def finished_result(
+    run: Run, manifest: TrainManifest, *, trained: TrainedRound | None = None
+) -> StageResult:
+    """Return the result of a trained round, of which this call trained some steps or none."""
     return StageResult(
         stage="train",
         run=run.name,
         round=manifest.round,
-        units=trained,
+        units=trained.new_steps if trained else 0,
         rows=manifest.rows,
         tokens=manifest.tokens,
         manifest=run.storage.url(run.manifest_key(manifest.round, "train")),
@@ -117,5 +119,6 @@ def finished_result(run: Run, manifest: TrainManifest, *, trained: int = 0) -> S
             summary=manifest.summary,
             first_rollout_kl=manifest.rollout_kl,
             checkpoint=run.storage.url(run.checkpoint_folder(manifest.round + 1)),
+            data_wait_share=trained.data_wait_share if trained else None,
         ),
     )

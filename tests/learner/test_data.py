@@ -1,6 +1,7 @@
 """The learner's batches against a row-by-row reading of the same tables, and every mismatch."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,55 @@ def test_a_batch_equals_a_reading_row_by_row(
         assert_batch(data, random.permutation(sum(SIZES))[:size].tolist(), expected)
     for row in range(sum(SIZES)):
         assert_batch(data, [row], expected)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, which it does soon."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 9])
+def test_batches_that_are_read_ahead_equal_a_reading_row_by_row(memory: Storage, keep: int) -> None:
+    stored = store(memory)
+    data, expected = stored.open(memory, keep=keep), reference_rows(stored)
+    random = np.random.default_rng(0)
+    orders = [random.permutation(sum(SIZES))[:size] for size in (3, 17, 1, 5, 5, 2)]
+    with data.reading_ahead(orders):
+        for rows in orders:
+            assert_batch(data, rows.tolist(), expected)
+    assert_batch(data, [0], expected)
+
+
+def test_units_are_read_once_in_the_order_of_need_and_no_more_than_are_kept(
+    memory: Storage,
+) -> None:
+    stored = store(memory)
+    counted, unit = CountedReads(memory.root), np.repeat(range(4), SIZES)
+    data = stored.open(counted, keep=2)
+    orders = [np.flatnonzero(unit == number) for number in (2, 2, 0, 3, 3, 1)]
+    keys = [u.shard.key for u in stored.manifests["main"].units]
+    with data.reading_ahead(orders):
+        for number, rows in enumerate(orders):
+            data.batch(rows)
+            assert len(data._held) <= 2
+            if number == 0:
+                wait_for(lambda: counted.reads[keys[0]] == 1)
+                assert (counted.reads[keys[3]], counted.reads[keys[1]]) == (0, 0)
+    assert [counted.reads[key] for key in keys] == [1] * 4
+
+
+def test_a_damaged_unit_is_told_by_the_batch_that_needs_it(memory: Storage) -> None:
+    stored = store(memory)
+    memory.delete(stored.manifests["main"].units[1].shard.key)
+    data, unit = stored.open(memory), np.repeat(range(4), SIZES)
+    orders = [np.flatnonzero(unit == number) for number in range(4)]
+    with data.reading_ahead(orders):
+        data.batch(orders[0])
+        with pytest.raises(DataError):
+            data.batch(orders[1])
 
 
 def test_lengths_of_all_rows_are_known_before_any_score_is_read(memory: Storage) -> None:

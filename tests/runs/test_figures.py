@@ -47,9 +47,10 @@ SUMMARY = {"grad_norm": 0.5, "loss": 1.5, "reverse_kl": 0.25}
         ),
         (
             "train",
-            TrainFigures(40, 0, SUMMARY, None, "store/checkpoints/0001"),
+            TrainFigures(40, 0, SUMMARY, None, "store/checkpoints/0001", 0.25),
             ', "steps": 40, "stale_rows": 0, "grad_norm": 0.5, "loss": 1.5, "reverse_kl": 0.25, '
-            '"first_rollout_kl": null, "checkpoint": "store/checkpoints/0001"',
+            '"first_rollout_kl": null, "checkpoint": "store/checkpoints/0001", '
+            '"data_wait_share": 0.25',
         ),
         (
             "eval",
