@@ -5,7 +5,6 @@ the plain loop has its tensors ready and takes a full log-softmax. Shapes: T tok
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kit.dealing import dealing_cases
+from benchmarks.kit.feeding import feeding_case
 from benchmarks.kit.inputs import (
     MEDIUM,
     TEACHER,
@@ -26,6 +26,7 @@ from benchmarks.kit.inputs import (
     make_scorer,
     make_sequences,
     rollout_rows,
+    score_manifest,
     store_rollout,
     store_shard,
 )
@@ -58,8 +59,6 @@ from pipeline.store.storage import Storage
 from pipeline.teachers.reading import score_table
 from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
-from schemas.records.runs import RolloutManifest
-from schemas.records.scores import ScoreManifest
 from schemas.records.shards import UnitShard
 
 LARGE = Size("180M", hidden=1024, layers=12, vocab=32_000, head=64)
@@ -84,7 +83,9 @@ def run(*, quick: bool, seed: int, device: str = "cpu") -> Result:
     dealt = dealing_cases(quick=quick, seed=seed)
     figures = {"step_ratio": headline(cases, "step_ratio", max)}
     figures |= {name: headline(dealt, name, max) for name in DEALT}
-    return Result(figures, cases + dealt)
+    fed = feeding_case(quick=quick, seed=seed)
+    figures["data_wait_share"] = headline([fed], "data_wait_share", max)
+    return Result(figures, [*cases, *dealt, fed])
 
 
 def _case(size: Size, *, quick: bool, seed: int, device: str) -> Case:
@@ -205,26 +206,8 @@ def _scored_round(folder: Path, size: Size, rows: int, *, seed: int) -> RoundDat
     data = write_scores(scores, scorer.identity)
     shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
     units = [UnitShard(unit="u00000", shard=shard)]
-    manifests = {TEACHER: _score_manifest(rollout, units, scorer.key)}
+    manifests = {TEACHER: score_manifest(rollout, units, scorer.key)}
     return RoundData(storage, rollout, manifests, keep=1)
-
-
-def _score_manifest(
-    rollout: RolloutManifest, units: Sequence[UnitShard], scorer: str
-) -> ScoreManifest:
-    return ScoreManifest(
-        run=rollout.run,
-        round=0,
-        teacher=TEACHER,
-        scorer=scorer,
-        rollout_fingerprint=rollout.fingerprint,
-        units=tuple(units),
-        rows=rollout.rows,
-        tokens=rollout.tokens,
-        reused_rows=0,
-        teacher_tokens=0,
-        reverse_kl=None,
-    )
 
 
 def _require_same(ours: float, other: float) -> None:

@@ -18,7 +18,7 @@ from schemas.columns import Ids, list_lengths
 from schemas.config.engines import EngineSection
 from schemas.fingerprint import sequence_digest
 from schemas.records.runs import RolloutManifest
-from schemas.records.scores import ScorerIdentity
+from schemas.records.scores import ScoreManifest, ScorerIdentity
 from schemas.records.shards import Shard, UnitShard
 from schemas.tables import ROLLOUT
 
@@ -173,3 +173,22 @@ def store_shard(
     shard = content_shard(folder, data, rows=table.num_rows, tokens=tokens)
     storage.put(shard.key, data)
     return shard
+
+
+def score_manifest(
+    rollout: RolloutManifest, units: Sequence[UnitShard], scorer: str
+) -> ScoreManifest:
+    """Return what names the scores of a rollout, all of them made."""
+    return ScoreManifest(
+        run=rollout.run,
+        round=0,
+        teacher=TEACHER,
+        scorer=scorer,
+        rollout_fingerprint=rollout.fingerprint,
+        units=tuple(units),
+        rows=rollout.rows,
+        tokens=rollout.tokens,
+        reused_rows=0,
+        teacher_tokens=0,
+        reverse_kl=None,
+    )

@@ -78,12 +78,17 @@ class FaultProxy:
         mix: Mapping[str, float] | None = None,
         seed: int = 0,
         dropped_headers: Iterable[str] = (),
+        bytes_per_s: float | None = None,
     ) -> None:
-        """Start to listen; `mix` maps a fault to its share of the requests that it fits."""
+        """Start to listen; `mix` maps a fault to its share of the requests that it fits.
+
+        All bodies of replies together come at `bytes_per_s`, where it is given.
+        """
         address = urlsplit(target)
         self.upstream = (str(address.hostname), int(address.port or 80))
         self.dropped_headers = {name.lower() for name in dropped_headers}
         self.counts: Counter[str] = Counter()
+        self._bytes_per_s, self._free_s = bytes_per_s, 0.0
         self._mix, self._random = dict(mix or {}), random.Random(seed)
         self._forced: deque[tuple[str, str]] = deque()
         self._lock = threading.Lock()
@@ -103,6 +108,15 @@ class FaultProxy:
             fault = self._next(method, conditional)
             self.counts[fault] += 1
             return fault
+
+    def wait_for_line(self, size: int) -> None:
+        """Wait until the line has carried so many bytes, behind those that came before."""
+        if self._bytes_per_s is None:
+            return
+        with self._lock:
+            self._free_s = max(self._free_s, time.monotonic()) + size / self._bytes_per_s
+            wait_s = self._free_s - time.monotonic()
+        time.sleep(max(wait_s, 0.0))
 
     def close(self) -> None:
         """Stop to listen."""
@@ -192,6 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_reply(self, reply: http.client.HTTPResponse, data: bytes, fault: str) -> None:
         file, truncate = self.wfile, fault == TRUNCATE
+        self.proxy.wait_for_line(len(data))
         if fault == DRIP and not data:
             self.wfile = _Dripping(file)
         self.send_response_only(reply.status)

@@ -48,14 +48,14 @@ FIGURES = {
     "engines": {"score_ratio", "rollout_ratio", "convert_share"},
     "fuzz": {"executions", "executions_per_s"},
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
-    "learner": {"step_ratio", "critical_path_ratio", "padding_share"},
+    "learner": {"step_ratio", "critical_path_ratio", "padding_share", "data_wait_share"},
     "losses": {"floor_ratio", "floor_ratio_bf16", "naive_ratio", "peak_ratio"},
     "peers": {"step_ratio", "accuracy_opd", "accuracy_trl", "peak_mb_opd", "peak_mb_trl"},
     "rollout": {"rollout_ratio"},
     "score": {"score_ratio", "convert_share"},
     "storage": {"publish_per_s", "read_per_s", "growth_ratio", "growth_ratio_wall"},
 }
-UNMEASURED = {"learner": {"critical_path_ratio", "padding_share"}}
+UNMEASURED = {"learner": {"critical_path_ratio", "padding_share", "data_wait_share"}}
 """Figures that came after the committed result; the next one that is measured has them."""
 
 APART = ("engines", "peers")
