@@ -30,10 +30,12 @@ SCORER = ScorerIdentity(
 def any_table(random: Random) -> tuple[pa.Table, Signal, int, Renumbering | None]:
     """Return a score table, its signal, its vocabulary, and a renumbering or none."""
     vocab = random.choice((1, 5, 300, 65537))
-    k = random.randint(1, min(vocab, 9))
+    sample = random.choice((0, 0, 3))
+    k = random.randint(0 if sample else 1, min(vocab, 9))
     signal = Signal(
         k=k,
-        top_p=random.choice((None, 0.9)),
+        top_p=random.choice((None, 0.9)) if k else None,
+        sample=sample,
         tail_buckets=random.choice((1, 3)),
         candidates=random.choice((0, 2)),
         draws=random.choice((0, 4)),
@@ -83,4 +85,17 @@ def _scores(random: np.random.Generator, tokens: int, signal: Signal, vocab: int
         candidate_ids=random.integers(0, vocab, (tokens, some)).astype(np.int32) if some else None,
         candidate_logprobs=_logprobs(random, tokens, some) if some else None,
         draw_ids=np.sort(drawn) if draws else None,
+        **_sample(random, tokens, signal.sample, vocab),
     )
+
+
+def _sample(random: np.random.Generator, tokens: int, places: int, vocab: int) -> dict[str, Any]:
+    if not places:
+        return {}
+    own = np.arange(places) < random.integers(0, places + 1, (tokens, 1))
+    ranked = -np.sort(-_logprobs(random, *own.shape), axis=1)
+    return {
+        "sample_ids": np.where(own, random.integers(0, vocab, own.shape), -1).astype(np.int32),
+        "sample_logprobs": np.where(own, ranked, -np.inf).astype(np.float32),
+        "sample_threshold": _logprobs(random, tokens).astype(np.float32),
+    }

@@ -29,15 +29,16 @@ def threshold_sample(weights_TV: Tensor, uniforms_T: Tensor, places: int) -> tup
     """
     num = min(places, weights_TV.shape[1])
     top_TN, likely_TN = weights_TV.topk(num, dim=-1)
-    floor_T1 = _floor(weights_TV.scatter(-1, likely_TN, 0.0), top_TN)
-    certain_TN = (top_TN >= floor_T1) & (top_TN > 0)
-    left_TV = weights_TV.masked_fill(weights_TV >= floor_T1, 0.0).cumsum(-1, dtype=torch.float64)
+    top_TN = top_TN.double()
+    left_TV = weights_TV.to(torch.float64, copy=True).scatter_(-1, likely_TN, 0.0)
+    certain_TN = (top_TN >= _floor(left_TV.sum(-1, keepdim=True), top_TN)) & (top_TN > 0)
+    left_TV.scatter_(-1, likely_TN, top_TN.masked_fill(certain_TN, 0.0)).cumsum_(-1)
     count_T1 = certain_TN.sum(-1, keepdim=True)
     free_T1, total_T1 = num - count_T1, left_TV[:, -1:]
     step_T1 = total_T1 / free_T1.clamp(min=1)
     place_N = torch.arange(num, device=weights_TV.device)
     targets_TN = torch.minimum((uniforms_T[:, None] + place_N) * step_T1, _below(total_T1))
-    drawn_TN = torch.searchsorted(left_TV, targets_TN, right=True)
+    drawn_TN = _places(left_TV, targets_TN, right=True)
     drawn_TN = drawn_TN.masked_fill((place_N >= free_T1) | (total_T1 == 0), -1)
     moved_TN = drawn_TN.gather(-1, (place_N - count_T1).clamp(min=0))
     ids_TN = torch.where(certain_TN, likely_TN, moved_TN)
@@ -46,15 +47,14 @@ def threshold_sample(weights_TV: Tensor, uniforms_T: Tensor, places: int) -> tup
     return padded_TN, step_T1[:, 0]
 
 
-def _floor(rest_TV: Tensor, top_TN: Tensor) -> Tensor:
+def _floor(rest_T1: Tensor, top_TN: Tensor) -> Tensor:
     """Return the least weight [T, 1] of an id that is certain.
 
     Args:
-        rest_TV: weights of all ids but the N likeliest.
+        rest_T1: weight of all ids but the N likeliest together.
         top_TN: weights of these, falling.
     """
-    left_TN = top_TN.double().flip(-1).cumsum(-1).flip(-1)
-    left_TN += rest_TV.sum(-1, keepdim=True, dtype=torch.float64)
+    left_TN = rest_T1 + top_TN.flip(-1).cumsum(-1).flip(-1)
     num = top_TN.shape[1]
     free_N = torch.arange(num, 0, -1, device=top_TN.device)
     return (left_TN / free_N).amin(-1, keepdim=True) * (1 - SLACK * num)
@@ -79,4 +79,10 @@ def filled(ids_TN: Tensor, weights_TV: Tensor) -> Tensor:
     if not bool(empty_TN.any()):
         return ids_TN
     weightless_TV = (weights_TV <= 0).cumsum(-1)
-    return torch.where(empty_TN, torch.searchsorted(weightless_TV, empty_TN.cumsum(-1)), ids_TN)
+    return torch.where(empty_TN, _places(weightless_TV, empty_TN.cumsum(-1)), ids_TN)
+
+
+def _places(rising_TV: Tensor, values_TN: Tensor, *, right: bool = False) -> Tensor:
+    """Return where values fall in rising numbers: a place that there is, even of NaN."""
+    found_TN = torch.searchsorted(rising_TV, values_TN, right=right)
+    return found_TN.clamp(max=rising_TV.shape[1] - 1)

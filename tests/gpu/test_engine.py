@@ -32,8 +32,12 @@ def test_scores_equal_a_full_forward_of_each_row_on_the_cpu(
     assert_same_scores(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("signal", [Signal(4, candidates=3), Signal(4, draws=5)], ids=repr)
-def test_candidates_and_draws_are_those_of_the_cpu(make: Models, signal: Signal) -> None:
+@pytest.mark.parametrize(
+    "signal",
+    [Signal(4, candidates=3), Signal(4, draws=5), Signal(4, sample=5), Signal(0, sample=5)],
+    ids=repr,
+)
+def test_candidates_draws_and_samples_are_those_of_the_cpu(make: Models, signal: Signal) -> None:
     model, (prompts, responses) = make(), rows(5)
     candidates = None
     if signal.candidates:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.scores.inclusion import inclusions, log_thresholds
-from pipeline.scores.threshold import threshold_sample
+from pipeline.scores.threshold import filled, threshold_sample
 
 WEIGHTS = st.lists(
     st.sampled_from([0.0, 0.0, 1e-12, 1e-3, 0.5, 1.0, 1.0, 1.0, 3.0]) | st.floats(1e-6, 1e3),
@@ -118,3 +118,20 @@ def test_masses_that_rounding_left_too_large_are_certain() -> None:
     logprobs = logs(np.array([[0.9, 0.2, 0.01]]))
     assert log_thresholds(logprobs, np.zeros(1)).tolist() == [-np.inf]
     assert inclusions(logprobs, np.zeros(1)).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_places_without_an_id_are_filled_with_the_lowest_ids_without_weight() -> None:
+    weights_TV = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.5], [0.2, 0.2, 0.2, 0.2, 0.2]])
+    u = torch.tensor([0.3, 0.3], dtype=torch.float64)
+    ids_TN, _ = threshold_sample(weights_TV, u, 4)
+    assert ids_TN[0].tolist() == [1, 4, -1, -1]
+    found_TN = filled(ids_TN, weights_TV)
+    assert found_TN[0].tolist() == [1, 4, 0, 2]
+    assert found_TN[1].tolist() == ids_TN[1].tolist()
+
+
+def test_weights_that_are_no_numbers_give_ids_that_there_are() -> None:
+    weights_TV = torch.full((2, 5), torch.nan)
+    ids_TN, _ = threshold_sample(weights_TV, torch.zeros(2, dtype=torch.float64), 3)
+    found_TN = filled(ids_TN, weights_TV)
+    assert found_TN.min() >= 0 and found_TN.max() < 5

@@ -27,6 +27,8 @@ SIGNALS = {
     "server": Signal(3, tail="derived", entropy=False),
     "one": Signal(1, candidates=1, draws=1),
     "all": Signal(5, top_p=0.9, min_k=2, tail_buckets=4, candidates=3, draws=6),
+    "sampled": Signal(3, sample=4),
+    "alone": Signal(0, sample=4, candidates=2, entropy=False),
 }
 
 WRITER = "parquet-cpp-arrow version 26.0.1"
@@ -97,6 +99,38 @@ GOLDEN = {
         "a73e51de660ce9e5616da7365a9b4d7c2f9689a7cd367263d24fb9594a8cd507",
         "3e05be1f62d563935f8d1ac23c8731585a892127af3b1b71b33318e9521ffd8e",
     ),
+    ("sampled", "typed-v1", 1000): (
+        "d8109e2c98893fd61d52583c5e32cf56ac64d1ffdd0266bd8bf189fbe3993f0e",
+        "ff8ba1d50501c5d5a155497d12e7b867183efcf31e15df278a1df473e779af23",
+    ),
+    ("sampled", "typed-v1", 70000): (
+        "bc28f2ba39c2a040ea3ecfbeebcb28e7efa3d515289d5e8bcfccbf29c5a3616b",
+        "38cc515f3fd8953a7c890863d9a97e52e992a5395682e72a2d9adeabe09f759c",
+    ),
+    ("sampled", "packed-v1", 1000): (
+        "9f5f8932993509059f5a5269b613edcc01fed25e3952d00c21a061004f55a0a4",
+        "5d0b89876312990eb9db223d38a52f0e11efa82a68ff2149d769a84f65fece81",
+    ),
+    ("sampled", "packed-v1", 70000): (
+        "4cd623376d3b7d968413bdf8b9961b24789c90d4d525c80c6d0a2a2dca325768",
+        "5612af28f51c8f9e7c30cf270813d6c9f54188dc9f963636be822cf8b55f5bc2",
+    ),
+    ("alone", "typed-v1", 1000): (
+        "d3195523dc6defa38094612f9f2d1164fde903cc8f5cf4e077db252a95e4b380",
+        "5ad518fb319e7275a23b793baa11148ff202c29207902da1ec7d92e9fd2abed6",
+    ),
+    ("alone", "typed-v1", 70000): (
+        "f24dee569d1e9a575e7c9a09086e21325d3b1bcf536f9009463fdc9dbee83b62",
+        "55012c24b27e49ef064c5737a1433cfeb3311eeb0e43fff1a0d573667b5b4b9a",
+    ),
+    ("alone", "packed-v1", 1000): (
+        "c89eeac233da48b15128d5a4706e8b6c4ef37e6e1552064392c17efccb87643c",
+        "8ef9ca52a29644316b564bc08df51570afe0bc5d827ea6bda1c388f4ce8969d1",
+    ),
+    ("alone", "packed-v1", 70000): (
+        "40fb831abded7bfddf3d4af0d1e3a0e694dac3182cf5ab6ae626a49ad00a34e0",
+        "78da0058198e48cc163c3c0fa7bcaf25ca63ad5598bac0c19849a8c892894d6e",
+    ),
 }
 """Signal, codec and vocabulary → digest of the stored columns, and of the whole file."""
 
@@ -138,6 +172,13 @@ def scores(signal: Signal, vocab: int) -> Scores:
         arrays["candidate_logprobs"] = logprobs(10, TOKENS, n)
     if d := signal.draws:
         arrays["draw_ids"] = np.sort(noise(11, TOKENS, d) % 5, axis=1).astype(np.int32)
+    if n := signal.sample:
+        cut = np.arange(n) >= noise(12, TOKENS, 1) % (2 * n)  # half of them have n ids
+        own = (noise(13, TOKENS, 1) + np.arange(n) * (1 + noise(14, TOKENS, 1) % 7)) % vocab
+        falling = -np.sort(-logprobs(15, TOKENS, n), axis=1)
+        arrays["sample_ids"] = np.where(cut, -1, own).astype(np.int32)
+        arrays["sample_logprobs"] = np.where(cut, -np.inf, falling).astype(np.float32)
+        arrays["sample_threshold"] = logprobs(16, TOKENS)
     return Scores.of(arrays)
 
 
@@ -159,7 +200,8 @@ def written(name: str, codec: str, vocab: int) -> tuple[bytes, Renumbering | Non
     found = scores(signal, vocab)
     by = None
     if codec == "packed-v1":
-        by = Renumbering.learn(found.topk_ids[found.topk_ids >= 0], vocab_size=vocab)
+        ids = found.topk_ids if signal.k else np.asarray(found.candidate_ids)
+        by = Renumbering.learn(ids[ids >= 0], vocab_size=vocab)
     table = table_of([f"{row:032x}" for row in range(len(LENGTHS))], found, LENGTHS, signal)
     return write_scores(table, identity, renumbering=by), by
 

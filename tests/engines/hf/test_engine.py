@@ -15,6 +15,7 @@ from pipeline.models.head import Head
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer
 from pipeline.quickstart.addition import EOS
+from pipeline.scores.scores import Scores
 from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError
 from schemas.randomness import derived_seed
@@ -78,6 +79,21 @@ def test_scores_do_not_depend_on_order_batches_or_chunks(
             vocab_size=V,
         )
         assert_same_scores(found, expected.take(tokens))
+
+
+def test_a_teachers_sample_does_not_depend_on_order_batches_or_chunks(make: Models) -> None:
+    model, (prompts, responses) = make(), rows(9)
+    given: dict[str, Any] = {"signal": Signal(2, sample=5, draws=2), "vocab_size": V}
+    expected = model.engine().score(prompts, responses, **given)
+    engine = model.engine(batch_tokens=40, chunk_tokens=3)
+    alone = [
+        engine.score([p], [r], **given) for p, r in zip(prompts[::-1], responses[::-1], strict=True)
+    ]
+    found = Scores.joined(alone[::-1])
+    for name in ("sample_ids", "draw_ids"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    for name in ("sample_logprobs", "sample_threshold"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
 
 
 def test_ids_above_the_shared_vocabulary_are_left_to_the_tail(make: Models) -> None:

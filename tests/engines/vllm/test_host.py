@@ -27,7 +27,7 @@ from tests.support.vllmgolden import open_vllm, opened
 def test_a_full_memory_halves_the_forward_pass_and_goes_on(
     make: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.engines.vllm import worker
+    from pipeline.engines.vllm import work
     from pipeline.scores import signals
 
     model, (prompts, responses), notes = make(), rows(9), list[str]()
@@ -38,7 +38,7 @@ def test_a_full_memory_halves_the_forward_pass_and_goes_on(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
         return original(logits, *args, **kwargs)
 
-    monkeypatch.setattr(worker, "score_signals", scarce)
+    monkeypatch.setattr(work, "score_signals", scarce)
     section = EngineSection(engine="vllm", batch_tokens=128)
     source = ModelSource(str(model.folder), None, False)
 
@@ -47,7 +47,7 @@ def test_a_full_memory_halves_the_forward_pass_and_goes_on(
     with lazy as engine, pytest.raises(CapacityError, match="scoring"):
         engine.call(lambda e: e.score(prompts, responses, signal=Signal(4), vocab_size=V))
     assert len(notes) == 1 and "half" in notes[0]  # 128, 64: less is not tried
-    monkeypatch.setattr(worker, "score_signals", original)
+    monkeypatch.setattr(work, "score_signals", original)
 
 
 def test_an_engine_that_does_not_start_again_says_why(
