@@ -108,6 +108,13 @@ def test_a_students_own_sample_is_of_what_each_token_was_drawn_from(
     assert_own_samples(model, engine, rows(9)[0], sampling, atol=ATOL)
 
 
+def test_a_sequence_with_an_own_sample_may_fill_the_whole_context(held: Held) -> None:
+    (model, engine), sampling = held, replace(PLAIN, sample=PLACES, stop_token_ids=())
+    length = engine.context_length - sampling.max_new_tokens
+    prompt = np.random.default_rng(0).integers(1, V, length).astype(np.int32)
+    assert_own_samples(model, engine, [prompt], sampling, atol=ATOL)
+
+
 def test_a_row_draws_the_same_tokens_alone_and_in_any_batch(held: Held) -> None:
     (_, engine), prompts = held, rows(9)[0]
     alone = [generate(engine, prompts, PLAIN, range(9))[i] for i in range(9)]
