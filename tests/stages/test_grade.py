@@ -1,5 +1,7 @@
 """The grade stage: rewards of a sampled round, faults that cost a row, grading anew."""
 
+import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from pipeline.runs.run import open_run
 from pipeline.shards.rewards import read_rewards
 from pipeline.shards.rollouts import read_rollout
 from pipeline.store.storage import Storage
-from tests.support.runs import Cli, keys_below
+from schemas.errors import DataError
+from tests.support.children import run_until_killed
+from tests.support.rounds import forget
+from tests.support.runs import Cli, finish, keys_below, snapshot, start_function
 from tests.support.tiny import write_run
 
 GRADER = "def grade(response, reference, metadata):\n"
@@ -159,3 +164,67 @@ def test_workers_share_a_round_and_the_last_one_writes_the_manifest(
     graded(run_copy)
     second = cli.ok("grade", "-c", config, "--round", "0", "--worker", "1/2")
     assert second["units"] == 2 and second["rewarded"] == ROWS
+
+
+@pytest.mark.slow
+def test_grading_that_is_killed_at_its_writes_ends_as_grading_in_peace(
+    run_copy: Path, tmp_path: Path, cli: Cli
+) -> None:
+    quiet = tmp_path / "quiet"
+    shutil.copytree(run_copy, quiet)
+    cli.ok("grade", "-c", graded(quiet), "--round", "0")
+    config, attempts = graded(run_copy), 0
+    while True:
+        step, command = 4 + attempts % 3, "grade --round 0"
+        child = start_function(run_until_killed, str(config), step, attempts % 2 == 0, command)
+        outcome = finish(child)
+        if outcome.code == 0:
+            break
+        assert outcome.code == -signal.SIGKILL, outcome.stderr
+        attempts += 1
+    assert attempts >= 2
+    before, after = (snapshot(stored(f), "runs/tiny/rounds/0000/grade") for f in (quiet, run_copy))
+    assert before == after and len(before) == UNITS + 1
+
+
+def test_gc_keeps_rewards_that_a_round_names_and_takes_those_that_none_does(
+    run_copy: Path, cli: Cli
+) -> None:
+    config = graded(run_copy)
+    cli.ok("grade", "-c", config, "--round", "0")
+    gc = ("cache", "gc", "-c", config, "--older-than", "0", "--delete")
+    assert [key for key in cli.ok(*gc)["keys"] if key.startswith("rewards/")] == []
+    assert len(rows_of(config)) == ROWS
+    named = set(stored(run_copy).names("rewards"))
+    graded(run_copy, "    return 2\n")
+    cli.ok("grade", "-c", config, "--round", "0", "--again")
+    taken = {key for key in cli.ok(*gc)["keys"] if key.startswith("rewards/")}
+    assert taken == {f"rewards/{name}" for name in named}
+    assert {row["reward"] for row in rows_of(config)} == {2.0}
+
+
+def test_a_run_grades_before_it_trains_and_tells_what_has_no_reward(
+    run_copy: Path, cli: Cli
+) -> None:
+    config = graded(run_copy, "    return 1 / len(response)\n", unfinished="none")
+    forget(run_copy, "runs/tiny/rounds/0001/train", "runs/tiny/rounds/0001/eval")
+    forget(run_copy, "runs/tiny/checkpoints/0002")
+    said = cli.ok("run", "-c", config)
+    run = open_run(load_config(config))
+    rewards, trained = run.rewards(1), run.train(1)
+    assert rewards is not None and trained is not None and run.rewards(0) is None
+    assert said["faults"] == rewards.faults and rewards.faults["unfinished"] > 0
+    assert {unit.shard.key for unit in rewards.units} < set(trained.shards)
+    assert "grade" in cli("status", "-c", config).stdout
+
+
+def test_a_damaged_shard_is_told_and_graded_again(run_copy: Path, cli: Cli) -> None:
+    config = graded(run_copy)
+    cli.ok("grade", "-c", config, "--round", "0")
+    before = rows_of(config)
+    shard = next((run_copy / "store" / "rewards").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError):
+        rows_of(config)
+    assert cli.ok("grade", "-c", config, "--round", "0", "--again")["units"] == 1
+    assert rows_of(config) == before

@@ -54,13 +54,14 @@ def write_past_the_limit(storage: Storage) -> str:
     return "no error"
 
 
-def run_until_killed(config: str, after: int, before: bool) -> None:
+def run_until_killed(config: str, after: int, before: bool, command: str = "run") -> None:
     """Run all rounds of a configuration and die by SIGKILL at a write to the store.
 
     Args:
         config: TOML file of the run.
         after: number of the write at which to die, from 1; 0 lives to the end.
         before: die before that write, else right after it.
+        command: another command, with its options.
     """
     from cli.main import main
 
@@ -79,7 +80,7 @@ def run_until_killed(config: str, after: int, before: bool) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     Storage._write = counted  # type: ignore[method-assign] # counts the real writes
-    main(["run", "-c", config, "--json"])
+    main([*command.split(), "-c", config, "--json"])
 
 
 def signalled_at_commit(number: int, folder: str, *arguments: str) -> None:
