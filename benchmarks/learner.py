@@ -47,7 +47,7 @@ from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Start
 from pipeline.learner.batches import StepPlan, plan_steps
-from pipeline.learner.data import RoundData
+from pipeline.learner.feed.data import RoundData
 from pipeline.learner.learner import Learner, batch_inputs, batch_targets
 from pipeline.learner.ranks import join_ranks
 from pipeline.learner.settings import LearnerSettings

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoints.student import policy_of_round
-from pipeline.learner.rewards import RewardInputs, find_rewards
+from pipeline.learner.feed.advantages import RewardInputs
+from pipeline.learner.rewards import find_rewards
 from pipeline.runs.run import Run, check_run
 from pipeline.store.records import check_fingerprint, read_record
 from schemas.config.run import signal_of

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pipeline.engines.memory import empty_device, leave_imports
 from pipeline.learner.batches import StepPlan
-from pipeline.learner.data import RoundData
 from pipeline.learner.feed.ahead import Ahead
+from pipeline.learner.feed.data import RoundData
 from pipeline.learner.metrics import step_metrics
 from pipeline.learner.module import DistillationModule, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together

@@ -6,14 +6,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from pipeline.checkpoints.opening import opened_model
 from pipeline.engines.kept import put, take
 from pipeline.learner.batches import StepPlan, plan_mark, round_steps, steps_of_old
-from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
 from pipeline.learner.feed.ahead import Ahead
+from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.probe import probe_rows
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, Micro
 from pipeline.learner.metrics import applied, check_first_step, skip_note
@@ -37,12 +36,6 @@ from schemas.records.training import StateManifest
 
 LEARNER = "learner"
 """Where the learner is kept between rounds."""
-
-PROBE_TOKENS = 256
-"""Tokens of the sequences that an exported checkpoint is compared on; one sequence at least."""
-
-PROBE_FROM_ROWS = 64
-"""Rows of a round that these sequences are chosen from, the shortest ones."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
     plans = (plan, None) if older else (plan,)
     work = _Work(run, inputs, data, steps, plans, ranks, progress)
     with _policy_source(work) as source:
-        state, new_steps, waited = _train(work, source, _probe_rows(lengths.total_tokens_R))
+        state, new_steps, waited = _train(work, source, probe_rows(lengths.total_tokens_R))
     tokens = sum(step.trained_tokens for step in steps)
     return TrainedRound(state, lengths, tokens, new_steps, waited)
 
@@ -178,13 +171,6 @@ def _learner(
             load_state(work.run, state, learner, work.ranks)
         unless_done.pop_all()
     return learner
-
-
-def _probe_rows(total_tokens_R: Rows) -> Rows:
-    """Return a few short rows to compare an export with: their logits are held whole."""
-    short = np.argsort(total_tokens_R[:PROBE_FROM_ROWS], kind="stable")
-    fits = np.cumsum(total_tokens_R[short]) <= PROBE_TOKENS
-    return np.sort(short[: max(1, int(fits.sum()))])
 
 
 def _found_states(work: _Work) -> "_Found":

@@ -1,58 +1,11 @@
-"""The rewards of a round for the learner: found, held against the rollout, made into advantages."""
+"""The rewards that a round trains on: found, and held against configuration and rollout."""
 
-from dataclasses import dataclass
-
-import numpy as np
-import pyarrow as pa
-
-from pipeline.objectives.advantages import group_advantages
+from pipeline.learner.feed.advantages import RewardInputs
 from pipeline.runs.run import Run
-from pipeline.shards.rewards import read_rewards
 from pipeline.store.records import check_fingerprint
-from pipeline.store.storage import Storage
-from schemas.columns import Floats
-from schemas.config.evaluation import AdvantageKind
 from schemas.errors import ConfigError, DataError, IdentityError
 from schemas.keys import GRADE
-from schemas.records.rewards import RewardManifest
 from schemas.records.runs import RolloutManifest
-
-
-@dataclass(frozen=True)
-class RewardInputs:
-    """The rewards that a round trains on, and what becomes of them."""
-
-    manifest: RewardManifest
-    kind: AdvantageKind
-
-
-@dataclass(frozen=True, eq=False)
-class Advantages:
-    """The advantages of a round's rows, numbered as in the rollout."""
-
-    advantage_R: Floats
-    """NaN where a row has no reward."""
-    digests: pa.ChunkedArray
-    """Sequence digest of each row."""
-
-    def of(self, first: int, digests: pa.ChunkedArray, *, where: str) -> Floats:
-        """Return the advantages of a unit.
-
-        Args:
-            first: number of its first row.
-            digests: of its rows.
-            where: what messages call it.
-
-        Raises:
-            DataError: they were given to other sequences.
-        """
-        stop = first + len(digests)
-        if self.digests.slice(first, len(digests)).to_pylist() != digests.to_pylist():
-            raise DataError(
-                f"{where}: the rewards of its rows are of other sequences. Delete the round's "
-                "reward manifest with the commits beside it, and run `opd grade` again"
-            )
-        return self.advantage_R[first:stop]
 
 
 def find_rewards(run: Run, rollout: RolloutManifest) -> RewardInputs | None:
@@ -86,18 +39,3 @@ def find_rewards(run: Run, rollout: RolloutManifest) -> RewardInputs | None:
             f"it with the commits beside it, and run `opd grade --round {rollout.round}` again"
         )
     return RewardInputs(manifest, section.advantage)
-
-
-def read_advantages(storage: Storage, rewards: RewardInputs) -> Advantages:
-    """Return the advantages of a round, from one reading of all its reward shards.
-
-    Raises:
-        DataError: a shard is missing, corrupt or misshapen.
-    """
-    names = ["sequence_digest", "prompt_id", "reward"]
-    units = rewards.manifest.units
-    table = pa.concat_tables([read_rewards(storage, unit.shard).select(names) for unit in units])
-    # the groups of a round are those of its prompts: one policy has sampled all of it
-    _, group_R = np.unique(table.column("prompt_id").to_pylist(), return_inverse=True)
-    advantage_R = group_advantages(table.column("reward").to_numpy(), group_R, kind=rewards.kind)
-    return Advantages(advantage_R, table.column("sequence_digest"))

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.learner.data import RoundData
+from pipeline.learner.feed.advantages import RewardInputs
+from pipeline.learner.feed.data import RoundData
 from pipeline.learner.inputs import find_inputs
-from pipeline.learner.rewards import RewardInputs
 from pipeline.objectives.advantages import group_advantages
 from pipeline.runs.run import Run
 from pipeline.shards.rewards import write_rewards
@@ -20,7 +20,7 @@ from schemas.keys import GRADE, REWARDS
 from schemas.records.rewards import RewardManifest
 from schemas.records.shards import UnitShard
 from schemas.rewardtable import REWARDS as TABLE
-from tests.learner.test_data import Stored, store
+from tests.learner.feed.test_data import Stored, store
 from tests.support.minimal import minimal_run
 from tests.support.paperrun import (
     put,

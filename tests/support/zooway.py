@@ -22,8 +22,8 @@ from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Start
 from pipeline.engines.vllm.slot import Weights
 from pipeline.learner.batches import StepPlan, plan_steps
-from pipeline.learner.data import RoundData
 from pipeline.learner.export import publish_student
+from pipeline.learner.feed.data import RoundData
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, batch_inputs, batch_targets
 from pipeline.learner.ranks import join_ranks

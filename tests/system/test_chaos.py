@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.learner.data import RoundData
+from pipeline.learner.feed.data import RoundData
 from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
 from tests.conftest import UseS3

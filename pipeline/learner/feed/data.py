@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.learner.rewards import Advantages, RewardInputs, read_advantages
+from pipeline.learner.feed.advantages import Advantages, RewardInputs, read_advantages
 from pipeline.learner.sequences import (
     Batch,
     Lengths,

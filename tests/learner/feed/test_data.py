@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.learner.data import RoundData
+from pipeline.learner.feed.data import RoundData
 from pipeline.store.storage import Storage
 from schemas.errors import DataError, IdentityError
 from schemas.records.runs import RolloutManifest
