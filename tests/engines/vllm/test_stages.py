@@ -20,6 +20,7 @@ from tests.support.tiny import write_run
 from tests.system.test_benchmarks import check_record
 
 ENGINES = {f"{section}.engine": "vllm" for section in ("eval", "rollout", "score")}
+SAMPLES = {"rollout.sample": 3, "score.sample": 3}
 
 
 def test_the_benchmark_of_engines_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,10 +34,10 @@ def test_a_run_survives_kills_and_ends_with_the_manifests_of_a_quiet_one(
     tmp_path: Path, cli: Cli
 ) -> None:
     quiet, other = tmp_path / "quiet", tmp_path / "killed"
-    one_round = {**ENGINES, "run.rounds": 1, "eval.teachers": False}
+    one_round = {**ENGINES, **SAMPLES, "run.rounds": 1, "eval.teachers": False}
     write_run(quiet, changes=one_round)
     shutil.copytree(quiet, other)
-    killed = write_run(other, changes={**ENGINES, "run.rounds": 1, "eval": None})
+    killed = write_run(other, changes={**ENGINES, **SAMPLES, "run.rounds": 1, "eval": None})
     cli.ok("run", "-c", quiet / "run.toml")
     storage, round_ = Storage(str(other / "store")), "runs/tiny/rounds/0000"
     cli.ok("rollout", "-c", killed, "--round", "0")
