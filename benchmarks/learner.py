@@ -48,7 +48,8 @@ from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Start
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.feed.data import RoundData
-from pipeline.learner.learner import Learner, batch_inputs, batch_targets
+from pipeline.learner.feed.targets import batch_targets
+from pipeline.learner.learner import Learner, batch_inputs
 from pipeline.learner.ranks import join_ranks
 from pipeline.learner.settings import LearnerSettings
 from pipeline.models.loading import load_model
@@ -67,6 +68,7 @@ LARGE = Size("180M", hidden=1024, layers=12, vocab=32_000, head=64)
 DEALT = ("critical_path_ratio", "padding_share")
 """Figures of steps that are dealt to ranks."""
 
+LOSS = LossConfig(kind="forward_kl")
 K = 16
 MICRO_TOKENS = 1024
 RATE = 1e-5
@@ -123,7 +125,7 @@ class _Ours:
             device="cuda" if device == "cuda" else "cpu",
             micro_batch_tokens=MICRO_TOKENS,
         )
-        settings = LearnerSettings(train, LossConfig(kind="forward_kl"))
+        settings = LearnerSettings(train, LOSS)
         self._learner = Learner(source, settings, join_ranks(device))
         self._data, self._plan, self.loss = data, plan, 0.0
 
@@ -157,7 +159,8 @@ class _Plain:
         vocab = int(self._model.lm_head.weight.shape[0])
         batches = [data.batch(micro[0]) for micro in plan.micro]
         self._micro = [
-            _Micro(*batch_inputs(b, device), batch_targets(b, vocab).to(device)) for b in batches
+            _Micro(*batch_inputs(b, device), batch_targets(b, LOSS, vocab).to(device))
+            for b in batches
         ]
         self._tokens, self.loss = plan.trained_tokens, 0.0
 

@@ -21,6 +21,7 @@ from pipeline.engines.memory import empty_device, leave_imports
 from pipeline.learner.batches import StepPlan
 from pipeline.learner.feed.ahead import Ahead
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.metrics import step_metrics
 from pipeline.learner.module import DistillationModule, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together
@@ -31,7 +32,7 @@ from pipeline.models.head import head_of, rows_in
 from pipeline.models.lora import adapter_parameters
 from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
-from pipeline.objectives.targets import Targets, build_targets
+from pipeline.objectives.targets import Targets
 from pipeline.store import interrupts
 from schemas.errors import DataError, OpdError
 
@@ -98,6 +99,7 @@ class Learner:
             interrupts.beat()
             self._engine.set_gradient_accumulation_boundary(number == len(plan.micro))
             *inputs, targets = self._taken(data, micro[self._ranks.rank], failed)
+            targets = targets.in_step(plan.trained_tokens)
             loss, values = self._engine(*inputs, targets, scale)
             sums.add({"loss": loss.double() / scale, "weight": targets.weight_T.sum(), **values})
             if number == len(plan.micro):
@@ -199,7 +201,10 @@ class Learner:
         return self._micro_of(data.batch(rows) if len(rows) else untrained_batch())
 
     def _micro_of(self, batch: Batch) -> Micro:
-        return (*batch_inputs(batch, "cpu"), batch_targets(batch, self.vocab_size))
+        return (
+            *batch_inputs(batch, "cpu"),
+            batch_targets(batch, self._settings.loss, self.vocab_size),
+        )
 
     def _taken(
         self, data: RoundData | Ahead[Micro], rows: Rows, failed: list[OpdError]
@@ -278,22 +283,3 @@ def batch_inputs(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
     ids_BT, mask_BT = padded(batch.id_rows(), device, left=False)
     states_2T = response_positions(batch.prompt_tokens_B, batch.response_tokens_B)
     return ids_BT, mask_BT, states_2T.to(device)
-
-
-def batch_targets(batch: Batch, vocab_size: int) -> Targets:
-    """Return the teacher's side of a batch's response tokens, checked.
-
-    Raises:
-        DataError: as `build_targets`.
-    """
-    teacher = batch.teacher
-    return build_targets(
-        torch.from_numpy(teacher.topk_ids_TK),
-        torch.from_numpy(teacher.topk_logprobs_TK),
-        tail_T=torch.from_numpy(teacher.tail_T),
-        token_ids_T=torch.from_numpy(batch.token_ids_T),
-        token_logprob_T=torch.from_numpy(teacher.token_logprob_T),
-        weight_T=torch.from_numpy(batch.weight_T),
-        rollout_logprob_T=torch.from_numpy(batch.rollout_logprob_T),
-        vocab_size=vocab_size,
-    )

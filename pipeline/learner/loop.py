@@ -65,7 +65,14 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
     """
     train = run.config.train
     keep = 2 * train.shuffle_shards
-    data = RoundData(run.storage, inputs.rollout, inputs.scores, keep=keep, rewards=inputs.rewards)
+    data = RoundData(
+        run.storage,
+        inputs.rollout,
+        inputs.scores,
+        keep=keep,
+        rewards=inputs.rewards,
+        samples=run.config.objective.samples,
+    )
     oldest_round = inputs.round_index - train.max_staleness
     lengths = from_main(lambda: data.read_lengths(oldest_round=oldest_round))
     steps = together(
@@ -126,7 +133,7 @@ def _train(
     work: _Work, source: ModelSource, probe: Rows
 ) -> tuple[StateManifest, int, float | None]:
     """Train the steps that are left and publish the student; return state, steps and waiting."""
-    settings = LearnerSettings(work.train, work.run.config.loss)
+    settings = LearnerSettings(work.train, work.run.config.objective)
     found = _found_states(work)
     learner = _learner(work, source, settings, found)
     with ExitStack() as unless_done:

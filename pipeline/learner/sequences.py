@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.columns import Floats, Ids
+from schemas.config.loss import SampleOf
 from schemas.ragged import token_index
 
 Rows = NDArray[np.int64]
@@ -36,6 +37,32 @@ class Lengths:
 
 
 @dataclass(frozen=True, eq=False)
+class SampleColumns:
+    """A threshold sample at each response token; log-probabilities in nats."""
+
+    of: SampleOf
+    """Whose sample it is."""
+    ids_TN: Ids
+    logprobs_TN: Floats
+    """Under the teacher."""
+    chances_TN: Floats
+    """Inclusion probabilities; 0 where there is no id."""
+    rollout_logprobs_TN: Floats | None = None
+    """Under the policy that sampled, for a sample of the student."""
+
+    def take(self, tokens: Rows) -> "SampleColumns":
+        """Return the sample of some tokens, in their order."""
+        mu_TN = self.rollout_logprobs_TN
+        return SampleColumns(
+            of=self.of,
+            ids_TN=self.ids_TN[tokens],
+            logprobs_TN=self.logprobs_TN[tokens],
+            chances_TN=self.chances_TN[tokens],
+            rollout_logprobs_TN=None if mu_TN is None else mu_TN[tokens],
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class TeacherColumns:
     """What a teacher says of response tokens, as the losses read it; log-probabilities in nats."""
 
@@ -43,18 +70,26 @@ class TeacherColumns:
     """Negative where a position keeps fewer ids than another."""
     topk_logprobs_TK: Floats
     """-inf where the id is negative."""
-    tail_T: Floats
-    """Log mass outside the top-k, that of all buckets; -inf where there is none."""
+    tail_TB: Floats
+    """Log mass outside the top-k in each bucket; -inf where there is none."""
     token_logprob_T: Floats
     """Of the token that stands there."""
+    sample: SampleColumns | None = None
+    """What single ids beside the top-k are known of."""
+
+    @property
+    def tail_T(self) -> Floats:
+        """Return the log mass outside the top-k."""
+        return one_bucket(self.tail_TB)[:, 0]
 
     def take(self, tokens: Rows) -> "TeacherColumns":
         """Return the columns of some tokens, in their order."""
         return TeacherColumns(
             topk_ids_TK=self.topk_ids_TK[tokens],
             topk_logprobs_TK=self.topk_logprobs_TK[tokens],
-            tail_T=self.tail_T[tokens],
+            tail_TB=self.tail_TB[tokens],
             token_logprob_T=self.token_logprob_T[tokens],
+            sample=None if self.sample is None else self.sample.take(tokens),
         )
 
 
@@ -108,7 +143,7 @@ def untrained_batch() -> Batch:
         token_ids_T=zero,
         weight_T=zeros,
         rollout_logprob_T=zeros,
-        teacher=TeacherColumns(zero[:, None], zeros[:, None], zeros - np.inf, zeros),
+        teacher=TeacherColumns(zero[:, None], zeros[:, None], zeros[:, None] - np.inf, zeros),
         advantage_B=zeros * np.nan,
     )
 
@@ -129,15 +164,45 @@ def join_batches(parts: Sequence[Batch]) -> Batch:
 
 
 def join_teachers(parts: Sequence[TeacherColumns]) -> TeacherColumns:
-    """Return columns of tokens end to end; a narrower top-k is padded to the widest."""
+    """Return columns of tokens end to end; a narrower top-k is padded to the widest.
+
+    Buckets of the tail become one where parts have other numbers of them. There is a sample where
+    all parts have one of the same side.
+    """
     width = max(part.topk_ids_TK.shape[1] for part in parts)
+    tails = [part.tail_TB for part in parts]
+    if len({tail.shape[1] for tail in tails}) > 1:
+        tails = [one_bucket(tail) for tail in tails]
     return TeacherColumns(
         topk_ids_TK=np.concatenate([_padded(p.topk_ids_TK, width, -1) for p in parts]),
         topk_logprobs_TK=np.concatenate(
             [_padded(p.topk_logprobs_TK, width, -np.inf) for p in parts]
         ),
-        tail_T=np.concatenate([part.tail_T for part in parts]),
+        tail_TB=np.concatenate(tails),
         token_logprob_T=np.concatenate([part.token_logprob_T for part in parts]),
+        sample=_join_samples([part.sample for part in parts]),
+    )
+
+
+def one_bucket(tail_TB: Floats) -> Floats:
+    """Return the log mass of all buckets as one, [T, 1]."""
+    return tail_TB if tail_TB.shape[1] == 1 else np.logaddexp.reduce(tail_TB, axis=1, keepdims=True)
+
+
+def _join_samples(parts: Sequence[SampleColumns | None]) -> SampleColumns | None:
+    there = [part for part in parts if part is not None]
+    if len(there) < len(parts) or len({part.of for part in there}) != 1:
+        return None
+    width = max(part.ids_TN.shape[1] for part in there)
+    mu = [p.rollout_logprobs_TN for p in there if p.rollout_logprobs_TN is not None]
+    return SampleColumns(
+        of=there[0].of,
+        ids_TN=np.concatenate([_padded(p.ids_TN, width, -1) for p in there]),
+        logprobs_TN=np.concatenate([_padded(p.logprobs_TN, width, -np.inf) for p in there]),
+        chances_TN=np.concatenate([_padded(p.chances_TN, width, 0.0) for p in there]),
+        rollout_logprobs_TN=np.concatenate([_padded(m, width, -np.inf) for m in mu])
+        if mu
+        else None,
     )
 
 

@@ -4,7 +4,7 @@ Pure. Shapes: T tokens, N ids of a sample.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -32,35 +32,39 @@ class Sample:
     """float32 −log of each id's chance to be in the sample; -inf where there is no id."""
     rollout_logprobs_TN: Tensor | None = None
     """float32 log-probabilities under the sampling policy, of the student's samples."""
+    is_token: bool = False
+    """Whether it is the sampled token alone."""
     share: float = 1.0
     """Factor of what the sample adds: below 1 where its noise outweighs the bias without it."""
 
+    def in_step(self, tokens: int) -> "Sample":
+        """Return the sample as a step of so many trained tokens takes it.
+
+        What the sampled token alone adds shrinks in small steps, where its noise outweighs the bias
+        that it mends.
+        """
+        share = tokens / (tokens + NOISE_TOKENS) if self.is_token else 1.0
+        return replace(self, share=share)
+
     def without(self, bad_TN: Tensor) -> "Sample":
         """Return the sample without some of its ids."""
-        return Sample(
-            of=self.of,
+        mu_TN = self.rollout_logprobs_TN
+        return replace(
+            self,
             ids_TN=self.ids_TN.masked_fill(bad_TN, 0),
             logprobs_TN=self.logprobs_TN.masked_fill(bad_TN, 0.0),
             log_weights_TN=self.log_weights_TN.masked_fill(bad_TN, -math.inf),
-            rollout_logprobs_TN=None
-            if self.rollout_logprobs_TN is None
-            else self.rollout_logprobs_TN.masked_fill(bad_TN, 0.0),
-            share=self.share,
+            rollout_logprobs_TN=None if mu_TN is None else mu_TN.masked_fill(bad_TN, 0.0),
         )
 
 
-def token_sample(
-    token_ids_T: Tensor, token_logprob_T: Tensor, rollout_logprob_T: Tensor, *, step_tokens: int
-) -> Sample:
+def token_sample(token_ids_T: Tensor, token_logprob_T: Tensor, rollout_logprob_T: Tensor) -> Sample:
     """Return the sampled token as a sample: its chance is its probability when it was drawn.
-
-    Its correction shrinks in small steps, where its noise outweighs the bias that it mends.
 
     Args:
         token_ids_T: the sampled tokens.
         token_logprob_T: their log-probabilities under the teacher.
         rollout_logprob_T: under the policy that sampled them.
-        step_tokens: trained tokens of the optimizer step.
     """
     return Sample(
         of="student",
@@ -68,7 +72,7 @@ def token_sample(
         logprobs_TN=token_logprob_T[:, None].float(),
         log_weights_TN=-rollout_logprob_T[:, None].float(),
         rollout_logprobs_TN=rollout_logprob_T[:, None].float(),
-        share=step_tokens / (step_tokens + NOISE_TOKENS),
+        is_token=True,
     )
 
 

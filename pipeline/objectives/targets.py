@@ -63,6 +63,10 @@ class Targets:
         sampled = [] if self.sample is None else [self.sample.ids_TN]
         return torch.cat([self.ids_TS, self.token_ids_T[:, None], *sampled], dim=-1)
 
+    def in_step(self, tokens: int) -> "Targets":
+        """Return the targets as an optimizer step of so many trained tokens takes them."""
+        return replace(self, sample=None if self.sample is None else self.sample.in_step(tokens))
+
     def __len__(self) -> int:
         """Return the number of positions."""
         return len(self.weight_T)
@@ -159,6 +163,7 @@ def _normalised(
     full_T = support.valid_TS.sum(-1) == vocab_size
     tail_TB = support.tail_TB.masked_fill(full_T[:, None], _NEG_INF)
     log_mass_T1 = torch.cat([support.logprobs_TS, tail_TB], dim=-1).logsumexp(-1, keepdim=True)
+    log_mass_T1 = log_mass_T1.masked_fill((weight_T == 0)[:, None], 0.0)
     _refuse((log_mass_T1[:, 0].exp() - 1).abs() > _MASS_TOLERANCE, "total teacher mass is not 1")
     rollout_T = stored.rollout_logprob_T
     return Targets(

@@ -102,7 +102,7 @@ def _drop_old_states(run: Run, round_index: int) -> None:
 
 
 def finished_result(
-    run: Run, manifest: TrainManifest, *, trained: TrainedRound | None = None
+    run: Run, manifest: TrainManifest, *, trained: "TrainedRound | None" = None
 ) -> StageResult:
     """Return the result of a trained round, of which this call trained some steps or none."""
     return StageResult(

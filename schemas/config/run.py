@@ -77,14 +77,34 @@ class RunConfig(Section):
         """Name of the teacher for prompts that name none: the first in the file."""
         return next(iter(self.teachers))
 
+    @property
+    def objective(self) -> LossConfig:
+        """The objective as it can be had of this rollout.
+
+        What is drawn from a truncated distribution says nothing of the ids that were cut away.
+        """
+        loss = self.loss
+        if self._is_truncated and "student" in loss.samples and loss.estimator == "auto":
+            return loss.model_copy(update={"estimator": "bucket"})
+        return loss
+
+    @property
+    def _is_truncated(self) -> bool:
+        return self.rollout.top_p < 1.0 or self.rollout.top_k > 0
+
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        truncated = self.rollout.top_p < 1.0 or self.rollout.top_k > 0
+        truncated = self._is_truncated
         weighted = self.loss.kind == "policy_gradient" and self.loss.importance == "token"
         if weighted and truncated:
             raise ValueError(
                 "importance weights need an untruncated rollout: set rollout.top_p = 1.0 and "
                 "rollout.top_k = 0, or loss.importance = 'none'"
+            )
+        if self.loss.estimator == "sampled" and "student" in self.loss.samples and truncated:
+            raise ValueError(
+                "loss.estimator = 'sampled' needs an untruncated rollout: set rollout.top_p = 1.0 "
+                "and rollout.top_k = 0, or loss.estimator = 'bucket'"
             )
         if self.loss.kind == "policy_gradient" and not weighted and self.rollout.temperature != 1.0:
             raise ValueError(

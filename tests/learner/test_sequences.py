@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.learner.learner import batch_targets
+from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.sequences import Batch, TeacherColumns, join_batches, untrained_batch
+from schemas.config.loss import LossConfig
 
 
 def batch(tokens: int, *, k: int) -> Batch:
@@ -21,7 +22,9 @@ def batch(tokens: int, *, k: int) -> Batch:
         token_ids_T=np.arange(tokens, dtype=np.int32),
         weight_T=numbers,
         rollout_logprob_T=-numbers,
-        teacher=TeacherColumns(ids_TK, -ids_TK.astype(np.float32), -2 * numbers, -3 * numbers),
+        teacher=TeacherColumns(
+            ids_TK, -ids_TK.astype(np.float32), -2 * numbers[:, None], -3 * numbers
+        ),
     )
 
 
@@ -46,7 +49,7 @@ def test_taken_sequences_stand_in_the_order_they_were_asked_for() -> None:
 def test_a_batch_without_training_is_a_whole_sequence_with_targets_of_weight_0() -> None:
     found = untrained_batch()
     assert [row.tolist() for row in found.id_rows()] == [[0, 0]]
-    targets = batch_targets(found, vocab_size=5)
+    targets = batch_targets(found, LossConfig(kind="reverse_kl"), vocab_size=5)
     assert targets.weight_T.tolist() == [0.0]
     assert torch.isfinite(targets.logprobs_TS[targets.valid_TS]).all()
 

@@ -274,7 +274,8 @@ def begun(folder: Path, **changes: Any) -> Path:
     untrain(folder)
     last.parent.mkdir(parents=True)
     assert words["plan"]
-    last.write_text(json.dumps({k: v for k, v in {**words, **changes}.items() if v is not None}))
+    kept = {k: v for k, v in {**words, **changes}.items() if v is not None}
+    last.write_bytes(forged(kept))
     return last
 
 

@@ -86,9 +86,7 @@ def estimate(logits_V: Tensor, targets: Targets, loss: LossConfig) -> tuple[Tens
 def drawn_tokens(log_mu_V: Tensor, log_p_V: Tensor) -> Iterator[tuple[float, Sample]]:
     """Every token with its probability."""
     for v in range(len(log_mu_V)):
-        sample = token_sample(
-            torch.tensor([v]), log_p_V[v : v + 1], log_mu_V[v : v + 1], step_tokens=10**15
-        )
+        sample = token_sample(torch.tensor([v]), log_p_V[v : v + 1], log_mu_V[v : v + 1])
         yield (
             float(log_mu_V[v].exp()),
             Sample(

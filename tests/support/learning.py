@@ -20,7 +20,8 @@ from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Start
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.feed.data import RoundData
-from pipeline.learner.learner import Learner, batch_inputs, batch_targets
+from pipeline.learner.feed.targets import batch_targets
+from pipeline.learner.learner import Learner, batch_inputs
 from pipeline.learner.ranks import Ranks, join_ranks
 from pipeline.learner.sequences import Batch
 from pipeline.learner.settings import LearnerSettings
@@ -172,7 +173,7 @@ def reference(setup: Setup, loss: LossConfig, model: Any) -> Trained:
         batch = setup.data.batch(np.arange(start, start + PER_STEP))
         ids_BT, mask_BT, states_2T = batch_inputs(batch, "cpu")
         logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
-        targets = batch_targets(batch, VOCAB)
+        targets = batch_targets(batch, loss, VOCAB).in_step(int((batch.weight_T > 0).sum()))
         loss_T, _ = token_losses(logits_BTV[states_2T[0], states_2T[1]], targets, loss)
         valid = int((batch.weight_T > 0).sum())
         total = (loss_T * targets.weight_T).sum() / valid

@@ -24,8 +24,9 @@ from pipeline.engines.vllm.slot import Weights
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.export import publish_student
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.inputs import TrainInputs
-from pipeline.learner.learner import Learner, batch_inputs, batch_targets
+from pipeline.learner.learner import Learner, batch_inputs
 from pipeline.learner.ranks import join_ranks
 from pipeline.learner.sequences import Batch
 from pipeline.learner.settings import LearnerSettings
@@ -319,7 +320,7 @@ def _plain_step(
     for ids, start in zip(batch.id_rows(), batch.prompt_tokens_B.tolist(), strict=True):
         row = torch.from_numpy(ids.astype(np.int64))[None]
         logits.append(model(input_ids=row, use_cache=False).logits[0, start - 1 : -1].float())
-    targets = batch_targets(batch, VOCAB)
+    targets = batch_targets(batch, loss, VOCAB).in_step(int((batch.weight_T > 0).sum()))
     loss_T, _ = token_losses(torch.cat(logits), targets, loss)
     total = (loss_T * targets.weight_T).sum() / int((targets.weight_T > 0).sum())
     total.backward()  # type: ignore[no-untyped-call] # torch's gap

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.learner.feed.advantages import Advantages, RewardInputs, read_advantages
+from pipeline.learner.feed.samples import sample_columns
 from pipeline.learner.sequences import (
     Batch,
     Lengths,
@@ -26,11 +27,12 @@ from pipeline.learner.sequences import (
     join_teachers,
 )
 from pipeline.scores.columns import scores_of
-from pipeline.shards.rollouts import read_rollout
+from pipeline.shards.rollouts import OWN_SAMPLE, read_rollout
 from pipeline.shards.scores import read_scores
 from pipeline.store import interrupts
 from pipeline.store.storage import Storage
 from schemas.columns import Floats, flat_values, list_lengths
+from schemas.config.loss import SampleOf
 from schemas.errors import DataError, IdentityError
 from schemas.ragged import row_sums, token_index
 from schemas.records.runs import RolloutManifest
@@ -60,6 +62,7 @@ class RoundData:
         *,
         keep: int,
         rewards: RewardInputs | None = None,
+        samples: Sequence[SampleOf] = (),
     ) -> None:
         """Read nothing yet.
 
@@ -69,8 +72,9 @@ class RoundData:
             scores: score manifest of each teacher.
             keep: units held in memory.
             rewards: those of the rollout, where there are any; read when the first row is.
+            samples: whose threshold samples the objective can use, the better one first.
         """
-        self._rewards = rewards
+        self._rewards, self._samples = rewards, tuple(samples)
         self._storage, self._rollout, self._scores = storage, rollout, scores
         self._keep: int = keep
         self._held: OrderedDict[int, Batch] = OrderedDict()
@@ -126,7 +130,7 @@ class RoundData:
         table = read_rollout(self._storage, shard, columns=None if keeps else LENGTH_COLUMNS)
         _check_policy(self._storage.url(shard.key), table, self._rollout)
         if keeps:
-            self._unscored[index] = table.select(ROW_COLUMNS)
+            self._unscored[index] = self._columns_of(table)
         responses = list_lengths(table, "response_mask")
         trained = row_sums(flat_values(table, "response_mask").astype(np.int64), responses)
         fresh = table.column("round").to_numpy() >= oldest_round
@@ -165,7 +169,7 @@ class RoundData:
         table = self._unscored.pop(index, None)
         if table is None:
             shard = self._rollout.units[index].shard
-            table = read_rollout(self._storage, shard).select(ROW_COLUMNS)
+            table = self._columns_of(read_rollout(self._storage, shard))
         responses = list_lengths(table, "response_ids")
         row_weight = table.column("weight").to_numpy().astype(np.float32)
         mask = flat_values(table, "response_mask").astype(np.float32)
@@ -179,6 +183,11 @@ class RoundData:
             teacher=self._teacher_columns(index, table, responses),
             advantage_B=self._advantage(index, table),
         )
+
+    def _columns_of(self, table: pa.Table) -> pa.Table:
+        """Return what rows are trained from."""
+        own = [name for name in OWN_SAMPLE if self._samples and name in table.column_names]
+        return table.select([*ROW_COLUMNS, *own])
 
     @cached_property
     def _advantages(self) -> Advantages | None:
@@ -202,8 +211,9 @@ class RoundData:
             unit = manifest.units[index]
             scores = read_scores(self._storage, unit.shard, scorer=manifest.scorer)
             where = self._storage.url(unit.shard.key)
-            _check_aligned(where, scores, table.take(pa.array(rows)))
-            parts.append(_teacher_columns(scores))
+            mine = table.take(pa.array(rows))
+            _check_aligned(where, scores, mine)
+            parts.append(_teacher_columns(scores, mine, self._samples, where=where))
             places.append(token_index(responses, rows))
         covered = sum(len(place) for place in places)
         if covered != responses.sum():
@@ -243,15 +253,18 @@ def _result(future: Future[Batch]) -> Batch:
     return future.result()
 
 
-def _teacher_columns(table: pa.Table) -> TeacherColumns:
-    """Return what the losses read of a score table; buckets of the tail become one."""
+def _teacher_columns(
+    table: pa.Table, rows: pa.Table, samples: Sequence[SampleOf], *, where: str
+) -> TeacherColumns:
+    """Return what the losses read of a score table, with the first sample that it holds."""
     scores = scores_of(table)
-    tail = scores.tail_logprobs
+    found = (sample_columns(of, scores, rows, where=where) for of in samples)
     return TeacherColumns(
         topk_ids_TK=scores.topk_ids,
         topk_logprobs_TK=scores.topk_logprobs,
-        tail_T=tail if tail.ndim == 1 else np.logaddexp.reduce(tail, axis=1),
+        tail_TB=scores.tail_logprobs.reshape(len(scores.token_logprob), -1),
         token_logprob_T=scores.token_logprob,
+        sample=next((sample for sample in found if sample is not None), None),
     )
 
 

@@ -1,0 +1,60 @@
+"""The teacher's side of a batch, as the objective takes it: targets, and the sample beside them."""
+
+import torch
+
+from pipeline.learner.sequences import Batch, SampleColumns
+from pipeline.objectives.samples import Sample, threshold_sample, token_sample
+from pipeline.objectives.targets import Targets, build_targets
+from schemas.config.loss import LossConfig
+from schemas.errors import ConfigError
+
+
+def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
+    """Return the teacher's side of a batch's response tokens, checked.
+
+    Raises:
+        DataError: as `build_targets`.
+        ConfigError: the objective wants a sample, and the rows have none.
+    """
+    teacher, sample = batch.teacher, _sample(batch, loss)
+    return build_targets(
+        torch.from_numpy(teacher.topk_ids_TK),
+        torch.from_numpy(teacher.topk_logprobs_TK),
+        tail_T=torch.from_numpy(teacher.tail_T if sample is None else teacher.tail_TB),
+        token_ids_T=torch.from_numpy(batch.token_ids_T),
+        token_logprob_T=torch.from_numpy(teacher.token_logprob_T),
+        weight_T=torch.from_numpy(batch.weight_T),
+        rollout_logprob_T=torch.from_numpy(batch.rollout_logprob_T),
+        sample=sample,
+        vocab_size=vocab_size,
+    )
+
+
+def _sample(batch: Batch, loss: LossConfig) -> Sample | None:
+    """Return the best sample that the rows hold: a stored one, else the sampled token."""
+    stored = batch.teacher.sample
+    if stored is not None and stored.of in loss.samples:
+        return _stored(stored)
+    if "student" in loss.samples:
+        return token_sample(
+            torch.from_numpy(batch.token_ids_T),
+            torch.from_numpy(batch.teacher.token_logprob_T),
+            torch.from_numpy(batch.rollout_logprob_T),
+        )
+    if loss.estimator == "sampled" and (batch.weight_T > 0).any():
+        raise ConfigError(
+            f"loss.estimator = 'sampled' with {loss.kind} needs a sample of the teacher, and the "
+            "scores hold none: set score.sample, or leave loss.estimator out"
+        )
+    return None
+
+
+def _stored(columns: SampleColumns) -> Sample:
+    mu_TN = columns.rollout_logprobs_TN
+    return threshold_sample(
+        columns.of,
+        torch.from_numpy(columns.ids_TN),
+        torch.from_numpy(columns.logprobs_TN),
+        torch.from_numpy(columns.chances_TN),
+        rollout_logprobs_TN=None if mu_TN is None else torch.from_numpy(mu_TN),
+    )
