@@ -12,7 +12,9 @@ from pipeline.models.border import explained
 from pipeline.models.look.vocabulary import SETTINGS, TOKENIZER
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizerfile import held_tokenizer, refuse_own_code
+from pipeline.store.disk.files import file_sha256
 from schemas.errors import ConfigError, OpdError
+from schemas.forms import TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,17 @@ if TYPE_CHECKING:
 
 VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
 """Patterns of files that hold a vocabulary; without one, transformers makes an empty tokenizer."""
+
+NOT_READ = ("*.safetensors", "*.safetensors.index.json", "manifest.json", "opd-probe-*.json")
+"""Files of a folder that no tokenizer is read from: weights, and what the store adds."""
+
+MOST_BYTES = 2**26
+"""Largest file whose content is looked at: a tokenizer's takes less."""
+
+MOST_READ = 8
+
+_READ: dict[tuple[str, ...], "PreTrainedTokenizerBase"] = {}
+"""Tokenizers of this process by the content of their files; nobody changes one."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -86,12 +99,7 @@ def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
         ConfigError: there is none, or it cannot be read.
     """
     place = tokenizer_place(source)
-    tokenizer = load_tokenizer(
-        place.location,
-        revision=place.revision,
-        trust_remote_code=place.trust_remote_code,
-        blame=place.blame,
-    )
+    tokenizer = _remembered(place, place.revision)
     if not place.trust_remote_code and not place.stored:  # what is stored was let in before
         folder = (
             Path(place.location)
@@ -109,12 +117,45 @@ def stored_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    return load_tokenizer(
+    return _remembered(source, None)
+
+
+def _remembered(source: ModelSource, revision: str | None) -> "PreTrainedTokenizerBase":
+    """Return a model's tokenizer; one that was read from files of the same content is it."""
+    folder = Path(source.location)
+    key = None if source.trust_remote_code or not folder.is_dir() else _content(folder)
+    if key is not None and key in _READ:
+        return _READ[key]
+    tokenizer = load_tokenizer(
         source.location,
-        revision=None,
+        revision=revision,
         trust_remote_code=source.trust_remote_code,
         blame=source.blame,
     )
+    if key is not None:
+        while len(_READ) >= MOST_READ:
+            del _READ[next(iter(_READ))]
+        _READ[key] = tokenizer
+    return tokenizer
+
+
+def _content(folder: Path) -> tuple[str, ...] | None:
+    """Return names and digests of all files that a tokenizer may be read from."""
+    try:
+        files = sorted(
+            p for p in (*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*")) if p.is_file()
+        )
+        kept = [path for path in files if not any(map(path.match, NOT_READ))]
+        return tuple(f"{path.relative_to(folder)} {_state(path)}" for path in kept)
+    except OSError:  # whoever reads them for good says so
+        return None
+
+
+def _state(path: Path) -> str:
+    """Return what tells a file from another of its name: its content, unless that is weights."""
+    found = path.stat()
+    large = found.st_size > MOST_BYTES
+    return f"{path} {found.st_size} {found.st_mtime_ns}" if large else file_sha256(path)
 
 
 def tokenizer_place(source: ModelSource) -> ModelSource:

@@ -40,6 +40,24 @@ def test_the_vocabulary_size_counts_gaps_between_ids() -> None:
     assert tk.vocabulary_size(Fast(tokenizer_object=backend)) == 10
 
 
+def test_a_tokenizer_is_read_once_for_all_folders_that_have_its_files_and_anew_for_others(
+    tmp_path: Path,
+) -> None:
+    first, second = tmp_path / "0000", tmp_path / "0001"
+    for folder in (first, second):
+        char_tokenizer("abc").save_pretrained(folder)
+        (folder / "model.safetensors").write_bytes(folder.name.encode())
+        (folder / "manifest.json").write_text(f'"{folder.name}"')
+    one, two = (tk.stored_tokenizer(ModelSource(str(f), None, False)) for f in (first, second))
+    assert one is two
+    char_tokenizer("abcd").save_pretrained(second)
+    other = tk.stored_tokenizer(ModelSource(str(second), None, False))
+    assert tk.vocabulary_size(other) == tk.vocabulary_size(one) + 1
+    (second / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError):
+        tk.model_tokenizer(ModelSource(str(second), None, False))
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     message = load_error(tmp_path / "nowhere")
     assert "there is no such folder" in message and "correct the path" in message
