@@ -31,6 +31,7 @@ NAMES = {
     "rollout": "sampling against transformers' generate",
     "score": "the teacher pass against a bare loop, and what storing it costs",
     "storage": "publishing and reading shards, and whether history slows it",
+    "support": "gradients from what a cache keeps, against those of the whole vocabulary",
 }
 DATA_HELP = "cache: scores to measure with; peers: a folder that opd quickstart has made"
 ENVIRONMENT = {

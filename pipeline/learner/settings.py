@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
 from schemas.randomness import derived_seed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def decayed(train: TrainSection) -> Literal["all", "matrices"]:
     return "all" if every else "matrices"
 
 
-def weight_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
+def weight_groups(module: "nn.Module", train: TrainSection) -> list[dict[str, Any]]:
     """Return what AdamW learns, in groups that decay alike."""
+    from torch import nn
+
     learned = [weight for weight in module.parameters() if weight.requires_grad]
     tables = (m.weight for m in module.modules() if isinstance(m, nn.Embedding))
     kept = {id(table) for table in tables} | {id(w) for w in learned if w.dim() < 2}
@@ -80,4 +82,6 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Make what a step leaves out at random depend on seed, step and process alone."""
+    import torch
+
     torch.manual_seed(derived_seed("dropout", seed, step, rank))

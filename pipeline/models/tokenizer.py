@@ -15,6 +15,7 @@ from pipeline.models.tokenizerfile import held_tokenizer, refuse_own_code
 from pipeline.store.disk.files import file_sha256
 from schemas.errors import ConfigError, OpdError
 from schemas.forms import TEMPLATES
+from schemas.keys import manifest_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
 """Patterns of files that hold a vocabulary; without one, transformers makes an empty tokenizer."""
 
-NOT_READ = ("*.safetensors", "*.safetensors.index.json", "manifest.json", "opd-probe-*.json")
+NOT_READ = (
+    *("*.safetensors", "*.safetensors.index.json", "opd-probe-*.json"),
+    Path(manifest_key("checkpoint")).name,
+)
 """Files of a folder that no tokenizer is read from: weights, and what the store adds."""
 
 MOST_BYTES = 2**26

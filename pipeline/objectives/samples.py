@@ -10,9 +10,9 @@ from torch import Tensor
 
 from schemas.config.loss import SampleOf
 
-NOISE_TOKENS = 1000.0
+NOISE_TOKENS = 20_000.0
 """Trained tokens of a step at which the sampled token's correction has as much noise as the bucket
-alone has bias: measured between 200 and 2,000 (`benchmarks support`)."""
+alone has bias: measured between 14,000 and 33,000 (`benchmarks support`)."""
 
 
 @dataclass(frozen=True, eq=False)

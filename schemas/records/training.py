@@ -59,7 +59,7 @@ class StateManifest(Versioned):
     files: dict[str, Shard]
     plan: Mark | None = None
     """Digest of which rows each step of its round trains; None where an older opd saved it."""
-    decayed: Literal["all", "matrices"] = "all"
+    decayed: Literal["matrices", "all"] = "all"
     """Weights that AdamW decays, in groups of which it keeps its sums; an older opd made one."""
 
     @property

@@ -83,11 +83,14 @@ def spelled_by_keys() -> set[str]:
         *(keys.state_key(run, "<sha256>", ending) for ending in ("json", "safetensors")),
         keys.shard_key(keys.metrics_folder(run), "<sha256>"),
         keys.time_key(run, 0, stage="<stage>", random="<random>"),
-        *(keys.shard_key(folder, "<sha256>") for folder in (keys.PROMPTS, keys.ROLLOUTS)),
+        *(
+            keys.shard_key(folder, "<sha256>")
+            for folder in (keys.PROMPTS, keys.ROLLOUTS, keys.REWARDS)
+        ),
         *(keys.name_key("<name>"), keys.pin_key(scorer), keys.probe_key("<random>")),
         keys.sweep_key(),
     }
-    stages = ("rollout", teacher, "eval")
+    stages = ("rollout", teacher, keys.GRADE, "eval")
     folders = [keys.stage_folder(run, 0, stage) for stage in stages]
     found |= {keys.plan_key(folders[0]), keys.drift_key(folders[1])}
     labels = (keys.STUDENT, keys.teacher_label("<name>"))

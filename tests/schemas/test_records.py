@@ -179,4 +179,4 @@ def test_a_newer_version_is_refused_and_named(extra: dict[str, int]) -> None:
 def test_rewards_that_do_not_add_up_are_refused(change: dict[str, Any], words: str) -> None:
     whole = json.loads(example(rewards.RewardManifest, absent=False).to_bytes())
     with pytest.raises(DataError, match=words):
-        rewards.RewardManifest.from_bytes(json.dumps({**whole, **change}).encode(), where="x")
+        rewards.RewardManifest.from_bytes(forged({**whole, **change}), where="x")

@@ -180,6 +180,7 @@ def snapshot(storage: Storage, folder: str) -> dict[str, Any]:
         if key.endswith(".json") and not any(part in key for part in OF_ITS_CALLER):
             value = json.loads(storage.get(key) or b"")
             value.pop("attempt", None)
+            value.pop("digest", None)  # it is of the attempt too
             found[key] = value
     return found
 
