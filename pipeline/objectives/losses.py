@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.objectives.divergences import DIVERGENCES
 from pipeline.objectives.estimators import cut_share, estimated, over_categories
+from pipeline.objectives.rewardterm import clipped_share, reward_term
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import SAMPLES, DivergenceKind, LossConfig
@@ -53,13 +54,24 @@ def token_losses(
 
 def losses_of(sides: Sides, loss: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Return loss and diagnostics as `token_losses` does, where every position is trained."""
-    loss_T = LOSSES[loss.kind](sides, loss)
+    loss_T = _weighted(sides, loss)
     with torch.no_grad():
         values = {
             name: diagnostic(sides, loss).float().detach()
             for name, diagnostic in DIAGNOSTICS.items()
         }
     return loss_T, values
+
+
+def _weighted(sides: Sides, loss: LossConfig) -> Tensor:
+    """Return distillation and rewards, each with its weight; what has none is not computed."""
+    if not loss.rl_weight:
+        distilled_T = LOSSES[loss.kind](sides, loss)
+        return distilled_T if loss.distill_weight == 1.0 else loss.distill_weight * distilled_T
+    rewarded_T = loss.rl_weight * reward_term(sides, loss)
+    if not loss.distill_weight:
+        return rewarded_T
+    return loss.distill_weight * LOSSES[loss.kind](sides, loss) + rewarded_T
 
 
 def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
@@ -139,5 +151,6 @@ DIAGNOSTICS: dict[str, _PerToken] = {
     "floored": _floored,
     "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,
     "importance_cut": cut_share,
+    "ratio_clipped": clipped_share,
 }
 """What is told of each token beside its loss, by the name of its metric."""

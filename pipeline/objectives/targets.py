@@ -49,6 +49,8 @@ class Targets:
     """bool, True where the sampled token claimed the whole stored tail or more (rounding)."""
     rollout_logprob_T: Tensor | None = None
     """float32 log-probability under the sampling policy, or None where the run has none."""
+    advantage_T: Tensor | None = None
+    """float32 advantage of each token's response, NaN where it has no reward; None without any."""
     sample: Sample | None = None
     """What is known of single ids outside the support; None sums over the support alone."""
 
@@ -108,6 +110,7 @@ def build_targets(
     token_logprob_T: Tensor,
     weight_T: Tensor,
     rollout_logprob_T: Tensor | None = None,
+    advantage_T: Tensor | None = None,
     sample: Sample | None = None,
     vocab_size: int,
 ) -> Targets:
@@ -126,6 +129,7 @@ def build_targets(
         token_logprob_T: teacher log-probability of the sampled tokens.
         weight_T: weight of each position, 0 where it is not trained.
         rollout_logprob_T: log-probability of the sampled tokens when they were sampled.
+        advantage_T: of each token's response, from its reward; NaN where it has none.
         sample: ids beside the top-k, and their chances; those of the top-k in it are left out.
         vocab_size: number of ids that the student's head knows.
 
@@ -153,7 +157,8 @@ def build_targets(
     )
     _check_ids(stored, vocab_size)
     _check_logprobs(stored)
-    return _normalised(stored, weight_T.float(), sample, vocab_size)
+    targets = _normalised(stored, weight_T.float(), sample, vocab_size)
+    return replace(targets, advantage_T=advantage_T)
 
 
 def _normalised(

@@ -69,8 +69,20 @@ class LossConfig(Section):
     teacher_logprob_floor: Annotated[float, Field(lt=0.0)] = -30.0
     """Floor of the teacher's log-probability in student-weighted terms, nats; hits are counted."""
 
+    rl_weight: Annotated[float, Field(ge=0.0, le=1e6)] = later(0.0)
+    """Weight of a second term: the clipped policy gradient of `[reward]`, by the advantage of each
+    response inside its prompt's group. 0 leaves it out."""
+    distill_weight: Annotated[float, Field(ge=0.0, le=1e6)] = later(1.0)
+    """Weight of the distillation loss. 0 leaves rewards alone: GRPO."""
+    clip_low: Annotated[float, Field(gt=0.0, le=1.0)] = later(0.2)
+    """`rl_weight` only: how far below 1 the ratio of probabilities counts, for bad responses."""
+    clip_high: Annotated[float, Field(gt=0.0, le=1e6)] = later(0.2)
+    """`rl_weight` only: how far above 1 the ratio of probabilities counts, for good responses."""
+
     @model_validator(mode="after")
     def _check(self) -> "LossConfig":
+        if not self.rl_weight and not self.distill_weight:
+            raise ValueError("rl_weight and distill_weight are both 0: there is nothing to learn")
         if self.estimator == "sampled" and not SAMPLES[self.kind]:
             raise ValueError(
                 f"estimator = 'sampled' is not for kind = {self.kind!r}, whose sums over a sample "

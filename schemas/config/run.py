@@ -106,6 +106,13 @@ class RunConfig(Section):
                 "loss.estimator = 'sampled' needs an untruncated rollout: set rollout.top_p = 1.0 "
                 "and rollout.top_k = 0, or loss.estimator = 'bucket'"
             )
+        if self.loss.rl_weight and self.reward is None:
+            raise ValueError("loss.rl_weight needs a [reward], which says how responses are graded")
+        if self.loss.rl_weight and truncated:
+            raise ValueError(
+                "loss.rl_weight weights by current over sampling probability: set "
+                "rollout.top_p = 1.0 and rollout.top_k = 0"
+            )
         if self.loss.kind == "policy_gradient" and not weighted and self.rollout.temperature != 1.0:
             raise ValueError(
                 "policy_gradient with importance = 'none' takes samples for the student's own "

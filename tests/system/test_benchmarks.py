@@ -55,7 +55,6 @@ FIGURES = {
     "score": {"score_ratio", "convert_share"},
     "support": {"default_cosine"},
     "storage": {"publish_per_s", "read_per_s", "growth_ratio", "growth_ratio_wall"},
-    "support": {"default_cosine"},
 }
 UNMEASURED = {"learner": {"critical_path_ratio", "padding_share", "data_wait_share"}}
 """Figures that came after the committed result; the next one that is measured has them."""

@@ -1,5 +1,6 @@
 """The teacher's side of a batch, as the objective takes it: targets, and the sample beside them."""
 
+import numpy as np
 import torch
 
 from pipeline.learner.sequences import Batch, SampleColumns
@@ -25,9 +26,17 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
         token_logprob_T=torch.from_numpy(teacher.token_logprob_T),
         weight_T=torch.from_numpy(batch.weight_T),
         rollout_logprob_T=torch.from_numpy(batch.rollout_logprob_T),
+        advantage_T=_advantage(batch),
         sample=sample,
         vocab_size=vocab_size,
     )
+
+
+def _advantage(batch: Batch) -> torch.Tensor | None:
+    """Return the advantage of each token's response."""
+    if batch.advantage_B is None:
+        return None
+    return torch.from_numpy(np.repeat(batch.advantage_B, batch.response_tokens_B))
 
 
 def _sample(batch: Batch, loss: LossConfig) -> Sample | None:
