@@ -26,7 +26,7 @@ from pipeline.learner.metrics import step_metrics
 from pipeline.learner.module import DistillationModule, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together
 from pipeline.learner.sequences import Batch, Rows, untrained_batch
-from pipeline.learner.settings import LearnerSettings, engine_config, weight_groups
+from pipeline.learner.settings import LearnerSettings, chunk_mb, engine_config, weight_groups
 from pipeline.learner.statefiles import files_of, optimizer_kept, read_parts, write_parts
 from pipeline.models.head import head_of, rows_in
 from pipeline.models.lora import adapter_parameters
@@ -54,7 +54,7 @@ class Learner:
         train = settings.train
         student, mode = together(lambda: load_student(source, train, ranks.device))
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
-        chunk_tokens = rows_in(train.logit_chunk_mb, self.vocab_size)
+        chunk_tokens = rows_in(chunk_mb(train, ranks.device), self.vocab_size)
         module = DistillationModule(student, mode, settings.loss, chunk_tokens=chunk_tokens)
         optimizer = torch.optim.AdamW(
             weight_groups(module, train),

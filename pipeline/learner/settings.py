@@ -52,6 +52,13 @@ def decayed(train: TrainSection) -> Literal["all", "matrices"]:
     return "all" if every else "matrices"
 
 
+def chunk_mb(train: TrainSection, device: str) -> float:
+    """Return the MiB of logits that exist at once on a device."""
+    if train.logit_chunk_mb is not None:
+        return train.logit_chunk_mb
+    return 128.0 if device == "cpu" else 1024.0
+
+
 def weight_groups(module: "nn.Module", train: TrainSection) -> list[dict[str, Any]]:
     """Return what AdamW learns, in groups that decay alike."""
     from torch import nn

@@ -81,8 +81,9 @@ class TrainSection(Section):
     """Torch device: `auto`, `cpu` or `cuda`."""
     micro_batch_tokens: Positive = tuning(16384)
     """Tokens per micro-batch and process, padding included; lower it when memory runs out."""
-    logit_chunk_mb: Megabytes = tuning(128.0)
-    """Memory of the full-vocabulary logits that exist at once, MiB."""
+    logit_chunk_mb: Megabytes | None = tuning(None)
+    """MiB of float32 logits that exist at once; the gradient of the loss takes half as much more.
+    Default: 128 on a CPU, 1024 on a GPU, where each chunk is a pass over the head's gradient."""
     shuffle_shards: Positive = 16
     """Shards whose rows are shuffled together, and held in memory at once."""
     save_steps: Natural = tuning(0)
