@@ -162,7 +162,10 @@ def test_a_cleared_task_and_a_cleared_round_compute_nothing(
     assert everything(config) == before
     tasks = live.tasks(DAG, "second")
     assert tasks["round_0.score[0]"]["try_number"] >= 3
-    assert {task["state"] for task in tasks.values()} == {"success"}
+    states = {name: task["state"] for name, task in tasks.items()}
+    graded = {name: state for name, state in states.items() if "grade" in name}
+    assert set(graded.values()) == {"skipped"}  # without a [reward]
+    assert {state for name, state in states.items() if name not in graded} == {"success"}
 
 
 def test_each_checkpoint_is_an_asset(
@@ -203,5 +206,6 @@ def test_the_graph_of_a_run_can_be_looked_at(
     nodes = json.loads(done.stdout.splitlines()[-1])
     shown = {text.split("\n")[0]: text for text in nodes}
     assert {"plan", "rollout [2]", "score [2]", "train", "eval", "gate"} <= set(shown)
+    assert "skipped" in shown.pop("grade")  # without a [reward]
     assert all("success" in text for text in shown.values())
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000

@@ -59,7 +59,7 @@ class Tiny:
         dtype: str = "float32",
     ) -> Engine:
         """Return the model in an engine of its own."""
-        settings = json.loads((self.folder / "config.json").read_text())
+        settings = json.loads(((self.base or self.folder) / "config.json").read_text())
         chunk_mb = chunk_tokens * 4 * settings["vocab_size"] / 2**20
         section = EngineSection(device=device, batch_tokens=batch_tokens, logit_chunk_mb=chunk_mb)
         return open_engine(Start(self.source, section, dtype=dtype, use="score"), print)
