@@ -1,5 +1,6 @@
 """What every table of the TOML is made of: a frozen model, its kinds of values, tuning fields."""
 
+import sys
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -116,18 +117,19 @@ CHUNK_TOKENS = "logit_chunk_tokens"
 
 
 def chunk_in_bytes(given: Any) -> Any:
-    """Refuse the key that counted positions, whatever the vocabulary.
+    """Return a table without the key that counted positions, whatever the vocabulary; warn of it.
 
-    Raises:
-        ValueError: it is given.
+    TOMLs of runs that began with it stay as they are: it never was part of a run's identity.
     """
-    if isinstance(given, dict) and CHUNK_TOKENS in given:
-        raise ValueError(
-            f"{CHUNK_TOKENS} is no key any more: write logit_chunk_mb, the MiB of logits that "
-            "exist at once. So many positions took positions × vocabulary × 4 bytes: 256 of "
-            "151,936 ids were logit_chunk_mb = 148; without the key it is 128"
-        )
-    return given
+    if not isinstance(given, dict) or CHUNK_TOKENS not in given:
+        return given
+    print(
+        f"opd: {CHUNK_TOKENS} is not used any more: write logit_chunk_mb, the MiB of logits that "
+        "exist at once (positions × vocabulary × 4 bytes: 256 of 151,936 ids were "
+        "logit_chunk_mb = 148), or take the key out",
+        file=sys.stderr,
+    )
+    return {key: value for key, value in given.items() if key != CHUNK_TOKENS}
 
 
 class Section(BaseModel):
