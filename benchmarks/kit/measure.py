@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Result:
 
     figures: dict[str, float]
     cases: list[Case]
-    nested: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Figures of several things that are known by the same names, such as `codecs`."""
     found: dict[str, list[str]] = field(default_factory=dict)
     """What was found, in words; the command ends with 1 where there are `failures`."""

@@ -30,8 +30,7 @@ def make(folder: str, seed: str, *quick: str) -> dict[str, str]:
             short = replace(recipe, steps=QUICK_STEPS, check_every=QUICK_STEPS)
             train_model(short, place / name, seed=number, report=lambda step, total: None)
     text = config_text(root="store", seed=number, rounds=ROUNDS, engine="hf")
-    report = lambda name, step, total: None  # noqa: E731 - nobody looks
-    make_quickstart(place, text, seed=number, rounds=ROUNDS, report=report)
+    make_quickstart(place, text, seed=number, rounds=ROUNDS, report=lambda name, step, total: None)
     return {"folder": folder}
 
 

@@ -73,6 +73,7 @@ def check_record(
     assert record["benchmark"] == name
     nested = {"cache": {"codecs", "shards"}, "fuzz": {"targets", "failures"}}
     nested |= {"chaos": {"counts", "failures"}, "peers": {"cpu_s_per_step"}}
+    nested["support"] = {"default"}
     assert set(record) == RECORD | {"versions"} | figures | nested.get(name, set())
     assert not record.get("failures")
     assert all(record[figure] > 0 for figure in figures)
