@@ -5,12 +5,15 @@ where two implementations give different numbers, and nothing says which are rig
 refused. Torch is imported inside functions only.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.models.border import explained
 from pipeline.models.look.jsonfiles import read_object
 from pipeline.models.look.settings import CONFIG
+from pipeline.models.own.twin import adds_alibi, twin_of, without_second_alibi
 from pipeline.models.source import ModelSource, local_folder
 from pipeline.scores.drift import gap_of
 from pipeline.scores.tolerances import noise_limit
@@ -48,8 +51,8 @@ def compute_cap(model: "PreTrainedModel") -> None:
 def require_agreement(model: "PreTrainedModel", source: ModelSource, *, tokens: int) -> None:
     """Make sure that what computes a model's attention gives what the other one does.
 
-    A process pays two forwards of one row for all models of the same settings. Models that cannot
-    change what computes them, have one implementation, or name theirs, are not compared.
+    A process pays two forwards of one row for all models of the same settings. Models that have one
+    implementation, or name theirs, are not compared.
 
     Args:
         model: the model, as it was loaded.
@@ -57,28 +60,46 @@ def require_agreement(model: "PreTrainedModel", source: ModelSource, *, tokens: 
         tokens: length of the row.
 
     Raises:
-        ConfigError: the two give different numbers.
+        ConfigError: the two give different numbers, or the other one cannot be computed.
     """
     mine = model.config._attn_implementation
     other = SDPA if mine == EAGER else EAGER
     settings = repr(sorted(model.config.to_dict().items()))
     mark = fingerprint([settings, mine, str(model.dtype), model.device.type])
-    if mark in _AGREED or is_capped(model.config) or _is_chosen(source):
+    if mark in _AGREED or is_capped(model.config):
         return
-    found, expected = _logprobs(model, tokens), _otherwise(model, other, tokens)
-    if expected is not None:
+    chosen = _is_chosen(source)
+    if chosen and not adds_alibi(model.config):
+        return
+    with explained(
+        f"cannot use {source.words}: its attention {mine!r} cannot be held against {other!r}",
+        advice=f"A teacher's {CONFIG} may name the right one as {CHOICE[0]}, which is believed",
+    ):
+        found, expected = _logprobs(model, tokens), _otherwise(model, other, tokens)
+    if expected:
         dtype = str(model.dtype).removeprefix("torch.")
-        gap, exact = gap_of(found, expected), dtype == "float32"
+        gap = min((gap_of(found, each) for each in expected), key=lambda gap: gap.max)
+        exact = dtype == "float32"
         if not (gap.max if exact else gap.mean) <= noise_limit(dtype):  # NaN is refused
             raise ConfigError(
                 f"cannot use {source.words}: on {len(found)} tokens transformers' attention "
                 f"{mine!r} and {other!r} are {gap.words}, apart, where {noise_limit(dtype):.1e} "
-                f"{'at most' if exact else 'on average'} would pass for rounding in {dtype}, and "
-                "nothing says which one the model was trained with. Take another release of "
-                f"transformers or another model; a teacher's {CONFIG} may name the right one as "
-                f"{CHOICE[0]}. Nothing was stored"
+                f"{'at most' if exact else 'on average'} would pass for rounding in {dtype}, "
+                f"{_what_to_do(chosen and mine == EAGER)}. Nothing was stored"
             )
     _AGREED.add(mark)
+
+
+def _what_to_do(doubled: bool) -> str:
+    if doubled:
+        return (
+            f"for {EAGER!r} adds ALiBi twice in a Falcon: remove {' and '.join(CHOICE)} from its "
+            f"{CONFIG}"
+        )
+    return (
+        "and nothing says which one the model was trained with. Take another release of "
+        f"transformers or another model; a teacher's {CONFIG} may name the right one as {CHOICE[0]}"
+    )
 
 
 def _is_chosen(source: ModelSource) -> bool:
@@ -90,11 +111,11 @@ def _is_chosen(source: ModelSource) -> bool:
     return any(settings.get(name) is not None for name in CHOICE)
 
 
-def _otherwise(model: "PreTrainedModel", other: str, tokens: int) -> Floats | None:
-    """Return what another implementation gives, or None where the model has none."""
+def _otherwise(model: "PreTrainedModel", other: str, tokens: int) -> list[Floats]:
+    """Return what another implementation gives, in one way or two; nothing where there is none."""
     can_change: Any = getattr(model, "_can_set_attn_implementation", lambda: False)
     if not can_change():
-        return None
+        return list(_of_twin(model, other, tokens))
     config: Any = model.config
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
@@ -102,11 +123,20 @@ def _otherwise(model: "PreTrainedModel", other: str, tokens: int) -> Floats | No
     try:
         model.set_attn_implementation(other)
         changed = config._attn_implementation == other
-        return _logprobs(model, tokens) if changed else None
+        return [_logprobs(model, tokens)] if changed else []
     except Exception:  # it is not for this model, whose own implementation has just computed it
-        return None
+        return []
     finally:
         model.set_attn_implementation(before)
+
+
+def _of_twin(model: "PreTrainedModel", other: str, tokens: int) -> Iterator[Floats]:
+    """Yield what another implementation gives in a model that cannot change its own."""
+    twin = twin_of(model, other)
+    if twin is not None:
+        yield _logprobs(twin, tokens)
+        if other == EAGER and without_second_alibi(twin):
+            yield _logprobs(twin, tokens)
 
 
 def _logprobs(model: "PreTrainedModel", tokens: int) -> Floats:
