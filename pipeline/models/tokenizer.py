@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.border import explained
+from pipeline.models.look.settings import CONFIG
 from pipeline.models.look.vocabulary import SETTINGS, TOKENIZER
+from pipeline.models.own.pieces import held_vocabulary
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizerfile import held_tokenizer, refuse_own_code
 from pipeline.store.disk.files import file_sha256
@@ -70,26 +72,35 @@ def load_tokenizer(
         )
     if tokenizer.vocab_size < 2:
         raise blame(
-            f"{location} holds no tokenizer: its vocabulary is empty. Expected one of "
-            f"{', '.join(VOCABULARY_FILES)}; copy the tokenizer's files there"
+            f"{location} holds no tokenizer: its vocabulary is empty, read as "
+            f"{type(tokenizer).__name__}. Copy the model's {TOKENIZER} there; a tokenizer with "
+            "code of its own needs trust_remote_code"
         )
     with explained(f"the tokenizer {where} cannot be read", blame=blame, advice=_advice(local)):
-        return _held(tokenizer, folder if local else _downloaded(location, revision), blame)
+        return _held(tokenizer, folder if local else _downloads(location, revision), blame)
 
 
 def _held(
     tokenizer: "PreTrainedTokenizerBase", place: Path | None, blame: type[OpdError]
 ) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer as its own file has it, where there is such a file."""
+    """Return the tokenizer as its own file has it, or else its vocabulary."""
     from transformers import PreTrainedTokenizerFast
 
     if place is None:
         return tokenizer
+    if not (place / TOKENIZER).is_file():
+        return held_vocabulary(tokenizer, place, blame=blame)
     own: Any = PreTrainedTokenizerFast  # reads the file as it is
     return held_tokenizer(tokenizer, place, lambda: own.from_pretrained(str(place)), blame=blame)
 
 
-def _downloaded(location: str, revision: str | None, name: str = TOKENIZER) -> Path | None:
+def _downloads(location: str, revision: str | None) -> Path | None:
+    """Return the folder where a hub id's files are, as far as they were downloaded."""
+    found = (_downloaded(location, revision, name) for name in (TOKENIZER, SETTINGS, CONFIG))
+    return next(filter(None, found), None)
+
+
+def _downloaded(location: str, revision: str | None, name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(location, name, revision=revision)

@@ -118,7 +118,7 @@ def _difference(tokenizer: Any, own: Any) -> str | None:
         ids = _tried(lambda t: own.encode(t, add_special_tokens=False).ids, text)
         found = _tried(lambda t: tokenizer.encode(t, add_special_tokens=False), text)
         if found != ids:
-            return f"{shown(text)} becomes {shown(found)}, expected {shown(ids)}"
+            return f"{shown(text)} becomes {ids_apart(found, ids)}"
         if ids is None:
             continue
         said = _tried(lambda i: own.decode(i, **whole), ids)
@@ -126,6 +126,16 @@ def _difference(tokenizer: Any, own: Any) -> str | None:
         if mine != said:
             return f"the ids of {shown(text)} become {shown(mine)}, expected {shown(said)}"
     return None
+
+
+def ids_apart(found: list[int] | None, expected: list[int] | None) -> str:
+    """Return two readings of a text in words, from the first id in which they differ."""
+    if found is None or expected is None:
+        return f"{shown(found)}, expected {shown(expected)}"
+    pairs = enumerate(zip(found, expected, strict=False))
+    first = next((at for at, (a, b) in pairs if a != b), min(len(found), len(expected)))
+    where = f" from id {first} on" if first else ""
+    return f"{shown(found[first:])}, expected {shown(expected[first:])}{where}"
 
 
 def _texts(own: Any) -> Iterator[str]:
