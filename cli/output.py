@@ -169,9 +169,13 @@ def print_status(status: RunStatus, *, only: int | None = None) -> None:
             say(f"round {one.round}: {told}")
     if status.teacher_accuracy is not None:
         say(f"teacher accuracy {status.teacher_accuracy:.1%}")
+    for line in [line for one in status.rounds for line in _at_work(one)]:
+        say(line)
     left = status.rounds_planned - len(status.rounds)
     if only is None and left:
         say(f"{left} of {status.rounds_planned} rounds not begun")
+    if status.next_failure is not None:
+        say(f"round {status.next_round} could not begin: {status.next_failure}")
     if only is not None and not status.rounds:
         say(f"round {only} has not begun")
     if status.changed:
@@ -179,6 +183,50 @@ def print_status(status: RunStatus, *, only: int | None = None) -> None:
             "opd: the configuration is not that of this run, and its stages would refuse it:",
             *(f"  {change}" for change in status.changed),
         )
+
+
+def print_next(status: RunStatus, config: str) -> None:
+    """Print what comes next, the command for it, and how long all that is left takes."""
+    if status.next_round is None:
+        say(f"all {status.rounds_planned} rounds are done")
+        return
+    todo = f"{status.next_stage} of round {status.next_round}"
+    stage = f"opd {status.next_stage} -c {config} --round {status.next_round}"
+    say(f"next: {todo}: `{stage}`, or `opd run -c {config}` for all that is left")
+    if rates := _rates(status.rounds):
+        say(rates)
+    if status.seconds_left is not None:
+        say(f"left: {_in_hours(status.seconds_left)} of work at the rates of the last scored round")
+
+
+def _rates(rounds: Sequence[RoundStatus]) -> str:
+    """Return the tokens a second of each stage in the last round that was trained."""
+    for row in reversed(rounds):
+        if row.stages["train"].state != "done":
+            continue
+        timed = {name: one for name, one in row.stages.items() if one.seconds and one.tokens}
+        rates = [f"{name} {one.tokens / one.seconds:,.0f}" for name, one in timed.items()]
+        return f"tokens a second in round {row.round}: {', '.join(rates)}" if rates else ""
+    return ""
+
+
+def _in_hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
+
+
+def _at_work(row: RoundStatus) -> list[str]:
+    """Return a line for each worker of a round, and for each stage that failed and stands still."""
+    lines = []
+    for name, stage in row.stages.items():
+        where = f"round {row.round} {name}:"
+        for holder in stage.workers:
+            who = f"process {holder.process} on {holder.host}"
+            age = f"renewed {holder.age_s:,.0f} s ago"
+            state = f"{age}; gone, its unit is free" if holder.gone else age
+            lines.append(f"{where} {who} holds {holder.unit}, {state}")
+        if stage.failure is not None and not stage.is_running:
+            lines.append(f"{where} failed: {stage.failure}")
+    return lines
 
 
 def _cells(row: RoundStatus) -> dict[str, str | Text]:
@@ -198,9 +246,13 @@ def _cells(row: RoundStatus) -> dict[str, str | Text]:
 
 def _stage_cell(row: RoundStatus, name: str) -> Text:
     stage = row.stages[name]
-    if stage.state == "partial" and stage.units:
-        return cell(f"{stage.units_done}/{stage.units}", "yellow")
-    return cell(*MARKS.get(stage.state, (stage.state, "dim")))
+    counted = stage.state == "partial" and stage.units
+    done = f"{stage.units_done}/{stage.units}" if counted else ""
+    if stage.is_running:
+        return cell(f"{done} running".strip(), "green")
+    if stage.failure is not None:
+        return cell(f"{done} failed".strip(), "red")
+    return cell(done, "yellow") if done else cell(*MARKS.get(stage.state, (stage.state, "dim")))
 
 
 def print_table(

@@ -14,12 +14,16 @@ from cli.options import (
     SetOption,
     load_run,
 )
-from cli.output import print_json, print_status, print_table
-from cli.terminal import say
+from cli.output import print_json, print_next, print_status, print_table
+from cli.terminal import clear_screen, say
 from schemas.config.run import MAX_ROUNDS
 
 if TYPE_CHECKING:
     from pipeline.runs.forecast import Forecast
+    from pipeline.runs.status import RunStatus
+
+WATCH_S = 5.0
+"""Seconds between two looks at a run that is watched."""
 
 SCHEDULERS = "With --round, for schedulers"
 """Heading of the options that shape the list of a round's calls."""
@@ -33,19 +37,43 @@ def status(
             "--round", "-r", metavar="N", min=0, max=LAST_ROUND, help="Show this round alone."
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", "-w", help="Draw it again every few seconds, until all is done or Ctrl-C."
+        ),
+    ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where every round stands, and what it cost."""
-    from pipeline.runs.status import run_status
+    """Show where every round stands, its cost, and what comes next.
 
-    found = run_status(load_run(config, overrides), round_index)
+    A worker holds its unit by a lease that it renews; one that is gone frees the unit.
+    """
+    from pipeline.runs.status import run_status
+    from pipeline.store import interrupts
+
+    run = load_run(config, overrides)
+    found = run_status(run, round_index)
+    while watch and not found.is_over:
+        clear_screen()
+        _print_status(found, config, round_index, as_json=as_json)
+        interrupts.pause(WATCH_S)
+        found = run_status(run, round_index)
+    _print_status(found, config, round_index, as_json=as_json)
+
+
+def _print_status(
+    found: "RunStatus", config: str, round_index: int | None, *, as_json: bool
+) -> None:
     if as_json:
         # the figures of one round stand in the object itself, for programs that take no lists
         figures = asdict(found.rounds[0]) if round_index is not None and found.rounds else {}
         print_json({**asdict(found), **figures})
     else:
         print_status(found, only=round_index)
+        if round_index is None and not found.changed:
+            print_next(found, config)
 
 
 def plan(

@@ -87,6 +87,11 @@ def console(*, error: bool = False, width: int | None = None) -> Console:
     return Console(file=stream, width=fixed, markup=False, highlight=False, emoji=False)
 
 
+def clear_screen() -> None:
+    """Let what follows be drawn over what was there, where stdout is a terminal."""
+    console().clear()
+
+
 def say_table(
     titles: Sequence[str],
     cells: Sequence[Sequence[str | Text]],

@@ -4,7 +4,10 @@ A key names an object, a folder is how keys begin: both without the root, with `
 Must not: be spelled anywhere else, or change, for what is stored under another name is lost.
 """
 
+import re
 from typing import Literal
+
+TIMED = re.compile(r"([a-z]+)-([0-9]{1,15})ms-[0-9a-f]+\.parquet$", re.ASCII)
 
 RUNS, PROMPTS, ROLLOUTS, CACHE = "runs", "prompts", "rollouts", "cache"
 REWARDS = "rewards"
@@ -43,6 +46,11 @@ def manifest_key(folder: str) -> str:
 def shard_key(folder: str, sha256: str) -> str:
     """Return the key of a Parquet shard, named after its content."""
     return f"{folder}/{sha256}.parquet"
+
+
+def failure_key(folder: str) -> str:
+    """Return the key of why the last call of a stage failed."""
+    return f"{folder}/failed.json"
 
 
 def stem(name: str) -> str:
@@ -156,9 +164,20 @@ def times_folder(run: str, round_index: int) -> str:
     return f"{metrics_folder(run)}/times/{round_index:04d}"
 
 
-def time_key(run: str, round_index: int, *, stage: str, random: str) -> str:
-    """Return the key of how long a call of a stage took."""
-    return f"{times_folder(run, round_index)}/{stage}-{random}.parquet"
+def time_key(run: str, round_index: int, *, call: str, random: str) -> str:
+    """Return the key of how long a call of a stage took; `call` tells it too, as `timed_call`."""
+    return f"{times_folder(run, round_index)}/{call}-{random}.parquet"
+
+
+def timed_call(stage: str, seconds: float) -> str:
+    """Return a call of a stage in the name of its time, so that a listing tells how long it was."""
+    return f"{stage}-{round(1000 * seconds)}ms"
+
+
+def time_of(name: str) -> tuple[str, float] | None:
+    """Return stage and seconds that the name of a time tells, None for one that older opd wrote."""
+    found = TIMED.match(name)
+    return (found[1], int(found[2]) / 1000) if found else None
 
 
 # --- cache/<scorer>/ ---

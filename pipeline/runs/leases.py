@@ -11,7 +11,9 @@ import os
 import socket
 import threading
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,8 +21,58 @@ from typing import Self
 from pipeline.store import interrupts
 from pipeline.store.storage import Storage
 from schemas.errors import CapacityError, DataError, StorageError
-from schemas.keys import lease_key, leases_folder
+from schemas.keys import lease_key, leases_folder, stem
 from schemas.records.shards import LeaseRecord
+
+MOST_HOLDERS = 16
+"""Leases that are read to tell who is at work."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a unit."""
+
+    unit: str
+    host: str
+    process: int
+    age_s: float
+    """Seconds since the lease was renewed, by the store's clock."""
+    gone: bool
+    """Whether its process has died, or let the lease run out."""
+
+
+@contextmanager
+def at_work(storage: Storage, folder: str, unit: str) -> Iterator[None]:
+    """Show others by a lease that this process works on something; it keeps nobody from it."""
+    with Leases(storage, folder) as leases:
+        with suppress(StorageError, CapacityError):  # the work itself meets the fault
+            leases.take(unit)
+        yield
+
+
+def holders(storage: Storage, folder: str) -> list[Holder]:
+    """Return who works on a stage's units, at most `MOST_HOLDERS` of them."""
+    names = sorted(storage.names(leases_folder(folder)))[:MOST_HOLDERS]
+    found = [_holder(storage, lease_key(folder, stem(name)), stem(name)) for name in names]
+    return [holder for holder in found if holder is not None]
+
+
+def _holder(storage: Storage, key: str, unit: str) -> Holder | None:
+    version, data = storage.version(key), storage.get(key)
+    if version is None or data is None:
+        return None  # given back meanwhile
+    try:
+        lease = LeaseRecord.from_bytes(data, where=storage.url(key))
+    except DataError:  # of no use to anybody
+        return None
+    dead = lease.machine == machine() and not is_alive(lease.process)
+    return Holder(
+        unit=unit,
+        host=lease.machine.partition("/")[0],
+        process=lease.process,
+        age_s=round(version.age_s, 1),
+        gone=dead or version.age_s > storage.lease_s,
+    )
 
 
 class Leases:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.runs.figures import Figures, TrainFigures
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table, write_table
-from schemas.keys import time_key, times_folder
+from schemas.keys import time_key, time_of, timed_call, times_folder
 from schemas.tables import check_table
 
 TIMES = pa.schema([pa.field("stage", pa.string()), pa.field("seconds", pa.float64())])
@@ -20,16 +20,21 @@ def stage_seconds(run: Run, round_index: int) -> dict[str, float]:
     totals: dict[str, float] = {}
     folder = times_folder(run.name, round_index)
     for name in sorted(run.storage.names(folder)):
-        key = f"{folder}/{name}"
-        data = run.storage.get(key)
-        if data is None:
-            continue
-        where = run.storage.url(key)
-        table, _ = read_table(data, where=where, columns=TIMES.names)
-        check_table(table, TIMES, where=where)
-        for row in table.to_pylist():
-            totals[row["stage"]] = totals.get(row["stage"], 0.0) + row["seconds"]
+        told = time_of(name)
+        for stage, seconds in [told] if told else _read_times(run, f"{folder}/{name}"):
+            totals[stage] = totals.get(stage, 0.0) + seconds
     return totals
+
+
+def _read_times(run: Run, key: str) -> list[tuple[str, float]]:
+    """Return stage and seconds of calls that an older opd recorded."""
+    data = run.storage.get(key)
+    if data is None:
+        return []
+    where = run.storage.url(key)
+    table, _ = read_table(data, where=where, columns=TIMES.names)
+    check_table(table, TIMES, where=where)
+    return [(row["stage"], row["seconds"]) for row in table.to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -69,5 +74,6 @@ def record_time(run: Run, result: StageResult, seconds: float) -> None:
     if isinstance(result.figures, TrainFigures):
         row["data_wait_share"] = result.figures.data_wait_share
     data = write_table(pa.Table.from_pylist([row]), {"run": run.name, "round": result.round})
-    key = time_key(run.name, result.round, stage=result.stage, random=uuid.uuid4().hex)
+    call = timed_call(result.stage, seconds)
+    key = time_key(run.name, result.round, call=call, random=uuid.uuid4().hex)
     run.storage.put(key, data)

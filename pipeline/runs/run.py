@@ -60,8 +60,12 @@ class Run:
         """
         return checkpoint_folder(self.name, index)
 
-    def rollout(self, round_index: int) -> RolloutManifest | None:
+    def rollout(self, round_index: int, plan: RolloutPlan | None = None) -> RolloutManifest | None:
         """Return the rollout manifest of a round, or None before it is there.
+
+        Args:
+            round_index: the round.
+            plan: of the round, where it was read already.
 
         Raises:
             DataError: it is damaged, or not what the round's plan says.
@@ -69,7 +73,7 @@ class Run:
         key = self.manifest_key(round_index, "rollout")
         found = find_record(self.storage, key, RolloutManifest)
         if found is not None:
-            _check_planned(self, found, key)
+            _check_planned(self, found, key, plan or self.plan(round_index))
         return found
 
     def plan(self, round_index: int) -> RolloutPlan | None:
@@ -105,8 +109,7 @@ class Run:
         return find_record(self.storage, key, EvalManifest)
 
 
-def _check_planned(run: Run, manifest: RolloutManifest, key: str) -> None:
-    plan = run.plan(manifest.round)
+def _check_planned(run: Run, manifest: RolloutManifest, key: str, plan: RolloutPlan | None) -> None:
     differs = "the plan is gone" if plan is None else manifest.departs(plan)
     if differs:
         raise DataError(

@@ -1,14 +1,21 @@
 """Where a run stands, from its manifests alone; loads no model and no torch."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
+from pipeline.runs.failures import last_failure
+from pipeline.runs.forecast import forecast
 from pipeline.runs.gate import mean_reverse_kl
+from pipeline.runs.leases import Holder, holders
 from pipeline.runs.reporting import stage_seconds
 from pipeline.runs.run import Run, changed_settings
 from pipeline.store.commit import committed_units
-from schemas.keys import GRADE, STUDENT, score_stage, teacher_label
+from schemas.keys import GRADE, SCORE, STUDENT, score_stage, teacher_label
 from schemas.records.rewards import RewardManifest
 from schemas.records.runs import EvalManifest, RolloutPlan
+from schemas.records.scores import ScoreManifest
 from schemas.records.training import TrainManifest
 
 
@@ -50,6 +57,15 @@ class StageStatus:
     units: int | None = None
     tokens: int = 0
     seconds: float = 0.0
+    workers: list[Holder] = field(default_factory=list)
+    """Who works on it now, or left a lease behind."""
+    failure: str | None = None
+    """Why its last call that failed did so, where it is not done."""
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether somebody works on it."""
+        return any(not worker.gone for worker in self.workers)
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,25 @@ class RunStatus:
     rounds: list[RoundStatus] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     """Settings that differ from those the run began with: every stage would refuse them."""
+    next_round: int | None = None
+    """First round that is not finished; None where all are, or one round alone was asked for."""
+    next_stage: str | None = None
+    """First stage of that round that is not done."""
+    next_failure: str | None = None
+    """Why the next round could not begin, where that was tried."""
+    seconds_left: float | None = None
+    """Of all workers, at the rates of the last scored round; None before there is one."""
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing is left to do of what was asked for."""
+        stages = [stage.state for one in self.rounds for stage in one.stages.values()]
+        begun = bool(stages) and set(stages) <= {"done", "off"}
+        return begun and self.next_round is None
+
+
+AT_ONCE = 16
+"""Rounds whose records are read at once."""
 
 
 def run_status(run: Run, only: int | None = None) -> RunStatus:
@@ -88,13 +123,8 @@ def run_status(run: Run, only: int | None = None) -> RunStatus:
     `accuracy` of a round is of the student it trained; `reverse_kl` is of the student that sampled
     in it, on its own samples, in nats per token.
     """
-    rounds = []
-    for index in range(run.config.run.rounds) if only is None else [only]:
-        plan = run.plan(index)
-        if plan is None:
-            break
-        rounds.append(_round(run, index, plan))
-    return RunStatus(
+    rounds = _begun(run) if only is None else _some(run, [only])
+    status = RunStatus(
         run=run.name,
         root=run.storage.root,
         rounds_planned=run.config.run.rounds,
@@ -103,22 +133,71 @@ def run_status(run: Run, only: int | None = None) -> RunStatus:
         rounds=rounds,
         changed=changed_settings(run),
     )
+    return status if only is not None else _with_next(run, status)
+
+
+def _begun(run: Run) -> list[RoundStatus]:
+    found: list[RoundStatus] = []
+    for start in range(0, run.config.run.rounds, AT_ONCE):
+        asked = range(start, min(start + AT_ONCE, run.config.run.rounds))
+        some = _some(run, asked)
+        found += some
+        if len(some) < len(asked):
+            break
+    return found
+
+
+def _some(run: Run, rounds: Sequence[int]) -> list[RoundStatus]:
+    """Return where some rounds stand, up to the first that has not begun."""
+
+    def read(index: int) -> RoundStatus | None:
+        plan = run.plan(index)
+        return None if plan is None else _round(run, index, plan)
+
+    with ThreadPoolExecutor(AT_ONCE, "opd-status") as pool:
+        found = list(pool.map(read, rounds))
+    return [one for one in takewhile(lambda one: one is not None, found) if one is not None]
+
+
+def _with_next(run: Run, status: RunStatus) -> RunStatus:
+    """Return a status that says what comes next, and how long all that is left takes."""
+    planned = status.rounds_planned
+    todo = [one for one in status.rounds if _next_stage(run, one, planned) is not None]
+    first = todo[0].round if todo else len(status.rounds)
+    if first >= planned:
+        return status
+    ahead = forecast(run, first=first, rounds=planned)
+    failed = None if todo else last_failure(run, first, "rollout")
+    return replace(
+        status,
+        next_round=first,
+        next_stage=_next_stage(run, todo[0], planned) if todo else "rollout",
+        next_failure=failed.message if failed else None,
+        seconds_left=sum(ahead.seconds.values()) if ahead.seconds else None,
+    )
+
+
+def _next_stage(run: Run, one: RoundStatus, planned: int) -> str | None:
+    """Return the first stage of a round that is not done, None where the round is finished."""
+    due = [name for name in one.stages if name != "eval" or wants_eval(run, one.round, planned)]
+    return next((name for name in due if one.stages[name].state not in ("done", "off")), None)
 
 
 def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
     seconds = stage_seconds(run, index)
-    scores = [run.score(index, name) for name in run.config.teachers]
-    done = [s for s in scores if s is not None]
+    scores = {name: run.score(index, name) for name in run.config.teachers}
+    done = [s for s in scores.values() if s is not None]
     graded, rewards = run.evaluation(index), run.rewards(index)
+    stages = {
+        "rollout": _rollout(run, index, plan, seconds.get("rollout", 0.0)),
+        "grade": _rewarded(run, index, plan, rewards, seconds=seconds.get("grade", 0.0)),
+        "score": _score(run, index, plan, scores, seconds=seconds.get("score", 0.0)),
+        "train": _train(run, index, seconds.get("train", 0.0)),
+        "eval": _graded(run, graded, seconds.get("eval", 0.0)),
+    }
     return RoundStatus(
         round=index,
-        stages={
-            "rollout": _rollout(run, index, plan, seconds.get("rollout", 0.0)),
-            "grade": _rewarded(run, index, plan, rewards, seconds=seconds.get("grade", 0.0)),
-            "score": _score(run, index, plan, seconds.get("score", 0.0)),
-            "train": _train(run, index, seconds.get("train", 0.0)),
-            "eval": _graded(run, graded, seconds.get("eval", 0.0)),
-        },
+        stages={name: _looked_at(run, index, name, stage) for name, stage in stages.items()},
         accuracy=_accuracy(graded),
         reverse_kl=mean_reverse_kl(done),
         teacher_tokens=sum(s.teacher_tokens for s in done),
@@ -128,8 +207,21 @@ def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
     )
 
 
+def _looked_at(run: Run, index: int, name: str, stage: StageStatus) -> StageStatus:
+    """Return a stage with who works on it and why it failed, where it is not done."""
+    if stage.state in ("done", "off"):
+        return stage
+    folders = [score_stage(t) for t in run.config.teachers] if name == SCORE else [name]
+    failed = last_failure(run, index, name)
+    return replace(
+        stage,
+        workers=[h for f in folders for h in holders(run.storage, run.stage_folder(index, f))],
+        failure=failed.message if failed else None,
+    )
+
+
 def _rollout(run: Run, index: int, plan: RolloutPlan, seconds: float) -> StageStatus:
-    manifest = run.rollout(index)
+    manifest = run.rollout(index, plan)
     if manifest is not None:
         units = len(manifest.units)
         return StageStatus("done", units, units, manifest.tokens, seconds)
@@ -149,10 +241,16 @@ def _rewarded(
     return StageStatus("partial" if found else "missing", found, plan.units, 0, seconds)
 
 
-def _score(run: Run, index: int, plan: RolloutPlan, seconds: float) -> StageStatus:
-    units, found, tokens = plan.units * len(run.config.teachers), 0, 0
-    for name in run.config.teachers:
-        manifest = run.score(index, name)
+def _score(
+    run: Run,
+    index: int,
+    plan: RolloutPlan,
+    scores: Mapping[str, ScoreManifest | None],
+    *,
+    seconds: float,
+) -> StageStatus:
+    units, found, tokens = plan.units * len(scores), 0, 0
+    for name, manifest in scores.items():
         if manifest is not None:
             found, tokens = found + len(manifest.units), tokens + manifest.tokens
         else:

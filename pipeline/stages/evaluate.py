@@ -27,6 +27,7 @@ from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.rewards.graders import Grade, Response, open_grader
 from pipeline.rewards.location import Grader, find_grader
+from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import Accuracy, EvalFigures
 from pipeline.runs.plan import cut_units
 from pipeline.runs.progress import Progress
@@ -60,6 +61,7 @@ def _manifest(run: Run, subject: Subject) -> EvalManifest | None:
     return run.evaluation(subject.round_index)
 
 
+@keeps_failure("eval")
 def run_eval(
     run: Run,
     subject: Subject,

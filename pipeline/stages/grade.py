@@ -20,6 +20,7 @@ from pipeline.rewards.graders import Response
 from pipeline.rewards.location import Grader, find_grader
 from pipeline.rewards.pool import Judge, Verdict, open_judge
 from pipeline.rewards.regrading import forget_rewards
+from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import RewardFigures
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -71,6 +72,7 @@ class _Job:
         return fingerprint({"grader": self.identity, "rollout": self.rollout.fingerprint})
 
 
+@keeps_failure("grade")
 def run_grade(
     run: Run, round_index: int, *, worker: Worker, progress: Progress, again: bool = False
 ) -> StageResult:

@@ -14,6 +14,7 @@ from pipeline.engines.opening import require_engine
 from pipeline.engines.vllm.slot import EngineSlot
 from pipeline.models.tokenizer import stored_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
+from pipeline.runs.failures import keeps_failure
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -28,6 +29,7 @@ from schemas.records.runs import PromptsManifest, RolloutManifest, RolloutPlan
 from schemas.records.training import CheckpointManifest
 
 
+@keeps_failure("rollout")
 def run_rollout(
     run: Run,
     round_index: int,

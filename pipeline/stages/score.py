@@ -19,6 +19,7 @@ from pipeline.cache.scorecache import Origin, Published, ScoreCache
 from pipeline.cache.shardreads import ROWS_PER_ROW
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import require_engine
+from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import Noise, ScoreFigures
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
@@ -66,6 +67,7 @@ class _Call:
     noise: Noise | None = None
 
 
+@keeps_failure("score")
 def run_score(
     run: Run,
     round_index: int,

@@ -4,13 +4,16 @@ Promises: no teacher is touched; a checkpoint is reloaded and compared before it
 again after a crash, the stage resumes from the last saved state.
 """
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from pipeline.learner.inputs import TrainInputs, find_work
 from pipeline.learner.metrics import applied, drew_its_own, steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.states import drop_states
+from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import TrainFigures
+from pipeline.runs.leases import at_work
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run, pin_run
@@ -23,10 +26,14 @@ from schemas.records.training import TrainManifest
 if TYPE_CHECKING:
     from pipeline.learner.loop import TrainedRound
 
+LEARNER = "learner"
+"""Name of the lease that shows who trains a round."""
+
 KEEP_STATES = 2
 """Rounds whose final optimizer state is kept; older ones are deleted."""
 
 
+@keeps_failure("train")
 def run_train(run: Run, round_index: int, *, progress: Progress) -> StageResult:
     """Train a round's checkpoint; every process of the learner calls this.
 
@@ -49,8 +56,10 @@ def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) 
     from pipeline.learner.loop import train_round
 
     from_main(lambda: pin_run(run))
-    trained = train_round(run, inputs, ranks, progress=progress)
-    manifest = from_main(lambda: _finish(run, inputs, trained))
+    folder = run.stage_folder(inputs.round_index, "train")
+    with at_work(run.storage, folder, LEARNER) if ranks.is_main else nullcontext():
+        trained = train_round(run, inputs, ranks, progress=progress)
+        manifest = from_main(lambda: _finish(run, inputs, trained))
     return finished_result(run, manifest, trained=trained)
 
 

@@ -10,6 +10,7 @@ from schemas.keys import (
     STUDENT,
     admission_key,
     baseline_folder,
+    failure_key,
     manifest_key,
     plan_key,
     run_key,
@@ -82,6 +83,22 @@ class RolloutPlan(Versioned):
         """Return which round it plans, where its key is another one's."""
         home = plan_key(stage_folder(self.run, self.round, "rollout"))
         return None if key == home else f"the plan of round {self.round} of run {self.run}"
+
+
+class FailureRecord(Versioned):
+    """Why the last call of a stage that failed did so; nothing reads it but people's views."""
+
+    run: FileName
+    round: Count
+    stage: Words
+    exit_code: Count
+    message: str
+
+    def misplaced(self, key: str) -> str | None:
+        """Return which stage failed, where the key is another one's."""
+        home = failure_key(stage_folder(self.run, self.round, self.stage))
+        stage = f"{self.stage} of round {self.round} of run {self.run}"
+        return None if key == home else f"the failure of {stage}"
 
 
 class RolloutManifest(Versioned):

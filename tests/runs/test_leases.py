@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.runs.leases import Leases, machine
+from pipeline.runs.leases import MOST_HOLDERS, Leases, at_work, holders, machine
 from pipeline.store.storage import Storage
 from schemas.config.storage import StorageSection
 from schemas.keys import lease_key
@@ -72,3 +72,26 @@ def all_done_but(storage: Storage, index: int) -> Work:
 def hold(storage: Storage, unit: str, *, process: int) -> None:
     record = LeaseRecord(owner="other", machine=machine(), process=process)
     assert storage.create(f"{FOLDER}/leases/{unit}.json", record.to_bytes())
+
+
+def test_holders_are_told_with_the_age_of_their_lease_and_whether_they_are_gone(
+    local_storage: Storage,
+) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        dead = pool.apply(os.getpid)
+        pool.close()
+        pool.join()
+    hold(local_storage, UNITS[1], process=dead)
+    local_storage.put(lease_key(FOLDER, UNITS[2]), b"of nobody")
+    with at_work(local_storage, FOLDER, "learner"):
+        second, first = holders(local_storage, FOLDER)
+    assert (first.unit, first.process, first.gone) == ("learner", os.getpid(), False)
+    assert (second.unit, second.process, second.gone) == (UNITS[1], dead, True)
+    assert machine().startswith(first.host) and 0 <= first.age_s < 60
+    assert [holder.unit for holder in holders(local_storage, FOLDER)] == [UNITS[1]]
+
+
+def test_few_of_many_holders_are_read(memory: Storage) -> None:
+    for number in range(3 * MOST_HOLDERS):
+        hold(memory, f"u{number:05d}", process=1)
+    assert len(holders(memory, FOLDER)) == MOST_HOLDERS

@@ -98,9 +98,17 @@ def test_a_call_that_did_nothing_leaves_no_trace(run: Run) -> None:
     assert run.storage.names("runs/demo/metrics/times/0000") == set()
 
 
+def test_times_that_an_older_opd_wrote_count_too(run: Run) -> None:
+    record_time(run, result("score", 0), 1.5)
+    row = {"stage": "score", "seconds": 2.0, "units": 1}
+    key = time_key(run.name, 0, call="score", random="0a")
+    run.storage.put(key, write_table(pa.Table.from_pylist([row]), {}))
+    assert stage_seconds(run, 0) == {"score": 3.5}
+
+
 @pytest.mark.parametrize("row", [{"stage": "rollout"}, {"stage": 1, "seconds": 1.0}])
 def test_times_of_another_shape_are_named(run: Run, row: dict[str, Any]) -> None:
-    key = time_key(run.name, 0, stage="rollout", random="a")
+    key = time_key(run.name, 0, call="rollout", random="a")
     run.storage.put(key, write_table(pa.Table.from_pylist([row]), {}))
     with pytest.raises(DataError, match=re.escape(key)):
         stage_seconds(run, 0)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.runs.leases import at_work
 from pipeline.runs.run import Run
-from pipeline.runs.status import next_round, run_status, wants_eval
+from pipeline.runs.status import AT_ONCE, next_round, run_status, wants_eval
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key
 from tests.support.minimal import EVAL, minimal_run
@@ -135,3 +136,27 @@ def test_without_an_eval_section_it_is_off_and_rounds_end_where_none_has_begun(
     assert states(run)["eval"] == ("off", 0)
     assert [found.round for found in run_status(run).rounds] == [0]
     assert [found.round for found in run_status(run, 2).rounds] == [2]
+
+
+def test_status_says_what_comes_next_and_who_is_at_work(memory: Storage) -> None:
+    run = run_with(memory)
+    assert (run_status(run).next_round, run_status(run).next_stage) == (0, "rollout")
+    for index in range(2):
+        put_rollout(run, index)
+    put_scores(run, 0, "main")
+    put_train(run, 0)
+    with at_work(memory, run.stage_folder(1, "score/main"), "u00000"):
+        status = run_status(run)
+    assert (status.next_round, status.next_stage) == (1, "score")
+    assert [stage.is_running for stage in status.rounds[1].stages.values()] == [
+        name == "score" for name in status.rounds[1].stages
+    ]
+    assert not status.is_over and status.seconds_left is None
+    assert not run_status(run, 1).is_over and run_status(run, 0).is_over
+
+
+def test_many_rounds_are_all_told_in_order(memory: Storage) -> None:
+    run = minimal_run(memory, f"run.rounds={2 * AT_ONCE + 3}")
+    for index in range(2 * AT_ONCE + 1):
+        put_plan(run, index)
+    assert [one.round for one in run_status(run).rounds] == list(range(2 * AT_ONCE + 1))

@@ -67,6 +67,9 @@ def pattern_of(key: str) -> re.Pattern[str]:
     )
 
 
+CALL = keys.timed_call("<stage>", 0.0).replace("-0ms", "-<milliseconds>ms")
+
+
 def spelled_by_keys() -> set[str]:
     """Return the keys that the functions of schemas/keys.py make of the drawing's placeholders."""
     run, scorer, teacher, unit = "<run>", "<scorer>", keys.score_stage("<teacher>"), "u00000"
@@ -82,7 +85,7 @@ def spelled_by_keys() -> set[str]:
         f"{keys.checkpoint_folder(run, 1)}/{PREFIX}…{SUFFIX}",
         *(keys.state_key(run, "<sha256>", ending) for ending in ("json", "safetensors")),
         keys.shard_key(keys.metrics_folder(run), "<sha256>"),
-        keys.time_key(run, 0, stage="<stage>", random="<random>"),
+        keys.time_key(run, 0, call=CALL, random="<random>"),
         *(
             keys.shard_key(folder, "<sha256>")
             for folder in (keys.PROMPTS, keys.ROLLOUTS, keys.REWARDS)
@@ -99,6 +102,10 @@ def spelled_by_keys() -> set[str]:
         found.add(keys.manifest_key(folder))
     folder = keys.stage_folder(run, 0, "train")
     found |= {keys.commit_key(folder, "step-000010-…"), keys.manifest_key(folder)}
+    found |= {
+        keys.lease_key(folder, "learner"),
+        keys.failure_key(keys.stage_folder(run, 0, "<stage>")),
+    }
     folder, index = keys.scorer_folder(scorer), keys.index_folder(scorer)
     found |= {keys.commit_key(folder, "<digest>"), keys.lease_key(folder, "<digest>")}
     found.add(keys.lease_key(folder, "hold-<random>"))
@@ -127,7 +134,9 @@ def test_every_function_of_the_keys_is_drawn() -> None:
     finally:
         sys.setprofile(None)
     functions = {name for name, _ in inspect.getmembers(keys, inspect.isfunction)}
-    assert functions - called == {"owner", "parent", "scorer_of_key", "stem", "unit_name"}
+    assert functions - called == {
+        *("owner", "parent", "scorer_of_key", "stem", "time_of", "timed_call", "unit_name")
+    }
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ LEFT_BY_COMMANDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PYTHONSAFEPATH")
 """Variables that commands in this process set: with them, another would not start its own ranks, or
 not find the tests."""
 
-OF_ITS_CALLER = ("/metrics/times/", "/admission/")
+OF_ITS_CALLER = ("/metrics/times/", "/admission/", "/failed.json")
 """Where records lie that a run has by where and how its stages were called."""
 
 OPD = ("cli.main",)
