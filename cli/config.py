@@ -10,6 +10,7 @@ from cli.output import print_json
 from cli.terminal import say_json
 from pipeline.runs.configsource import read_config
 from schemas.config.file import config_fingerprint
+from schemas.config.profiles.base import profile_names
 from schemas.config.run import RunConfig
 
 app = typer.Typer(
@@ -21,15 +22,25 @@ app = typer.Typer(
 
 @app.command(cls=CommandPage)
 def show(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Print the resolved configuration, defaults included, as JSON."""
-    resolved = read_config(config, overrides or ()).config
-    say_json(resolved.model_dump(mode="json"), indent=2)
+    """Print the resolved configuration as JSON: defaults, and the values of its base, included.
+
+    Where the file names a base, `base` has the profile, with its version, and its keys.
+    """
+    placed = read_config(config, overrides or ())
+    shown = placed.config.model_dump(mode="json")
+    if placed.base is not None:
+        shown = {"base": {"name": placed.base.name, "keys": sorted(placed.base.keys)}, **shown}
+    say_json(shown, indent=2)
 
 
 @app.command(cls=CommandPage)
 def schema() -> None:
     """Print the JSON schema: every key, its type, default and meaning."""
-    say_json(RunConfig.model_json_schema(), indent=2)
+    found = RunConfig.model_json_schema()
+    words = "Profile whose values stand under those of the file; without a version the newest."
+    names = profile_names()
+    base = {"type": "string", "description": words, "examples": names}
+    say_json({**found, "properties": {"base": base, **found["properties"]}}, indent=2)
 
 
 @app.command(cls=CommandPage)

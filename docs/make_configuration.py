@@ -10,10 +10,12 @@ import argparse
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from schemas.config.profiles.base import profile_names, profile_text
 from schemas.config.run import RunConfig
 
 TARGET = Path(__file__).with_name("configuration.md")
@@ -28,6 +30,8 @@ it with all defaults, `opd config schema` prints what follows as a JSON schema.
 
 - A key that changes results has no default. An unknown key is an error that names the nearest
   right one.
+- `base = "opd:full"`, above the first table, names a [profile](#profiles): its values stand where
+  the file has none.
 - `--set section.key=value` replaces a key for one call and may be repeated. The value is TOML; a
   word that is no TOML is text: `--set train.learning_rate=2e-6 --set loss.kind=jsd`.
 - A relative path starts from the folder of the TOML file, `~` is the home folder.
@@ -60,6 +64,28 @@ Some keys depend on each other; these checks raise, they never change a value:
 - `gate.target_accuracy` and `gate.max_accuracy_drop` need `[eval]`.
 - `rollout.prompts_per_round` × `rollout.samples_per_prompt` are at most 2,147,483,647.
 - `student.sft_teacher` is the name of one of the `[teachers.NAME]`.
+"""
+
+PROFILES = """\
+## Profiles
+
+| base | for |
+|-|-|
+| `opd:full` | all weights of the student learn, on one or more GPUs |
+| `opd:lora` | an adapter learns beside the weights of the student, on one GPU |
+| `opd:cpu` | all weights of a small student learn, on a CPU |
+
+A value of the file, or of `--set`, stands over that of its base; a table stands over it key by key.
+Values for `[eval]`, `[reward]` and `[gate]` count only where the file has the table. The files of
+`schemas/config/profiles/` have the reason of each value beside it. `opd config show -c run.toml`
+prints the whole, and which keys are those of the base.
+
+A profile has a version. `"opd:cpu@1"` means the same for ever, `"opd:cpu"` the newest one that the
+installed opd has. What a run is, `run.json`, holds the values themselves and never asks a profile
+again: where a newer version of one would change a run that has begun, its next command ends with
+exit code 3, names the keys, and says which version to write.
+
+These are the values of the newest versions:
 """
 
 UNITS = {
@@ -97,7 +123,29 @@ def render() -> str:
         parts.append("\n".join(_section(name, field, schema)))
     for names, field in _nested(schema):
         parts.append("\n".join(_table(names, field, schema)))
+    parts.append("\n".join(_profiles()))
     return "\n".join(parts)
+
+
+def _profiles() -> Iterator[str]:
+    """Yield the lines about profiles: each value of each in its newest version."""
+    newest = {name.partition("@")[0]: name for name in profile_names()}
+    values = [dict(_leaves(tomllib.loads(profile_text(name)), "")) for name in newest.values()]
+    yield PROFILES
+    yield "| key | " + " | ".join(f"`{name}`" for name in newest.values()) + " |"
+    yield "|-|" + "-|" * len(newest)
+    for key in dict.fromkeys(key for found in values for key in found):
+        cells = [f"`{_value(found[key])}`" if key in found else "" for found in values]
+        yield f"| `{key.replace('*', 'NAME')}` | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _leaves(tree: Schema, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _nested(whole: Schema) -> Iterator[tuple[str, Schema]]:

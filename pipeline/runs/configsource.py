@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.store.paths import located
 from pipeline.store.place import ConfigPlace, PlacedConfig
 from pipeline.store.storage import Storage
-from schemas.config.file import parse_config
+from schemas.config.file import parse_based
 from schemas.config.tree import MAX_BYTES, decoded
 from schemas.errors import ConfigError
 from schemas.foreign import shown
@@ -36,8 +36,8 @@ def read_config(location: str, overrides: Sequence[str] = ()) -> PlacedConfig:
     if data is None:
         raise ConfigError(f"no configuration at {location}")
     text = decoded(data, where=location)
-    config = parse_config(text, where=location, overrides=overrides)
-    return PlacedConfig(config, ConfigPlace(folder))
+    found = parse_based(text, where=location, overrides=overrides)
+    return PlacedConfig(found.config, ConfigPlace(folder), found.base)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> PlacedConfig:
@@ -54,8 +54,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PlacedConfig:
     except (OSError, RuntimeError) as error:  # the latter of links that lead in a circle
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
-    config = parse_config(decoded(data, where=str(path)), where=f"{path}", overrides=overrides)
-    return PlacedConfig(config, ConfigPlace(folder))
+    found = parse_based(decoded(data, where=str(path)), where=f"{path}", overrides=overrides)
+    return PlacedConfig(found.config, ConfigPlace(folder), found.base)
 
 
 def _read(path: Path) -> bytes:

@@ -8,6 +8,7 @@ from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from pipeline.store.writer import require_safe_writes
 from schemas.config.file import config_fingerprint, identity_of
+from schemas.config.profiles.base import Base
 from schemas.config.run import RunConfig
 from schemas.errors import DataError, IdentityError
 from schemas.keys import (
@@ -26,6 +27,9 @@ from schemas.records.runs import EvalManifest, RolloutManifest, RolloutPlan, Run
 from schemas.records.scores import ScoreManifest
 from schemas.records.training import CheckpointManifest, TrainManifest
 
+PROFILE = "profile"
+"""Name under which a run's record holds the profile of its TOML, beside versions of software."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -34,6 +38,8 @@ class Run:
     config: RunConfig
     storage: Storage
     place: ConfigPlace
+    base: Base | None = None
+    """The profile that its TOML names."""
 
     @property
     def name(self) -> str:
@@ -126,7 +132,8 @@ def open_run(placed: PlacedConfig) -> Run:
         ConfigError: the root cannot be a store.
     """
     config, place = placed.config, placed.place
-    return Run(config, Storage(place.resolve(config.run.root), config.storage), place)
+    storage = Storage(place.resolve(config.run.root), config.storage)
+    return Run(config, storage, place, placed.base)
 
 
 def pin_run(run: Run) -> None:
@@ -144,7 +151,7 @@ def pin_run(run: Run) -> None:
         name=run.name,
         fingerprint=config_fingerprint(run.config),
         identity=identity_of(run.config),
-        software=software_versions(),
+        software=software_versions() | ({PROFILE: run.base.name} if run.base else {}),
     )
     create_record(run.storage, key, record)
     check_run(run)
@@ -161,9 +168,22 @@ def check_run(run: Run) -> None:
         raise IdentityError(
             f"{run.storage.url(run_key(run.name))} belongs to another configuration:\n"
             + "\n".join(f"  {change}" for change in changes)
+            + _other_profile(run)
             + "\nUndo the change, or give the new settings a run.name of their own: cached scores "
             "are shared between the runs of a root"
         )
+
+
+def _other_profile(run: Run) -> str:
+    """Return how to have the profile that a run began with, where its TOML means another one."""
+    stands = find_record(run.storage, run_key(run.name), RunRecord)
+    before = stands.software.get(PROFILE) if stands else None
+    if run.base is None or before in (None, run.base.name):
+        return ""
+    return (
+        f"\nThe run began with the profile {before}, and its base means {run.base.name} now: write "
+        f'base = "{before}" to have the values that it began with'
+    )
 
 
 def changed_settings(run: Run) -> list[str]:

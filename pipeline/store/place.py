@@ -4,6 +4,7 @@ import posixpath
 from dataclasses import dataclass
 
 from pipeline.store.paths import at_home, located, resolved
+from schemas.config.profiles.base import Base
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError
 from schemas.foreign import shown
@@ -41,3 +42,5 @@ class PlacedConfig:
 
     config: RunConfig
     place: ConfigPlace
+    base: Base | None = None
+    """The profile that the TOML names."""

@@ -7,11 +7,13 @@ repeats no value that may be a secret.
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from schemas.config.profiles.base import KEY, Base, put_under
 from schemas.config.run import RunConfig
 from schemas.config.tree import dotted, impossible, override, parse_tree
 from schemas.errors import ConfigError
@@ -28,8 +30,21 @@ PRIVATE = re.compile(r"^storage\.|\.server\.|api|secret|passw|credential", re.IG
 """Keys whose texts are not repeated: people put keys and passwords there."""
 
 
+@dataclass(frozen=True)
+class Based:
+    """A configuration, and the profile whose values stand under those of its TOML."""
+
+    config: RunConfig
+    base: Base | None = None
+
+
 def parse_config(text: str, *, where: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the configuration written in TOML text.
+    """Return the configuration written in TOML text, as `parse_based` does, without its base."""
+    return parse_based(text, where=where, overrides=overrides).config
+
+
+def parse_based(text: str, *, where: str, overrides: Sequence[str] = ()) -> Based:
+    """Return the configuration written in TOML text, with the profile that it names.
 
     Args:
         text: the TOML.
@@ -42,12 +57,13 @@ def parse_config(text: str, *, where: str, overrides: Sequence[str] = ()) -> Run
     tree = parse_tree(text, where=where)
     for item in overrides:
         override(tree, item)
+    base = put_under(tree, where=where)
     mistakes = list(islice(impossible(tree), MAX_MISTAKES + 1))
     if not mistakes:
         try:
-            return RunConfig.model_validate(tree)
+            return Based(RunConfig.model_validate(tree), base)
         except ValidationError as error:
-            mistakes = [_explain(d) for d in islice(error.errors(), MAX_MISTAKES + 1)]
+            mistakes = [_explain(d, base) for d in islice(error.errors(), MAX_MISTAKES + 1)]
     if len(mistakes) > MAX_MISTAKES:
         mistakes[MAX_MISTAKES:] = ["and more"]
     lines = "\n".join(f"  {mistake}" for mistake in mistakes)
@@ -83,20 +99,23 @@ def _identity_items(model: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, dumped[name]
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, base: Base | None) -> str:
     location = [str(part) for part in detail["loc"]]
     key = ".".join(map(dotted, location)) or "(whole file)"
     if detail["type"] == "extra_forbidden":
         known = _siblings(location)
         close = difflib.get_close_matches(location[-1][:64], known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        if location[-1] == KEY:
+            hint = "the base of the file stands above its first table"
         return f"{key}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{key}: required, and has no default because it changes results"
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "tuple_type":
         message = "expected a list, such as [1, 2] or ['a']"
-    return f"{key}: {_bounded(without_secrets(message))}{_found(detail, key)}"
+    given = f"; its value is that of {base.name}" if base and key in base.keys else ""
+    return f"{key}: {_bounded(without_secrets(message))}{_found(detail, key)}{given}"
 
 
 def _found(detail: Any, key: str) -> str:

@@ -1,0 +1,1 @@
+"""Profiles: recommended values that a TOML may name as its `base`."""
