@@ -50,8 +50,10 @@ Some keys depend on each other; these checks raise, they never change a value:
 
 - `train.schedule` other than `"constant"` needs `train.decay_steps`.
 - `train.offload_optimizer` needs `train.zero_stage` of 1 or above.
-- `loss.kind = "policy_gradient"` with `loss.importance = "token"` needs `rollout.top_p = 1.0` and
-  `rollout.top_k = 0`; with `"none"` it needs `rollout.temperature = 1.0`.
+- `loss.kind = "policy_gradient"` with `loss.importance = "none"` needs `rollout.temperature = 1.0`;
+  with another one it needs `rollout.top_p = 1.0` and `rollout.top_k = 0`.
+- `loss.policy.clip_low`, `clip_high`, `beyond_cap` and `importance_floor` need a `loss.importance`;
+  a `kl_type` other than `"advantage"` refuses the keys about advantages.
 - `[eval]` needs `prompts.eval`; `eval.pattern` belongs to `eval.reward = "regex"`;
   `eval.samples_per_prompt` above 1 needs `eval.temperature` above 0.
 - `reward.pattern` belongs to `reward.grader = "regex"`.

@@ -5,7 +5,7 @@ logits held, in float32 whatever the model's type. Must not change the model.
 Shapes: T tokens, H hidden, V vocabulary, N trained tokens of one chunk, G gathered ids, B buckets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.objectives.matmuls import Sum, product, takes_low
 from pipeline.objectives.outside import Outside, plain_outside
 from pipeline.objectives.sides import Sides, View
 from pipeline.objectives.targets import Targets
+from pipeline.objectives.tokens.seen import look, no_look, planned
 from pipeline.scores.buckets import bucket_of
 from schemas.config.loss import LossConfig
 
@@ -122,6 +123,8 @@ def head_loss(
     with torch.no_grad():
         cast = head.to(hidden_TH.dtype)
         chunks = _Chunks(cast if takes_low(hidden_TH) else head.to(torch.float32), loss, scale)
+        if loss.of_responses:
+            targets = chunks.planned(hidden_TH, targets, torch.split(rows_T, chunk_tokens))
         for start in range(0, len(rows_T), chunk_tokens):
             rows_N = rows_T[start : start + chunk_tokens]
             part, hidden_NH = targets[rows_N], hidden_TH[rows_N]
@@ -153,15 +156,11 @@ class _Chunks:
 
         That is [N, V], takes the place of the logits, and can be had once.
         """
-        head, out_NV = self._head, self._of_rows(hidden_NH)
-        product_NV = product(hidden_NH, head.weight_VH, head.bias_V, out_NV=out_NV)
-        logits_NV = head.finish_(product_NV)
+        head, logits_NV = self._head, self._logits(hidden_NH)
         slope_NV = head.slope_of_cap(logits_NV)
         ids_NG = part.gathered_TG
-        logits_NG = logits_NV.gather(1, ids_NG)
-        outside = _outside(logits_NV, part)
-        inputs = (logits_NG.requires_grad_(), outside.log_sum_NB.requires_grad_())
-        view = View(logits_NG, outside.log_sum_NB, outside.mean_N, head.weight_VH.shape[0])
+        view, outside = _viewed(logits_NV, part)
+        inputs = (view.logits_TG.requires_grad_(), view.outside_TB.requires_grad_())
         with torch.enable_grad():
             loss_N, values = losses_of(Sides(view, part), self._loss)
             chunk_loss = (loss_N * part.weight_T).sum() * self._scale
@@ -175,6 +174,21 @@ class _Chunks:
 
         return chunk_loss.detach(), values, gradient
 
+    def planned(self, hidden_TH: Tensor, targets: Targets, chunks: Sequence[Tensor]) -> Targets:
+        """Return targets with what the objective takes from whole responses, seen beforehand."""
+        seen = no_look(targets)
+        for rows_N in chunks:
+            part = targets[rows_N]
+            view, _ = _viewed(self._logits(hidden_TH[rows_N]), part)
+            for all_T, values_N in zip(seen, look(Sides(view, part), self._loss), strict=True):
+                all_T[rows_N] = values_N
+        return planned(targets, seen, self._loss)
+
+    def _logits(self, hidden_NH: Tensor) -> Tensor:
+        head = self._head
+        out_NV = self._of_rows(hidden_NH)
+        return head.finish_(product(hidden_NH, head.weight_VH, head.bias_V, out_NV=out_NV))
+
     def _of_rows(self, hidden_NH: Tensor) -> Tensor | None:
         """Return the first rows of the buffer; a GPU's allocator keeps its own."""
         if hidden_NH.is_cuda:
@@ -182,6 +196,13 @@ class _Chunks:
         if self._buffer is None:  # the first chunk is the largest
             self._buffer = torch.empty(len(hidden_NH), len(self._head.weight_VH))
         return self._buffer[: len(hidden_NH)]
+
+
+def _viewed(logits_NV: Tensor, part: Targets) -> tuple[View, Outside]:
+    """Return what objectives see of a chunk's logits, which are overwritten."""
+    logits_NG, outside = logits_NV.gather(1, part.gathered_TG), _outside(logits_NV, part)
+    view = View(logits_NG, outside.log_sum_NB, outside.mean_N, logits_NV.shape[1])
+    return view, outside
 
 
 def _outside(logits_NV: Tensor, part: Targets) -> Outside:

@@ -4,21 +4,20 @@ Pure: no I/O, no random numbers, no state. Shapes: T tokens (all sequences of a 
 S support = top-k and sampled token, C categories = S and one tail bucket, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pipeline.objectives.divergences import DIVERGENCES
-from pipeline.objectives.estimators import cut_share, estimated, over_categories
+from pipeline.objectives.estimators import estimated, over_categories
 from pipeline.objectives.rewardterm import clipped_share, reward_term
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
-from schemas.config.loss import SAMPLES, DivergenceKind, LossConfig
-from schemas.errors import DataError
-
-_NEG_INF, _MAX_LOG_RATIO = -math.inf, 20.0
+from pipeline.objectives.tokens import policy
+from pipeline.objectives.tokens.policy import MAX_LOG_RATIO, policy_gradient
+from pipeline.objectives.tokens.seen import look, planned
+from schemas.config.loss import POLICY, SAMPLES, DivergenceKind, LossConfig
 
 _PerToken = Callable[[Sides, LossConfig], Tensor]
 
@@ -47,7 +46,10 @@ def token_losses(
     logits_TV = logits_TV.float()
     if not bool(live_T.all()):  # a copy of the logits, so only where there is something to hide
         logits_TV = logits_TV.masked_fill(~live_T[:, None], 0.0)
-    loss_T, values = losses_of(Sides(plain_view(logits_TV, targets), targets), loss)
+    view = plain_view(logits_TV, targets)
+    if loss.of_responses:
+        targets = planned(targets, look(Sides(view, targets), loss), loss)
+    loss_T, values = losses_of(Sides(view, targets), loss)
     values = {name: torch.where(live_T, value_T, 0.0) for name, value_T in values.items()}
     return torch.where(live_T, loss_T, 0.0), values
 
@@ -78,25 +80,9 @@ def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
     return estimated(sides, DIVERGENCES[loss.kind], loss)
 
 
-def _policy_gradient(sides: Sides, loss: LossConfig) -> Tensor:
-    """Return -ρ·A, A = log p(y) - log q(y); the cap is a detached factor, so gradients stay."""
-    targets, token_T = sides.targets, sides.student_token_logprob_T
-    now_T = token_T.detach()
-    advantage_T = targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor) - now_T
-    if loss.advantage_clip is not None:
-        advantage_T = advantage_T.clamp(-loss.advantage_clip, loss.advantage_clip)
-    if loss.importance == "none":
-        return -advantage_T * token_T
-    if targets.rollout_logprob_T is None:
-        raise DataError("importance weights need the rollout's log-probabilities, there are none")
-    log_ratio_T = (now_T - targets.rollout_logprob_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    ratio_T = log_ratio_T.exp().clamp(max=loss.importance_cap)
-    return -advantage_T * ratio_T * (token_T - now_T).exp()
-
-
 LOSSES: dict[str, _PerToken] = {
     **dict.fromkeys(DIVERGENCES, _divergence),
-    "policy_gradient": _policy_gradient,
+    POLICY: policy_gradient,
 }
 """The loss of each token in nats, by `loss.kind`."""
 
@@ -135,7 +121,7 @@ def _rollout_kl(sides: Sides, loss: LossConfig) -> Tensor:
     token_T, rollout_T = sides.student_token_logprob_T, sides.targets.rollout_logprob_T
     if rollout_T is None:
         return torch.zeros_like(token_T)
-    log_ratio_T = (token_T - rollout_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    log_ratio_T = (token_T - rollout_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(log_ratio_T) - log_ratio_T
 
 
@@ -150,7 +136,8 @@ DIAGNOSTICS: dict[str, _PerToken] = {
     "rollout_kl": _rollout_kl,
     "floored": _floored,
     "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,
-    "importance_cut": cut_share,
+    "importance_cut": policy.weight_cut_share,
+    "policy_clipped": policy.clipped_share,
     "ratio_clipped": clipped_share,
 }
 """What is told of each token beside its loss, by the name of its metric."""

@@ -7,7 +7,7 @@ N ids of a sample, G ids whose logits are gathered, V vocabulary.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,19 @@ from schemas.tables import LOGPROB_ROUNDING
 _NEG_INF = -math.inf
 
 _MASS_TOLERANCE = 0.05  # 16-bit log-probabilities move the total mass by less than this
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a token's loss takes from the other tokens of its response: constants, made beforehand.
+
+    None is what no objective asks for.
+    """
+
+    advantage_T: Tensor | None = None
+    """Of the policy gradient."""
+    log_ratio_T: Tensor | None = None
+    """Log of the importance weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +66,10 @@ class Targets:
     """float32 advantage of each token's response, NaN where it has no reward; None without any."""
     sample: Sample | None = None
     """What is known of single ids outside the support; None sums over the support alone."""
+    row_T: Tensor | None = None
+    """int64 number of each token's response, whose tokens stand together; None where unknown."""
+    plan: Plan | None = None
+    """What was seen of whole responses; None where the objective looks at single tokens."""
 
     @property
     def tail_T(self) -> Tensor:
@@ -96,7 +113,7 @@ def _changed(parts: Any, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, Tensor):
             values[name] = change(value)
-        elif isinstance(value, Sample):
+        elif is_dataclass(value) and not isinstance(value, type):
             values[name] = replace(value, **_changed(value, change))
     return values
 

@@ -1,9 +1,10 @@
 """`[loss]`: the objective."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from schemas.config.objective.policy import RATIOS, PolicySection
 from schemas.config.section import Section, later
 
 DivergenceKind = Literal[
@@ -19,6 +20,14 @@ DivergenceKind = Literal[
 
 LossKind = Literal[DivergenceKind, "policy_gradient"]
 
+POLICY: LossKind = "policy_gradient"
+
+
+def _known(value: Any) -> Any:
+    """Return a kind by its own name: verl's is `opd`."""
+    return POLICY if value == "opd" else value
+
+
 SampleOf = Literal["teacher", "student"]
 """Whose threshold sample an unbiased sum is taken over."""
 
@@ -31,7 +40,7 @@ SAMPLES: dict[str, tuple[SampleOf, ...]] = {
     "skew_reverse_kl": ("student", "teacher"),
     "tvd": ("student",),
     "alpha": (),
-    "policy_gradient": (),
+    "policy_gradient": ("student",),
 }
 """Whose samples keep the variance of a divergence's gradient bounded, the better one first.
 
@@ -43,11 +52,11 @@ KL it is p: under the student's chance p/q has heavy tails. Of the reverse KL it
 class LossConfig(Section):
     """`[loss]`: the objective over teacher support, tail and sample."""
 
-    kind: LossKind
+    kind: Annotated[LossKind, BeforeValidator(_known)]
     """`forward_kl` = KL(teacher‖student), `reverse_kl` = KL(student‖teacher), `jsd` or `gkd` =
     generalised Jensen-Shannon, `skew_kl` and `skew_reverse_kl` = the KLs to a mixture with
     the other side, `tvd` = total variation, `alpha` = the α-divergence between both KLs,
-    `policy_gradient` = sampled token, advantage log p_teacher − log q_student."""
+    `policy_gradient` or `opd` = sampled token, advantage log p_teacher − log q_student."""
     estimator: Literal["auto", "bucket", "sampled"] = later("auto")
     """`bucket` sums over the support and one bucket for the rest: no noise, but a bias that no
     number of positions mends. `sampled` adds what a sample says of the rest: a stored threshold
@@ -60,12 +69,15 @@ class LossConfig(Section):
     """`skew_kl`, `skew_reverse_kl` only: share of the first distribution in the mixture."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = later(0.5)
     """`alpha` only: near 1 it is the forward KL, near 0 the reverse KL, at 0.5 symmetric."""
-    importance: Literal["none", "token"] = "token"
-    """`policy_gradient` only: `token` weights by current over sampling probability, `none` not."""
+    importance: Literal["none", "token", "geometric", "sequence"] = "token"
+    """`policy_gradient` only: weight by current over sampling probability, of the token, by its
+    geometric mean over the response, or of the whole response; `none` does not."""
     importance_cap: Annotated[float, Field(gt=0.0)] = 2.0
     """`policy_gradient` and samples of the student: largest current over sampling probability."""
     advantage_clip: Annotated[float, Field(gt=0.0)] | None = None
     """`policy_gradient` only: clip the advantage to ± this many nats."""
+    policy: PolicySection = later(PolicySection())
+    """`policy_gradient` only: advantages, ratios and estimators."""
     teacher_logprob_floor: Annotated[float, Field(lt=0.0)] = -30.0
     """Floor of the teacher's log-probability in student-weighted terms, nats; hits are counted."""
 
@@ -88,14 +100,50 @@ class LossConfig(Section):
                 f"estimator = 'sampled' is not for kind = {self.kind!r}, whose sums over a sample "
                 "have no bounded variance or need none: leave estimator out"
             )
+        self._check_policy()
         if self.normalized and self.kind in ("jsd", "gkd") and self.beta in (0.0, 1.0):
             raise ValueError(f"normalized divides by β(1 − β), which is 0 at beta = {self.beta:g}")
         return self
 
+    def _check_policy(self) -> None:
+        ratios = [name for name in self.policy.changed if name in RATIOS]
+        if self.kind != POLICY:
+            return
+        if self.importance == "none" and ratios:
+            raise ValueError(
+                f"policy.{ratios[0]} is about a ratio of probabilities, and importance = 'none' "
+                "has none: write importance = 'token'"
+            )
+        if self.policy.importance_floor > self.importance_cap:
+            raise ValueError("policy.importance_floor is above importance_cap: no weight is left")
+        if self.estimator == "sampled" and self._of_one_token:
+            raise ValueError(
+                f"estimator = 'sampled' sums over several ids of a position, and "
+                f"{', '.join(self._of_one_token)} is about the sampled token alone: leave one out"
+            )
+
+    @property
+    def _of_one_token(self) -> list[str]:
+        """Return the keys that have a meaning for the sampled token alone."""
+        of_policy = [f"policy.{name}" for name in self.policy.changed if name != "mix"]
+        return of_policy + (["importance"] if self.importance in ("geometric", "sequence") else [])
+
+    @property
+    def of_responses(self) -> bool:
+        """Return whether a token's loss depends on what the student says of other tokens."""
+        by_ratio = self.importance in ("geometric", "sequence")
+        return self.kind == POLICY and (by_ratio or self.policy.of_responses)
+
     @property
     def samples(self) -> tuple[SampleOf, ...]:
         """Whose samples this objective may use, the better one first; none with `bucket`."""
-        if self.estimator == "bucket":
+        if self.estimator == "bucket" or (self.kind == POLICY and self._of_one_token):
             return ()
         forward = self.kind in ("jsd", "gkd") and self.beta == 0.0
         return SAMPLES["forward_kl" if forward else self.kind]
+
+    @property
+    def takes_token(self) -> bool:
+        """Return whether the sampled token stands for a sample where none is stored."""
+        needs_asking = self.kind == POLICY  # which takes it alone
+        return "student" in self.samples and (self.estimator == "sampled" or not needs_asking)

@@ -95,7 +95,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         truncated = self._is_truncated
-        weighted = self.loss.kind == "policy_gradient" and self.loss.importance == "token"
+        weighted = self.loss.kind == "policy_gradient" and self.loss.importance != "none"
         if weighted and truncated:
             raise ValueError(
                 "importance weights need an untruncated rollout: set rollout.top_p = 1.0 and "

@@ -23,6 +23,16 @@ LOSSES = [
     LossConfig(kind="jsd", beta=0.3),
     LossConfig(kind="policy_gradient"),
 ]
+RESPONSES = [
+    LossConfig.model_validate({"kind": "policy_gradient", **keys})
+    for keys in (
+        {"importance": "geometric", "policy": {"clip_low": 0.1, "clip_high": 0.1}},
+        {"importance": "sequence", "policy": {"beyond_cap": "mask", "mix": 0.9}},
+        {"policy": {"discount": 0.9, "baseline": "before", "standardize": True}},
+        {"importance": "none", "policy": {"baseline": "response"}},
+    )
+]
+"""Objectives of whole responses."""
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -35,7 +45,7 @@ def make_targets(rows: int = ROWS, vocab: int = VOCAB) -> Targets:
     token_logprob_T = log_p_TV.gather(-1, tokens_T[:, None])[:, 0]
     values_TV, ids_TV = log_p_TV.sort(-1, descending=True)
     weight_T = torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0, 0.0, 1.0])
-    return build_targets(
+    targets = build_targets(
         ids_TV[:, :4],
         values_TV[:, :4],
         tail_T=values_TV[:, 4:].logsumexp(-1),
@@ -45,6 +55,7 @@ def make_targets(rows: int = ROWS, vocab: int = VOCAB) -> Targets:
         rollout_logprob_T=token_logprob_T - 0.1,
         vocab_size=vocab,
     )
+    return replace(targets, row_T=torch.arange(rows) // 3)
 
 
 def make_inputs(*, bias: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Head]:
@@ -100,6 +111,12 @@ def test_loss_gradients_and_diagnostics_do_not_depend_on_the_chunks(
     loss: LossConfig, chunk_tokens: int
 ) -> None:
     assert_equals_plain(*make_inputs(), loss, chunk_tokens)
+
+
+@pytest.mark.parametrize("loss", RESPONSES, ids=lambda loss: str(loss.policy.changed))
+def test_responses_are_seen_whole_though_chunks_cut_them(loss: LossConfig) -> None:
+    for chunk_tokens in (1, 2, ROWS):
+        assert_equals_plain(*make_inputs(), loss, chunk_tokens)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -237,7 +254,7 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leave
         return out
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
+@pytest.mark.parametrize("loss", [*LOSSES, RESPONSES[0]], ids=lambda loss: loss.importance)
 def test_no_more_than_one_chunk_of_logits_ever_exists(loss: LossConfig) -> None:
     rows = 20 * ROWS
     hidden_TH, head = random(rows, HIDDEN, seed=5).requires_grad_(), make_inputs(bias=True)[1]

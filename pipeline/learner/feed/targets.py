@@ -1,5 +1,7 @@
 """The teacher's side of a batch, as the objective takes it: targets, and the sample beside them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -18,7 +20,7 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
         ConfigError: the objective wants a sample, and the rows have none.
     """
     teacher, sample = batch.teacher, _sample(batch, loss)
-    return build_targets(
+    targets = build_targets(
         torch.from_numpy(teacher.topk_ids_TK),
         torch.from_numpy(teacher.topk_logprobs_TK),
         tail_T=torch.from_numpy(teacher.tail_T if sample is None else teacher.tail_TB),
@@ -30,6 +32,8 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
         sample=sample,
         vocab_size=vocab_size,
     )
+    rows_B = np.arange(len(batch.response_tokens_B))
+    return replace(targets, row_T=torch.from_numpy(np.repeat(rows_B, batch.response_tokens_B)))
 
 
 def _advantage(batch: Batch) -> torch.Tensor | None:
@@ -44,7 +48,7 @@ def _sample(batch: Batch, loss: LossConfig) -> Sample | None:
     stored = batch.teacher.sample
     if stored is not None and stored.of in loss.samples:
         return _stored(stored)
-    if "student" in loss.samples:
+    if loss.takes_token:
         return token_sample(
             torch.from_numpy(batch.token_ids_T),
             torch.from_numpy(batch.teacher.token_logprob_T),

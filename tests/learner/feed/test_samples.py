@@ -48,6 +48,15 @@ def test_a_sample_of_every_id_trains_as_the_whole_vocabulary_does(
     assert expected[kind] > 0.01
 
 
+def test_the_policy_gradient_over_a_sample_is_that_over_all_ids(tmp_path: Path, cli: Cli) -> None:
+    """At given prefixes that is the gradient of the reverse KL."""
+    sampled = first_step(tmp_path, cli, "policy", **SAMPLES["student"], **{"loss.kind": "opd"})
+    whole = {"loss.kind": "reverse_kl", "score.k": VOCAB, "loss.estimator": "bucket"}
+    expected = first_step(tmp_path, cli, "whole", **whole)
+    for name in ("loss", "reverse_kl", "grad_norm"):
+        assert sampled[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
 def test_the_better_sample_is_taken_and_none_that_does_not_suit(tmp_path: Path, cli: Cli) -> None:
     changes = {**EVERY, "score.k": 2, "score.sample": 3, "rollout.sample": 4}
     config = write_run(tmp_path, changes=changes)

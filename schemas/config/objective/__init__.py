@@ -1,0 +1,1 @@
+"""Tables inside `[loss]`: what an objective makes of tokens."""
