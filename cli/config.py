@@ -51,6 +51,7 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     from pipeline.models.source import find_model
     from pipeline.prompts.files import require_prompt_file
     from pipeline.rewards.location import find_grader
+    from pipeline.runs.ownfile import own_loss
 
     placed = read_config(config, overrides or ())
     resolved, place = placed.config, placed.place
@@ -70,5 +71,6 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     for graded in (resolved.eval, resolved.reward):
         if graded is not None:
             find_grader(graded, place)
+    own_loss(resolved.loss, place)
     models = {key: source.location for key, source in found.items()}
     print_json({"valid": True, "fingerprint": config_fingerprint(resolved), "models": models})

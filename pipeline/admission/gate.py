@@ -17,6 +17,7 @@ from pipeline.admission.settings import (
     look_at_engines,
     look_at_grader,
     look_at_learner,
+    look_at_loss,
     look_at_references,
     look_at_sampling,
 )
@@ -129,6 +130,7 @@ def _looks(one: Candidate, stage: str | None) -> list[str]:
         look_at_sampling(one),
         look_at_engines(run, stages),
         look_at_grader(run),
+        look_at_loss(run),
         look_at_references(one),
         *([look_at_learner(run)] if stage is None else []),
     ]

@@ -6,6 +6,7 @@ Must not: write anything.
 from pipeline.admission.findings import Finding
 from pipeline.admission.models import Candidate
 from pipeline.engines.opening import require_engine
+from pipeline.learner.objective.ownloss import with_function
 from pipeline.models.loading import pick_device
 from pipeline.models.own.effective import end_token_ids
 from pipeline.models.stopstrings import reading_backend
@@ -14,6 +15,7 @@ from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.rewards.graders import Response, check_references, try_grader
 from pipeline.rewards.location import find_grader
+from pipeline.runs.ownfile import own_loss
 from pipeline.runs.run import Run
 from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError
@@ -121,6 +123,20 @@ def look_at_grader(run: Run) -> Finding:
     words = ", ".join(dict.fromkeys(grader.name for grader in graders))
     missing = " or ".join(table for table, section in named.items() if section is None)
     return Finding("grader", "ok", f"{words}: can be used" if words else f"none: no {missing}")
+
+
+def look_at_loss(run: Run) -> Finding:
+    """Return that the objective can be used: a loss of one's own is tried on random categories.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its gradient is not that of its value.
+    """
+    loss = run.config.loss
+    own = own_loss(loss, run.place)
+    if own is None:
+        return Finding("loss", "ok", loss.kind)
+    with_function(loss, own)
+    return Finding("loss", "ok", f"{loss.kind}: its gradient is that of its value")
 
 
 def look_at_references(one: Candidate) -> Finding:

@@ -13,6 +13,7 @@ from pipeline.admission.settings import (
     look_at_engines,
     look_at_grader,
     look_at_learner,
+    look_at_loss,
     look_at_prompts,
     look_at_references,
     look_at_sampling,
@@ -40,6 +41,7 @@ def examine(run: Run) -> Iterator[Finding]:
     student = looked("student", lambda: look_at_student(one))
     yield looked("prompts", lambda: look_at_prompts(one, read=student.state != "failed"))
     yield looked("grader", lambda: look_at_grader(run))
+    yield looked("loss", lambda: look_at_loss(run))
     yield student
     if student.state != "failed":
         yield looked("sampling", lambda: look_at_sampling(one))

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.learner.feed.advantages import RewardInputs
 from pipeline.learner.rewards import find_rewards
+from pipeline.runs.ownfile import OwnFunction, own_loss
 from pipeline.runs.run import Run, check_run
 from pipeline.store.records import check_fingerprint, read_record
 from schemas.config.run import signal_of
@@ -28,6 +29,8 @@ class TrainInputs:
     first_step: int
     """Optimizer steps of the rounds before."""
     rewards: RewardInputs | None = None
+    own_loss: OwnFunction | None = None
+    """The loss, where it is the user's own."""
 
     @property
     def fingerprint(self) -> str:
@@ -36,6 +39,8 @@ class TrainInputs:
         words: dict[str, Any] = {"rollout": self.rollout.fingerprint, "scorers": scorers}
         if self.rewards is not None:
             words["rewards"] = [self.rewards.manifest.fingerprint, self.rewards.kind]
+        if self.own_loss is not None:
+            words["loss"] = self.own_loss.sha256
         return fingerprint(words)
 
     def shard_keys(self) -> tuple[str, ...]:
@@ -76,7 +81,8 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
     scores = {name: _scores(run, round_index, name, rollout) for name in run.config.teachers}
     _check_covered(run, rollout, scores)
     first_step, rewards = _first_step(run, round_index), find_rewards(run, rollout)
-    return TrainInputs(round_index, rollout, scores, policy, first_step, rewards)
+    own = own_loss(run.config.loss, run.place)
+    return TrainInputs(round_index, rollout, scores, policy, first_step, rewards, own)
 
 
 def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) -> ScoreManifest:

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
 from pipeline.objectives.targets import Targets
 from pipeline.store import interrupts
+from schemas.config.loss import LossConfig
 from schemas.errors import DataError, OpdError
 
 Micro = tuple[Tensor, Tensor, Tensor, Targets]
@@ -165,6 +167,11 @@ class Learner:
             )
             if path is None:
                 raise KeyError(f"the weights of process {self._ranks.rank}")
+
+    def aim_at(self, loss: LossConfig) -> None:
+        """Take another objective from the next step on."""
+        self._settings = replace(self._settings, loss=loss)
+        self._engine.module.loss = loss
 
     @property
     def student(self) -> Any:

@@ -16,6 +16,7 @@ from pipeline.learner.feed.probe import probe_rows
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, Micro
 from pipeline.learner.metrics import applied, check_first_step, skip_note
+from pipeline.learner.objective.rounds import round_settings
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
 from pipeline.learner.sequences import Lengths, Rows
 from pipeline.learner.settings import (
@@ -133,7 +134,7 @@ def _train(
     work: _Work, source: ModelSource, probe: Rows
 ) -> tuple[StateManifest, int, float | None]:
     """Train the steps that are left and publish the student; return state, steps and waiting."""
-    settings = LearnerSettings(work.train, work.run.config.objective)
+    settings = together(lambda: round_settings(work.run, work.inputs))
     found = _found_states(work)
     learner = _learner(work, source, settings, found)
     with ExitStack() as unless_done:
@@ -152,7 +153,7 @@ def _train(
         )
         unless_done.pop_all()
     if work.ranks.count == 1:
-        put(LEARNER, (settings, work.ranks, state), learner)
+        put(LEARNER, (work.train, work.ranks, state), learner)
     else:
         learner.close()
     return state, len(state.steps) - begun, waited
@@ -168,8 +169,9 @@ def _learner(
     inside, before, _ = found
     state = inside or before
     if inside is None and before is not None:
-        kept: Learner | None = take(LEARNER, (settings, work.ranks, before))
+        kept: Learner | None = take(LEARNER, (work.train, work.ranks, before))
         if kept is not None:
+            kept.aim_at(settings.loss)
             return kept
     learner = Learner(source, settings, work.ranks)
     with ExitStack() as unless_done:

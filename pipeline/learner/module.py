@@ -37,7 +37,7 @@ class DistillationModule(nn.Module):
 
         super().__init__()
         self.student, self._mode = student, mode
-        self._loss, self._chunk_tokens = loss, chunk_tokens
+        self.loss, self._chunk_tokens = loss, chunk_tokens
         self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call] # torch's gap
         head = head_of(student)  # not this module's own: ZeRO-3 must gather it for our forward
         for tensor in (head.weight_VH, head.bias_V):
@@ -60,7 +60,7 @@ class DistillationModule(nn.Module):
             hidden_TH,
             head_of(self.student),
             targets,
-            self._loss,
+            self.loss,
             chunk_tokens=self._chunk_tokens,
             scale=scale,
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.objectives.divergences import DIVERGENCES
 from pipeline.objectives.estimators import estimated, over_categories
+from pipeline.objectives.own.objective import OwnObjective
 from pipeline.objectives.rewardterm import clipped_share, reward_term
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
@@ -68,12 +69,18 @@ def losses_of(sides: Sides, loss: LossConfig) -> tuple[Tensor, dict[str, Tensor]
 def _weighted(sides: Sides, loss: LossConfig) -> Tensor:
     """Return distillation and rewards, each with its weight; what has none is not computed."""
     if not loss.rl_weight:
-        distilled_T = LOSSES[loss.kind](sides, loss)
+        distilled_T = _distilled(sides, loss)
         return distilled_T if loss.distill_weight == 1.0 else loss.distill_weight * distilled_T
     rewarded_T = loss.rl_weight * reward_term(sides, loss)
     if not loss.distill_weight:
         return rewarded_T
-    return loss.distill_weight * LOSSES[loss.kind](sides, loss) + rewarded_T
+    return loss.distill_weight * _distilled(sides, loss) + rewarded_T
+
+
+def _distilled(sides: Sides, loss: LossConfig) -> Tensor:
+    return (
+        loss.per_token(sides) if isinstance(loss, OwnObjective) else LOSSES[loss.kind](sides, loss)
+    )
 
 
 def _divergence(sides: Sides, loss: LossConfig) -> Tensor:

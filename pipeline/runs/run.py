@@ -1,16 +1,19 @@
 """One run: its configuration, its store, its keys, and the record that pins its identity."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.runs.ownfile import own_loss
 from pipeline.runs.software import software_versions
 from pipeline.store.place import ConfigPlace, PlacedConfig
 from pipeline.store.records import create_record, find_record
 from pipeline.store.storage import Storage
 from pipeline.store.writer import require_safe_writes
-from schemas.config.file import config_fingerprint, identity_of
+from schemas.config.file import identity_of
 from schemas.config.profiles.base import Base
 from schemas.config.run import RunConfig
-from schemas.errors import DataError, IdentityError
+from schemas.errors import ConfigError, DataError, IdentityError
+from schemas.fingerprint import fingerprint
 from schemas.keys import (
     GRADE,
     baseline_folder,
@@ -29,6 +32,9 @@ from schemas.records.training import CheckpointManifest, TrainManifest
 
 PROFILE = "profile"
 """Name under which a run's record holds the profile of its TOML, beside versions of software."""
+
+OWN_LOSS = "loss.kind (sha256 of its file)"
+"""What the identity of a run calls the code of its own loss."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +153,11 @@ def pin_run(run: Run) -> None:
     key = run_key(run.name)
     if run.storage.exists(key):
         return
+    identity = _identity(run)
     record = RunRecord(
         name=run.name,
-        fingerprint=config_fingerprint(run.config),
-        identity=identity_of(run.config),
+        fingerprint=fingerprint(identity),
+        identity=identity,
         software=software_versions() | ({PROFILE: run.base.name} if run.base else {}),
     )
     create_record(run.storage, key, record)
@@ -162,7 +169,9 @@ def check_run(run: Run) -> None:
 
     Raises:
         IdentityError: a key that defines results was changed after the run began.
+        ConfigError: the file of its own loss is not there.
     """
+    own_loss(run.config.loss, run.place)
     changes = changed_settings(run)
     if changes:
         raise IdentityError(
@@ -189,11 +198,21 @@ def _other_profile(run: Run) -> str:
 def changed_settings(run: Run) -> list[str]:
     """Return each setting that differs from what the run began with, in words."""
     stands = find_record(run.storage, run_key(run.name), RunRecord)
-    if stands is None or stands.fingerprint == config_fingerprint(run.config):
+    now = _identity(run)
+    if stands is None or stands.fingerprint == fingerprint(now):
         return []
-    before, now = stands.identity, identity_of(run.config)
+    before = stands.identity
     return [
         f"{name}: the run began with {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Return what defines a run's results: keys, and the bytes of a loss of its own."""
+    try:
+        own = own_loss(run.config.loss, run.place)
+    except ConfigError:  # stages are told by `check_run`
+        return {**identity_of(run.config), OWN_LOSS: None}
+    return identity_of(run.config) | ({} if own is None else {OWN_LOSS: own.sha256})

@@ -1,6 +1,5 @@
 """`[eval]` and `[reward]`: who grades responses, on held-out prompts and in rounds."""
 
-import keyword
 import re
 import warnings
 from dataclasses import dataclass
@@ -9,7 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from schemas.config.engines import EngineSection
-from schemas.config.section import NAME_PATTERN, Fraction, Natural, Positive, Section, tuning
+from schemas.config.section import (
+    NAME_PATTERN,
+    Fraction,
+    Natural,
+    Positive,
+    Section,
+    file_and_function,
+    tuning,
+)
 
 BUILT_IN = ("exact_match", "last_number", "regex")
 """Graders that opd brings."""
@@ -61,14 +68,12 @@ def file_grader(choice: GraderChoice) -> tuple[str, str] | None:
     Raises:
         ValueError: it has another form.
     """
-    file, separator, function = choice.name.partition(":")
-    if not separator:
+    if ":" not in choice.name:
         return None
-    stem = file.removesuffix(".py")
-    names = re.fullmatch(r"[\w-]+" if file.endswith(".py") else r"\w+", stem)
-    if not names or not function.isidentifier() or keyword.iskeyword(function):
+    found = file_and_function(choice.name)
+    if found is None:
         raise _unnamed(choice)
-    return f"{stem}.py", function
+    return found
 
 
 def _unnamed(choice: GraderChoice) -> ValueError:

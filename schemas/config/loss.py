@@ -1,11 +1,11 @@
 """`[loss]`: the objective."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from schemas.config.objective.policy import RATIOS, PolicySection
-from schemas.config.section import Section, later
+from schemas.config.section import Section, file_and_function, later
 
 DivergenceKind = Literal[
     "forward_kl",
@@ -22,11 +22,24 @@ LossKind = Literal[DivergenceKind, "policy_gradient"]
 
 POLICY: LossKind = "policy_gradient"
 
+HOW_TO_NAME = "a loss of your own is 'losses.py:function', a function of a file beside the TOML"
 
-def _known(value: Any) -> Any:
-    """Return a kind by its own name: verl's is `opd`."""
-    return POLICY if value == "opd" else value
 
+def _known(kind: str) -> str:
+    """Return a kind by its own name: verl's name of the policy gradient is `opd`."""
+    known = get_args(LossKind)
+    if kind == "opd":
+        return POLICY
+    if kind not in known and file_and_function(kind) is None:
+        raise ValueError(f"expected {', '.join(map(repr, known))}; {HOW_TO_NAME}")
+    return kind
+
+
+_Kind = Annotated[
+    str,
+    AfterValidator(_known),
+    WithJsonSchema({"anyOf": [{"enum": list(get_args(LossKind))}, {"type": "string"}]}),
+]
 
 SampleOf = Literal["teacher", "student"]
 """Whose threshold sample an unbiased sum is taken over."""
@@ -52,11 +65,12 @@ KL it is p: under the student's chance p/q has heavy tails. Of the reverse KL it
 class LossConfig(Section):
     """`[loss]`: the objective over teacher support, tail and sample."""
 
-    kind: Annotated[LossKind, BeforeValidator(_known)]
+    kind: _Kind
     """`forward_kl` = KL(teacher‖student), `reverse_kl` = KL(student‖teacher), `jsd` or `gkd` =
     generalised Jensen-Shannon, `skew_kl` and `skew_reverse_kl` = the KLs to a mixture with
     the other side, `tvd` = total variation, `alpha` = the α-divergence between both KLs,
-    `policy_gradient` or `opd` = sampled token, advantage log p_teacher − log q_student."""
+    `policy_gradient` or `opd` = sampled token, advantage log p_teacher − log q_student; or
+    `losses.py:function` = a function of your own, in a file beside the TOML."""
     estimator: Literal["auto", "bucket", "sampled"] = later("auto")
     """`bucket` sums over the support and one bucket for the rest: no noise, but a bias that no
     number of positions mends. `sampled` adds what a sample says of the rest: a stored threshold
@@ -95,7 +109,7 @@ class LossConfig(Section):
     def _check(self) -> "LossConfig":
         if not self.rl_weight and not self.distill_weight:
             raise ValueError("rl_weight and distill_weight are both 0: there is nothing to learn")
-        if self.estimator == "sampled" and not SAMPLES[self.kind]:
+        if self.estimator == "sampled" and not SAMPLES.get(self.kind):
             raise ValueError(
                 f"estimator = 'sampled' is not for kind = {self.kind!r}, whose sums over a sample "
                 "have no bounded variance or need none: leave estimator out"
@@ -140,10 +154,15 @@ class LossConfig(Section):
         if self.estimator == "bucket" or (self.kind == POLICY and self._of_one_token):
             return ()
         forward = self.kind in ("jsd", "gkd") and self.beta == 0.0
-        return SAMPLES["forward_kl" if forward else self.kind]
+        return SAMPLES.get("forward_kl" if forward else self.kind, ())
 
     @property
     def takes_token(self) -> bool:
         """Return whether the sampled token stands for a sample where none is stored."""
         needs_asking = self.kind == POLICY  # which takes it alone
         return "student" in self.samples and (self.estimator == "sampled" or not needs_asking)
+
+    @property
+    def own(self) -> tuple[str, str] | None:
+        """File and function of a loss of the user's own; None for one of opd's."""
+        return file_and_function(self.kind) if self.kind not in SAMPLES else None

@@ -1,5 +1,7 @@
 """What every table of the TOML is made of: a frozen model, its kinds of values, tuning fields."""
 
+import keyword
+import re
 import sys
 from typing import Annotated, Any, Literal, get_args
 
@@ -95,6 +97,19 @@ def _checked_texts(texts: tuple[str, ...]) -> tuple[str, ...]:
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 StopTexts = Annotated[tuple[StopText, ...], Field(max_length=16), AfterValidator(_checked_texts)]
+
+
+def file_and_function(name: str) -> tuple[str, str] | None:
+    """Return the file and the function that a text names, or None where it has another form.
+
+    The form `module:function` names the file `module.py`; `module.py:function` does too.
+    """
+    file, _, function = name.partition(":")
+    stem = file.removesuffix(".py")
+    fits = re.fullmatch(r"[\w-]+" if file.endswith(".py") else r"\w+", stem)
+    if not fits or not function.isidentifier() or keyword.iskeyword(function):
+        return None
+    return f"{stem}.py", function
 
 
 def tuning(default: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Losses of the user's own: functions over categories, and the proof that they are losses."""
