@@ -56,6 +56,8 @@ Some keys depend on each other; these checks raise, they never change a value:
   a `kl_type` other than `"advantage"` refuses the keys about advantages.
 - `[eval]` needs `prompts.eval`; `eval.pattern` belongs to `eval.reward = "regex"`;
   `eval.samples_per_prompt` above 1 needs `eval.temperature` above 0.
+- `[loss.gate]` needs `[reward]` where it asks for rewards, `loss.gate.teacher = "eval"` an `[eval]`
+  with `teachers = true`, and `loss.gate.compress_nats` `loss.kind = "policy_gradient"`.
 - `reward.pattern` belongs to `reward.grader = "regex"`.
 - `rollout.engine` and `eval.engine = "server"` with `urls` need `{policy}` in `server.model`;
   `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws`, `score.sample`,
@@ -106,6 +108,8 @@ UNITS = {
     r"^(num_)?processes$": "processes",
     r"^concurrency$": "requests",
     r"^max_connections$": "connections",
+    r"_nats$": "nats",
+    r"^anneal_from$": "optimizer steps",
     r"^(advantage_clip|teacher_logprob_floor|verify_tolerance)$": "nats",
     r"^(k|top_k|stop_token_ids)$": "token ids",
 }

@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.learner.feed.advantages import RewardInputs
-from pipeline.learner.rewards import find_rewards
+from pipeline.learner.feed.gates import GateInputs
+from pipeline.learner.rewards import find_gate, find_rewards
 from pipeline.runs.ownfile import OwnFunction, own_loss
 from pipeline.runs.run import Run, check_run
 from pipeline.store.records import check_fingerprint, read_record
@@ -31,6 +32,7 @@ class TrainInputs:
     rewards: RewardInputs | None = None
     own_loss: OwnFunction | None = None
     """The loss, where it is the user's own."""
+    gate: GateInputs | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -41,13 +43,18 @@ class TrainInputs:
             words["rewards"] = [self.rewards.manifest.fingerprint, self.rewards.kind]
         if self.own_loss is not None:
             words["loss"] = self.own_loss.sha256
+        if self.gate is not None and self.gate.answers:
+            words["answers"] = {name: a.fingerprint for name, a in self.gate.answers.items()}
         return fingerprint(words)
 
     def shard_keys(self) -> tuple[str, ...]:
         """Return the keys of all shards that are read."""
         scored = [unit for manifest in self.scores.values() for unit in manifest.units]
         rewarded = self.rewards.manifest.units if self.rewards is not None else ()
-        return tuple(unit.shard.key for unit in (*self.rollout.units, *scored, *rewarded))
+        answers = self.gate.answers.values() if self.gate is not None else ()
+        answered = [unit for answer in answers for unit in answer.units]
+        units = (*self.rollout.units, *scored, *rewarded, *answered)
+        return tuple(unit.shard.key for unit in units)
 
 
 def find_work(run: Run, round_index: int) -> TrainInputs | TrainManifest:
@@ -81,8 +88,16 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
     scores = {name: _scores(run, round_index, name, rollout) for name in run.config.teachers}
     _check_covered(run, rollout, scores)
     first_step, rewards = _first_step(run, round_index), find_rewards(run, rollout)
-    own = own_loss(run.config.loss, run.place)
-    return TrainInputs(round_index, rollout, scores, policy, first_step, rewards, own)
+    return TrainInputs(
+        round_index,
+        rollout,
+        scores,
+        policy,
+        first_step,
+        rewards=rewards,
+        own_loss=own_loss(run.config.loss, run.place),
+        gate=find_gate(run, round_index),
+    )
 
 
 def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) -> ScoreManifest:

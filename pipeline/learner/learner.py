@@ -84,11 +84,22 @@ class Learner:
             yield ahead
 
     def step(
-        self, plan: StepPlan, data: RoundData | Ahead[Micro], learning_rate: float
+        self,
+        plan: StepPlan,
+        data: RoundData | Ahead[Micro],
+        learning_rate: float,
+        *,
+        distill: float = 1.0,
     ) -> dict[str, float | None]:
         """Train on the rows of one step; return its metrics.
 
         Where the loss or the gradient norm is no number, the step is skipped: it changes nothing.
+
+        Args:
+            plan: the rows.
+            data: where they come from.
+            learning_rate: of the step.
+            distill: share of its weight that distillation has in the step.
 
         Raises:
             DataError: a target is impossible.
@@ -101,7 +112,7 @@ class Learner:
             interrupts.beat()
             self._engine.set_gradient_accumulation_boundary(number == len(plan.micro))
             *inputs, targets = self._taken(data, micro[self._ranks.rank], failed)
-            targets = targets.in_step(plan.trained_tokens)
+            targets = targets.in_step(plan.trained_tokens, distill=distill)
             loss, values = self._engine(*inputs, targets, scale)
             sums.add({"loss": loss.double() / scale, "weight": targets.weight_T.sum(), **values})
             if number == len(plan.micro):

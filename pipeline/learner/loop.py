@@ -25,13 +25,18 @@ from pipeline.learner.settings import (
     learning_rate_at,
     seed_dropout,
 )
-from pipeline.learner.states import find_state, load_state, misfit, save_state
+from pipeline.learner.states import (
+    check_place,
+    load_state,
+    misplaced,
+    save_state,
+    usable,
+)
 from pipeline.models.source import ModelSource
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from pipeline.store.commit import committed_units
 from schemas.config.train import TrainSection
-from schemas.errors import DataError
 from schemas.keys import commit_key
 from schemas.records.training import StateManifest
 
@@ -72,6 +77,7 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
         inputs.scores,
         keep=keep,
         rewards=inputs.rewards,
+        gate=inputs.gate,
         samples=run.config.objective.samples,
     )
     oldest_round = inputs.round_index - train.max_staleness
@@ -85,6 +91,8 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
             processes=ranks.count,
         )
     )
+    for told in lengths.gate_words():
+        progress.note(told)
     plan, older = plan_mark(steps), steps_of_old(lengths, train) == len(steps)
     plans = (plan, None) if older else (plan,)
     work = _Work(run, inputs, data, steps, plans, ranks, progress)
@@ -111,6 +119,12 @@ class _Work:
     def train(self) -> TrainSection:
         """Return the settings of the learner."""
         return self.run.config.train
+
+    @property
+    def numbers(self) -> range:
+        """Return the numbers that the steps of the round have in the run."""
+        first = self.inputs.first_step
+        return range(first, first + len(self.steps))
 
     def state_key(self, step: int) -> str:
         """Return the key of the learner's state after a step."""
@@ -205,6 +219,7 @@ def _begin(work: _Work, found: "_Found") -> StateManifest:
         files={},
         plan=work.plans[0],
         decayed=decayed(work.train),
+        inputs=work.inputs.fingerprint,
     )
 
 
@@ -216,44 +231,23 @@ def _find_states(work: _Work) -> _Found:
     folder = work.run.stage_folder(work.inputs.round_index, "train")
     notes: list[str] = []
     for name in sorted(committed_units(work.run.storage, folder), reverse=True):
-        inside, why = _usable(work, commit_key(folder, name))
-        if inside is not None and inside.plan not in work.plans:
-            inside, why = None, "another opd saved it, which cut the round into other steps"
+        inside, why = usable(work.run, commit_key(folder, name), work.train, work.ranks)
+        marks = work.inputs.fingerprint
+        if inside is not None and (other := misplaced(inside, plans=work.plans, inputs=marks)):
+            inside, why = None, other
         if inside is not None:
-            _check_place(work, commit_key(folder, name), inside, len(inside.steps))
+            check_place(work.run, commit_key(folder, name), inside, steps=work.numbers)
             return inside, None, notes
         notes.append(f"the saved state {name} cannot be used: {why}")
-    before, why = _usable(work, work.inputs.policy.state)
+    before, why = usable(work.run, work.inputs.policy.state, work.train, work.ranks)
     if before is not None:
-        _check_place(work, str(work.inputs.policy.state), before, 0)
+        check_place(work.run, str(work.inputs.policy.state), before, steps=work.numbers[:0])
     if before is None and work.inputs.round_index > 0:
         notes.append(
             f"the optimizer starts afresh, the weights are the checkpoint's: the state that the "
             f"last round ended with cannot be used: {why}"
         )
     return None, before, notes
-
-
-def _usable(work: _Work, key: str | None) -> tuple[StateManifest | None, str]:
-    """Return a state that this learner can load, or None and why not."""
-    state = find_state(work.run, key)
-    if state is None:
-        return None, "it was deleted"
-    why = misfit(state, work.train, work.ranks)
-    return (None, why) if why else (state, "")
-
-
-def _check_place(work: _Work, key: str, state: StateManifest, steps: int) -> None:
-    """Make sure that a state is of where it stands: so many steps after the rounds before."""
-    expected = work.inputs.first_step + steps
-    tokens = [step.get("tokens") or 0.0 for step in state.steps]
-    if state.step != expected or steps > len(work.steps) or min(tokens, default=1.0) < 1.0:
-        raise DataError(
-            f"{work.run.storage.url(key)} is a state after step {state.step}, with figures of "
-            f"{len(tokens)} steps of which each trains tokens; expected step {expected}, and at "
-            f"most {len(work.steps)} steps in a round. It is damaged: delete it, and the same "
-            "command begins at the state before"
-        )
 
 
 def _check_first_step(work: _Work, learner: Learner, metrics: dict[str, float | None]) -> None:
@@ -285,9 +279,11 @@ def _step(
 ) -> StateManifest:
     """Train the next step; return the state after it, saved where its turn is."""
     index, total, every = len(state.steps), len(work.steps), work.train.save_steps
-    number = work.inputs.first_step + index
+    number = work.numbers[index]
     seed_dropout(work.run.config.run.seed, number, work.ranks.rank)
-    metrics = learner.step(work.steps[index], ahead, learning_rate_at(number, work.train))
+    gate, rate = work.run.config.loss.gate, learning_rate_at(number, work.train)
+    share = 1.0 if gate is None else gate.factor(number)
+    metrics = learner.step(work.steps[index], ahead, rate, distill=share)
     if not applied(state.steps) and applied([metrics]):
         _check_first_step(work, learner, metrics)
     last, steps = index + 1 == total, (*state.steps, metrics)

@@ -1,10 +1,11 @@
-"""The rewards that a round trains on: found, and held against configuration and rollout."""
+"""Rewards and answers that a round trains by: found, and held against configuration and rollout."""
 
 from pipeline.learner.feed.advantages import RewardInputs
+from pipeline.learner.feed.gates import GateInputs, TeacherAnswers
 from pipeline.runs.run import Run
 from pipeline.store.records import check_fingerprint
 from schemas.errors import ConfigError, DataError, IdentityError
-from schemas.keys import GRADE
+from schemas.keys import GRADE, teacher_label
 from schemas.records.runs import RolloutManifest
 
 
@@ -39,3 +40,28 @@ def find_rewards(run: Run, rollout: RolloutManifest) -> RewardInputs | None:
             f"it with the commits beside it, and run `opd grade --round {rollout.round}` again"
         )
     return RewardInputs(manifest, section.advantage)
+
+
+def find_gate(run: Run, round_index: int) -> GateInputs | None:
+    """Return what opens a round's gates; None where all rows distil alike.
+
+    Raises:
+        ConfigError: a teacher's answers are asked for, and are not there yet.
+    """
+    gate = run.config.loss.gate
+    if gate is None or not gate.of_rows:
+        return None
+    if gate.teacher == "any":
+        return GateInputs(gate, {})
+    return GateInputs(gate, {name: _evaluated(run, name) for name in run.config.teachers})
+
+
+def _evaluated(run: Run, teacher: str) -> TeacherAnswers:
+    """Return what a teacher answered in its evaluation, before the first round."""
+    manifest = run.baseline(teacher_label(teacher))
+    if manifest is None:
+        raise ConfigError(
+            f"loss.gate.teacher = 'eval' asks what teacher {teacher!r} answered, and it is not "
+            "evaluated: run `opd eval --baseline` first"
+        )
+    return TeacherAnswers(manifest.fingerprint, manifest.units)

@@ -29,11 +29,27 @@ class Lengths:
     """Of the student's own."""
     fresh_R: NDArray[np.bool_]
     """False where the sampling policy lags too much."""
+    gate_R: Floats | None = None
+    """Weight of each row's distillation; None where all are 1."""
 
     @property
     def usable_R(self) -> NDArray[np.bool_]:
         """Return which rows are trained: neither stale nor without a token of the student's own."""
         return self.fresh_R & (self.trained_tokens_R > 0)
+
+    @property
+    def gated(self) -> dict[str, int]:
+        """Return how many trained rows distil whole, in part or not; nothing without gates."""
+        if self.gate_R is None:
+            return {}
+        weight_R = self.gate_R[self.usable_R]
+        whole, none = int((weight_R == 1).sum()), int((weight_R == 0).sum())
+        return {"whole": whole, "part": len(weight_R) - whole - none, "none": none}
+
+    def gate_words(self) -> list[str]:
+        """Return what people are told of that, nothing without gates."""
+        counts = [f"{count:,} {name}" for name, count in self.gated.items()]
+        return [f"loss.gate: rows that distil: {', '.join(counts)}"] if counts else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +124,8 @@ class Batch:
     teacher: TeacherColumns
     advantage_B: Floats | None = None
     """Of the sequence's reward; NaN where it has none. None where nothing is graded."""
+    gate_B: Floats | None = None
+    """Weight of the sequence's distillation; None where all are 1."""
 
     def id_rows(self) -> list[Ids]:
         """Return prompt and response ids of each sequence."""
@@ -127,6 +145,7 @@ class Batch:
             rollout_logprob_T=self.rollout_logprob_T[tokens],
             teacher=self.teacher.take(tokens),
             advantage_B=None if self.advantage_B is None else self.advantage_B[rows],
+            gate_B=None if self.gate_B is None else self.gate_B[rows],
         )
 
 
@@ -145,12 +164,14 @@ def untrained_batch() -> Batch:
         rollout_logprob_T=zeros,
         teacher=TeacherColumns(zero[:, None], zeros[:, None], zeros[:, None] - np.inf, zeros),
         advantage_B=zeros * np.nan,
+        gate_B=zeros,
     )
 
 
 def join_batches(parts: Sequence[Batch]) -> Batch:
     """Return the sequences of some batches, one after another."""
     advantages = [part.advantage_B for part in parts if part.advantage_B is not None]
+    gates = [part.gate_B for part in parts if part.gate_B is not None]
     return Batch(
         prompt_ids_P=np.concatenate([part.prompt_ids_P for part in parts]),
         prompt_tokens_B=np.concatenate([part.prompt_tokens_B for part in parts]),
@@ -160,6 +181,7 @@ def join_batches(parts: Sequence[Batch]) -> Batch:
         rollout_logprob_T=np.concatenate([part.rollout_logprob_T for part in parts]),
         teacher=join_teachers([part.teacher for part in parts]),
         advantage_B=np.concatenate(advantages) if len(advantages) == len(parts) else None,
+        gate_B=np.concatenate(gates) if len(gates) == len(parts) else None,
     )
 
 

@@ -6,7 +6,7 @@ files that can run code, or touch what is not below the run's own folder of stat
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,17 @@ def find_state(run: Run, key: str | None) -> StateManifest | None:
     return state
 
 
+def usable(
+    run: Run, key: str | None, train: TrainSection, ranks: Ranks
+) -> tuple[StateManifest | None, str]:
+    """Return a state that this learner can load, or None and why not."""
+    state = find_state(run, key)
+    if state is None:
+        return None, "it was deleted"
+    why = misfit(state, train, ranks)
+    return (None, why) if why else (state, "")
+
+
 def misfit(state: StateManifest, train: TrainSection, ranks: Ranks) -> str | None:
     """Return why a state cannot be loaded by this learner, or None where it can."""
     if state.pickled:
@@ -101,6 +112,45 @@ def misfit(state: StateManifest, train: TrainSection, ranks: Ranks) -> str | Non
     }
     found = [f"{name} {old} → {new}" for name, (old, new) in pairs.items() if old != new]
     return ", ".join(found) or None
+
+
+def misplaced(state: StateManifest, *, plans: Sequence[str | None], inputs: str) -> str | None:
+    """Return why a round cannot go on from a state of its own, or None where it can.
+
+    Args:
+        state: the state.
+        plans: of the round's steps.
+        inputs: digest of what the round trains on.
+    """
+    if state.plan not in plans:
+        return "another opd saved it, which cut the round into other steps"
+    if state.inputs not in (None, inputs):
+        return "it was trained on other rewards or scores than the round has now"
+    return None
+
+
+def check_place(run: Run, key: str, state: StateManifest, *, steps: range) -> None:
+    """Make sure that a state is of where it stands: so many steps after the rounds before.
+
+    Args:
+        run: the run.
+        key: key of its record.
+        state: the state.
+        steps: numbers that the steps of its round have in the run; none for the round before.
+
+    Raises:
+        DataError: it is of another place.
+    """
+    done = len(state.steps) if steps else 0
+    expected = steps.start + done
+    tokens = [step.get("tokens") or 0.0 for step in state.steps]
+    if state.step != expected or done > len(steps) or min(tokens, default=1.0) < 1.0:
+        raise DataError(
+            f"{run.storage.url(key)} is a state after step {state.step}, with figures of "
+            f"{len(tokens)} steps of which each trains tokens; expected step {expected}, and at "
+            f"most {len(steps)} steps in a round. It is damaged: delete it, and the same command "
+            "begins at the state before"
+        )
 
 
 def drop_states(run: Run, keys: Iterable[str], *, keep: Iterable[str]) -> None:
@@ -137,8 +187,8 @@ def _record(run: Run, key: str) -> StateManifest | None:
 def _commit(run: Run, key: str, record: StateManifest) -> StateManifest:
     """Create a state's record, or replace one whose files are gone or are never read."""
     stands = create_record(run.storage, key, record)
-    ours = (stands.plan, stands.decayed) == (record.plan, record.decayed)
-    unread = stands.pickled or not ours
+    mine, theirs = ((one.plan, one.decayed, one.inputs) for one in (record, stands))
+    unread = stands.pickled or mine != theirs
     if stands is not record and (unread or find_state(run, key) is None):
         run.storage.put(key, record.to_bytes())
         return record

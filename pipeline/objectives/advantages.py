@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from schemas.columns import Floats
 from schemas.config.evaluation import AdvantageKind
+from schemas.config.rewards.gates import PassRateKind
 
 Reals = NDArray[np.float64]
 Groups = NDArray[np.int64]
-
-PassRateKind = Literal["hard", "middle", "easy"]
 
 EPSILON = 1e-6
 """Added to the standard deviation of a group, so that rewards that differ by rounding alone do not

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.objectives.divergences import DIVERGENCES
 from pipeline.objectives.estimators import estimated, over_categories
 from pipeline.objectives.own.objective import OwnObjective
-from pipeline.objectives.rewardterm import clipped_share, reward_term
+from pipeline.objectives.rewardterm import BESIDE, gated, reward_term
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
 from pipeline.objectives.tokens import policy
@@ -78,9 +78,9 @@ def _weighted(sides: Sides, loss: LossConfig) -> Tensor:
 
 
 def _distilled(sides: Sides, loss: LossConfig) -> Tensor:
-    return (
-        loss.per_token(sides) if isinstance(loss, OwnObjective) else LOSSES[loss.kind](sides, loss)
-    )
+    if isinstance(loss, OwnObjective):
+        return gated(loss.per_token(sides), sides)
+    return gated(LOSSES[loss.kind](sides, loss), sides)
 
 
 def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
@@ -145,6 +145,6 @@ DIAGNOSTICS: dict[str, _PerToken] = {
     "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,
     "importance_cut": policy.weight_cut_share,
     "policy_clipped": policy.clipped_share,
-    "ratio_clipped": clipped_share,
+    **BESIDE,
 }
 """What is told of each token beside its loss, by the name of its metric."""

@@ -1,7 +1,9 @@
-"""The term of the rewards: a clipped policy gradient of the sampled tokens. Pure.
+"""Rewards beside distillation: their own term, and how much of distillation is left. Pure.
 
-Shapes: T tokens.
+The first is a clipped policy gradient of the sampled tokens. Shapes: T tokens.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,6 +37,50 @@ def clipped_share(sides: Sides, loss: LossConfig) -> Tensor:
     ratio_T, advantage_T = _ratio(sides), _advantage(sides)
     good_T, bad_T = advantage_T > 0, advantage_T < 0
     return (good_T & (ratio_T > 1.0 + loss.clip_high)) | (bad_T & (ratio_T < 1.0 - loss.clip_low))
+
+
+def gated(distilled_T: Tensor, sides: Sides) -> Tensor:
+    """Return the distillation loss of each token with the weight of its response and its step."""
+    weight_T = _gate(sides)
+    return distilled_T if weight_T is None else distilled_T * weight_T
+
+
+def compressed(advantage_T: Tensor, loss: LossConfig) -> Tensor:
+    """Return advantages ± c·log(1 + |A|/c), which grow slowly beyond c; small ones stay.
+
+    Source: SAF-OPD, arXiv 2607.29209, tames the distillation advantage beside that of rewards.
+    """
+    if loss.gate is None or loss.gate.compress_nats is None:
+        return advantage_T
+    scale = loss.gate.compress_nats
+    return advantage_T.sign() * scale * torch.log1p(advantage_T.abs() / scale)
+
+
+def distilled_share(sides: Sides, _: LossConfig) -> Tensor:
+    """Return the share of its weight that each token's distillation has."""
+    weight_T = _gate(sides)
+    return torch.ones_like(sides.log_z_T) if weight_T is None else weight_T
+
+
+def shut_share(sides: Sides, _: LossConfig) -> Tensor:
+    """Return 1 for each token whose response does not distil, 0 for others."""
+    gate_T = sides.targets.gate_T
+    return torch.zeros_like(sides.log_z_T) if gate_T is None else gate_T == 0
+
+
+BESIDE: dict[str, Callable[[Sides, LossConfig], Tensor]] = {
+    "ratio_clipped": clipped_share,
+    "distilled": distilled_share,
+    "gate_shut": shut_share,
+}
+"""What is told of each token of rewards and gates, by the name of its metric."""
+
+
+def _gate(sides: Sides) -> Tensor | None:
+    gate_T, factor = sides.targets.gate_T, sides.targets.distill
+    if gate_T is not None:
+        return gate_T * factor
+    return None if factor == 1.0 else torch.full_like(sides.log_z_T, factor)
 
 
 def _ratio(sides: Sides) -> Tensor:

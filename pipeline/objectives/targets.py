@@ -70,6 +70,10 @@ class Targets:
     """int64 number of each token's response, whose tokens stand together; None where unknown."""
     plan: Plan | None = None
     """What was seen of whole responses; None where the objective looks at single tokens."""
+    gate_T: Tensor | None = None
+    """float32 weight of the distillation of each token's response; None where all are 1."""
+    distill: float = 1.0
+    """Share of its weight that all distillation has."""
 
     @property
     def tail_T(self) -> Tensor:
@@ -82,9 +86,10 @@ class Targets:
         sampled = [] if self.sample is None else [self.sample.ids_TN]
         return torch.cat([self.ids_TS, self.token_ids_T[:, None], *sampled], dim=-1)
 
-    def in_step(self, tokens: int) -> "Targets":
+    def in_step(self, tokens: int, *, distill: float = 1.0) -> "Targets":
         """Return the targets as an optimizer step of so many trained tokens takes them."""
-        return replace(self, sample=None if self.sample is None else self.sample.in_step(tokens))
+        sample = None if self.sample is None else self.sample.in_step(tokens)
+        return replace(self, sample=sample, distill=distill)
 
     def __len__(self) -> int:
         """Return the number of positions."""
@@ -128,6 +133,7 @@ def build_targets(
     weight_T: Tensor,
     rollout_logprob_T: Tensor | None = None,
     advantage_T: Tensor | None = None,
+    gate_T: Tensor | None = None,
     sample: Sample | None = None,
     vocab_size: int,
 ) -> Targets:
@@ -147,6 +153,7 @@ def build_targets(
         weight_T: weight of each position, 0 where it is not trained.
         rollout_logprob_T: log-probability of the sampled tokens when they were sampled.
         advantage_T: of each token's response, from its reward; NaN where it has none.
+        gate_T: weight of the distillation of each token's response; None where all are 1.
         sample: ids beside the top-k, and their chances; those of the top-k in it are left out.
         vocab_size: number of ids that the student's head knows.
 
@@ -175,7 +182,7 @@ def build_targets(
     _check_ids(stored, vocab_size)
     _check_logprobs(stored)
     targets = _normalised(stored, weight_T.float(), sample, vocab_size)
-    return replace(targets, advantage_T=advantage_T)
+    return replace(targets, advantage_T=advantage_T, gate_T=gate_T)
 
 
 def _normalised(

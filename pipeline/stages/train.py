@@ -89,6 +89,7 @@ def _finish(run: Run, inputs: TrainInputs, trained: "TrainedRound") -> TrainMani
         summary=summary,
         rollout_kl=steps[0].get("rollout_kl") if steps and drew_its_own(run) else None,
         skipped_steps=len(state.steps) - len(steps),
+        gated=lengths.gated,
     )
     key = run.manifest_key(inputs.round_index, "train")
     manifest = create_record(run.storage, key, record)

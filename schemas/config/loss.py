@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from schemas.config.objective.policy import RATIOS, PolicySection
+from schemas.config.rewards.gates import LossGate
 from schemas.config.section import Section, file_and_function, later
 
 DivergenceKind = Literal[
@@ -104,11 +105,15 @@ class LossConfig(Section):
     """`rl_weight` only: how far below 1 the ratio of probabilities counts, for bad responses."""
     clip_high: Annotated[float, Field(gt=0.0, le=1e6)] = later(0.2)
     """`rl_weight` only: how far above 1 the ratio of probabilities counts, for good responses."""
+    gate: LossGate | None = later(None)
+    """Where distillation counts, and how much at which step; without it everywhere."""
 
     @model_validator(mode="after")
     def _check(self) -> "LossConfig":
         if not self.rl_weight and not self.distill_weight:
             raise ValueError("rl_weight and distill_weight are both 0: there is nothing to learn")
+        if self.gate is not None:
+            self._check_gate(self.gate)
         if self.estimator == "sampled" and not SAMPLES.get(self.kind):
             raise ValueError(
                 f"estimator = 'sampled' is not for kind = {self.kind!r}, whose sums over a sample "
@@ -147,6 +152,15 @@ class LossConfig(Section):
         """Return whether a token's loss depends on what the student says of other tokens."""
         by_ratio = self.importance in ("geometric", "sequence")
         return self.kind == POLICY and (by_ratio or self.policy.of_responses)
+
+    def _check_gate(self, gate: LossGate) -> None:
+        if not self.distill_weight:
+            raise ValueError("gate is about distillation, and distill_weight is 0: take it out")
+        if gate.compress_nats is not None and self.kind != "policy_gradient":
+            raise ValueError(
+                f"gate.compress_nats is for the advantages of kind = 'policy_gradient', not for "
+                f"{self.kind!r}: take it out"
+            )
 
     @property
     def samples(self) -> tuple[SampleOf, ...]:

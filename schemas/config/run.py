@@ -113,6 +113,7 @@ class RunConfig(Section):
                 "loss.rl_weight weights by current over sampling probability: set "
                 "rollout.top_p = 1.0 and rollout.top_k = 0"
             )
+        self._check_gate()
         if self.loss.kind == "policy_gradient" and not weighted and self.rollout.temperature != 1.0:
             raise ValueError(
                 "policy_gradient with importance = 'none' takes samples for the student's own "
@@ -129,6 +130,18 @@ class RunConfig(Section):
         if known is not None and known not in self.teachers:
             raise ValueError(f"student.sft_teacher = {known!r} is not one of {list(self.teachers)}")
         return self
+
+    def _check_gate(self) -> None:
+        gate = self.loss.gate
+        if gate is None:
+            return
+        if gate.of_student and self.reward is None:
+            raise ValueError("loss.gate needs a [reward], which says what answers are right")
+        if gate.teacher == "eval" and not (self.eval and self.eval.teachers):
+            raise ValueError(
+                "loss.gate.teacher = 'eval' needs an [eval] with teachers = true, whose prompts "
+                "are those to train on"
+            )
 
     def _check_kept(self) -> None:
         if not (self.score.k or self.score.sample or self.rollout.sample):

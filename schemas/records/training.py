@@ -47,7 +47,7 @@ class StatePart(Record):
 class StateManifest(Versioned):
     """A resumable state of the learner at one optimizer step."""
 
-    LATER = frozenset({"plan", "decayed"})
+    LATER = frozenset({"plan", "decayed", "inputs"})
     step: Count
     """Optimizer steps of the whole run so far."""
     world_size: Annotated[int, Field(ge=1, le=99_999)]
@@ -61,6 +61,8 @@ class StateManifest(Versioned):
     """Digest of which rows each step of its round trains; None where an older opd saved it."""
     decayed: Literal["matrices", "all"] = "all"
     """Weights that AdamW decays, in groups of which it keeps its sums; an older opd made one."""
+    inputs: Mark | None = None
+    """Digest of all that its round trains on; None where an older opd saved it."""
 
     @property
     def pickled(self) -> bool:
@@ -108,7 +110,7 @@ class CheckpointManifest(Versioned):
 class TrainManifest(Versioned):
     """What trained a checkpoint, and from what."""
 
-    LATER = frozenset({"rollout_kl", "skipped_steps"})
+    LATER = frozenset({"rollout_kl", "skipped_steps", "gated"})
     run: FileName
     round: Count
     fingerprint: Mark
@@ -132,6 +134,8 @@ class TrainManifest(Versioned):
     two engines disagree by. None where the rollout was tempered, cut or of an older student."""
     skipped_steps: Count = 0
     """Steps whose loss or gradient was no number, so that they changed nothing."""
+    gated: dict[Words, Count] = {}
+    """Rows that `loss.gate` let distil: `whole`, in `part`, `none`; empty without gates."""
 
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its steps are not those of its metrics."""

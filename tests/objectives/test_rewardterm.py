@@ -1,6 +1,7 @@
 """Rewards beside distillation: against a GRPO written out here, and each side alone bit for bit."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from torch import Tensor
 from pipeline.objectives.losses import token_losses
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import LossConfig
+from schemas.config.rewards.gates import LossGate
 from schemas.errors import DataError
 from tests.support.lossreference import (
     DIVERGENCES,
@@ -25,6 +27,7 @@ from tests.support.runs import Cli
 from tests.support.tiny import write_run
 
 ROWS, VOCAB = 12, 20
+POLICY = LossConfig(kind="policy_gradient", importance="none")
 RL = LossConfig(kind="reverse_kl", rl_weight=1.0, distill_weight=0.0, clip_low=0.1, clip_high=0.3)
 
 
@@ -94,6 +97,42 @@ def test_each_side_alone_is_what_it_is_bit_for_bit_and_both_are_their_weighted_s
         assert torch.equal(rewarded[part], alone[part])
         expected = 2.0 * distilled[part] + 0.5 * rewarded[part]
         torch.testing.assert_close(both[part], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rl", [0.0, 0.5])
+@pytest.mark.parametrize("loss", [DIVERGENCES[0], POLICY], ids=name_of)
+def test_a_gate_weighs_the_distillation_of_a_response_and_leaves_its_reward(
+    loss: LossConfig, rl: float
+) -> None:
+    logits_TV, targets = problem()
+    gate_T = torch.tensor([0.0, 0.25, 1.0]).repeat(ROWS // 3)
+    shut = replace(targets, gate_T=gate_T).in_step(1, distill=0.5)
+    both = loss.model_copy(update={"rl_weight": rl})
+    distilled, rewarded = (
+        loss_and_gradient(logits_TV, targets, one)
+        for one in (loss, RL.model_copy(update={"clip_low": 0.2, "clip_high": 0.2}))
+    )
+    found = loss_and_gradient(logits_TV, shut, both)
+    for part in (0, 1):
+        weight = (0.5 * gate_T).reshape(-1, *[1] * part)
+        expected = weight * distilled[part] + rl * rewarded[part]
+        torch.testing.assert_close(found[part], expected, rtol=1e-5, atol=1e-6)
+    _, values = token_losses(logits_TV, shut, both)
+    assert torch.equal(values["distilled"], 0.5 * gate_T)
+    assert torch.equal(values["gate_shut"], (gate_T == 0).float())
+
+
+def test_large_advantages_are_compressed_and_small_ones_stay() -> None:
+    logits_TV, targets = problem()
+    gate = LossGate(compress_nats=0.5)
+    _, plain_TV = loss_and_gradient(logits_TV, targets, POLICY)
+    _, found_TV = loss_and_gradient(logits_TV, targets, POLICY.model_copy(update={"gate": gate}))
+    now_T = logits_TV.log_softmax(-1).gather(-1, targets.token_ids_T[:, None])[:, 0]
+    for t, advantage in enumerate((targets.token_logprob_T - now_T).tolist()):
+        small = math.copysign(0.5 * math.log1p(abs(advantage) / 0.5), advantage)
+        torch.testing.assert_close(
+            found_TV[t], plain_TV[t] * small / advantage, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_without_rewards_it_is_refused() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.objectives.advantages import group_advantages
+from pipeline.objectives.advantages import Groups, group_advantages
 from pipeline.shards.rewards import read_rewards
 from pipeline.store.storage import Storage
 from schemas.columns import Floats
@@ -30,6 +30,10 @@ class Advantages:
     """NaN where a row has no reward."""
     digests: pa.ChunkedArray
     """Sequence digest of each row."""
+    reward_R: Floats
+    """As it was given; NaN where there is none."""
+    group_R: Groups
+    """Number of the group that the row's reward is of."""
 
     def of(self, first: int, digests: pa.ChunkedArray, *, where: str) -> Floats:
         """Return the advantages of a unit.
@@ -62,5 +66,6 @@ def read_advantages(storage: Storage, rewards: RewardInputs) -> Advantages:
     table = pa.concat_tables([read_rewards(storage, unit.shard).select(names) for unit in units])
     # the groups of a round are those of its prompts: one policy has sampled all of it
     _, group_R = np.unique(table.column("prompt_id").to_pylist(), return_inverse=True)
-    advantage_R = group_advantages(table.column("reward").to_numpy(), group_R, kind=rewards.kind)
-    return Advantages(advantage_R, table.column("sequence_digest"))
+    reward_R = table.column("reward").to_numpy()
+    advantage_R = group_advantages(reward_R, group_R, kind=rewards.kind)
+    return Advantages(advantage_R, table.column("sequence_digest"), reward_R, group_R)

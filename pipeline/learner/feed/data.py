@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.learner.feed.advantages import Advantages, RewardInputs, read_advantages
-from pipeline.learner.feed.samples import sample_columns
+from pipeline.learner.feed.gates import GATE_COLUMNS, GateInputs, Gates
+from pipeline.learner.feed.scored import check_policy, teacher_columns
 from pipeline.learner.sequences import (
     Batch,
     Lengths,
@@ -26,14 +27,13 @@ from pipeline.learner.sequences import (
     join_batches,
     join_teachers,
 )
-from pipeline.scores.columns import scores_of
 from pipeline.shards.rollouts import OWN_SAMPLE, read_rollout
 from pipeline.shards.scores import read_scores
 from pipeline.store import interrupts
 from pipeline.store.storage import Storage
 from schemas.columns import Floats, flat_values, list_lengths
 from schemas.config.loss import SampleOf
-from schemas.errors import DataError, IdentityError
+from schemas.errors import DataError
 from schemas.ragged import row_sums, token_index
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
@@ -62,6 +62,7 @@ class RoundData:
         *,
         keep: int,
         rewards: RewardInputs | None = None,
+        gate: GateInputs | None = None,
         samples: Sequence[SampleOf] = (),
     ) -> None:
         """Read nothing yet.
@@ -72,8 +73,10 @@ class RoundData:
             scores: score manifest of each teacher.
             keep: units held in memory.
             rewards: those of the rollout, where there are any; read when the first row is.
+            gate: what says how much each row distils; None where all do alike.
             samples: whose threshold samples the objective can use, the better one first.
         """
+        self._gate = gate
         self._rewards, self._samples = rewards, tuple(samples)
         self._storage, self._rollout, self._scores = storage, rollout, scores
         self._keep: int = keep
@@ -95,8 +98,10 @@ class RoundData:
             IdentityError: a shard was sampled by another policy or in a later round.
         """
         parts = [self._unit_lengths(index, oldest_round) for index in range(len(self._unit_rows_U))]
-        total, trained, fresh = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return Lengths(self._unit_rows_U, total, trained, fresh)
+        *columns, gates = zip(*parts, strict=True)
+        total, trained, fresh = map(np.concatenate, columns)
+        gate_R = None if self._gates is None else np.concatenate(gates)
+        return Lengths(self._unit_rows_U, total, trained, fresh, gate_R)
 
     @contextmanager
     def reading_ahead(self, order: Sequence[Rows]) -> Iterator[None]:
@@ -124,17 +129,21 @@ class RoundData:
             parts.append(self._unit(index).take(local))
         return join_batches(parts)
 
-    def _unit_lengths(self, index: int, oldest_round: int) -> tuple[Rows, Rows, NDArray[np.bool_]]:
+    def _unit_lengths(
+        self, index: int, oldest_round: int
+    ) -> tuple[Rows, Rows, NDArray[np.bool_], Floats | None]:
         shard = self._rollout.units[index].shard
         keeps = len(self._unscored) < self._keep
-        table = read_rollout(self._storage, shard, columns=None if keeps else LENGTH_COLUMNS)
-        _check_policy(self._storage.url(shard.key), table, self._rollout)
+        names = LENGTH_COLUMNS if self._gate is None else (*LENGTH_COLUMNS, *GATE_COLUMNS)
+        table = read_rollout(self._storage, shard, columns=None if keeps else names)
+        check_policy(self._storage.url(shard.key), table, self._rollout)
         if keeps:
             self._unscored[index] = self._columns_of(table)
         responses = list_lengths(table, "response_mask")
         trained = row_sums(flat_values(table, "response_mask").astype(np.int64), responses)
         fresh = table.column("round").to_numpy() >= oldest_round
-        return list_lengths(table, "prompt_ids") + responses, trained, fresh
+        total = list_lengths(table, "prompt_ids") + responses
+        return total, trained, fresh, self._weights(index, table)
 
     def _units(self, rows: Rows) -> Rows:
         """Return the unit of each row."""
@@ -182,12 +191,14 @@ class RoundData:
             rollout_logprob_T=flat_values(table, "rollout_student_logprobs"),
             teacher=self._teacher_columns(index, table, responses),
             advantage_B=self._advantage(index, table),
+            gate_B=self._weights(index, table),
         )
 
     def _columns_of(self, table: pa.Table) -> pa.Table:
         """Return what rows are trained from."""
         own = [name for name in OWN_SAMPLE if self._samples and name in table.column_names]
-        return table.select([*ROW_COLUMNS, *own])
+        gate = () if self._gate is None else ("prompt_id",)
+        return table.select([*ROW_COLUMNS, *own, *gate])
 
     @cached_property
     def _advantages(self) -> Advantages | None:
@@ -197,8 +208,20 @@ class RoundData:
         if self._advantages is None:
             return None
         where = self._storage.url(self._rollout.units[index].shard.key)
-        first = int(self._unit_rows_U[:index].sum())
-        return self._advantages.of(first, table.column("sequence_digest"), where=where)
+        return self._advantages.of(self._first(index), table.column("sequence_digest"), where=where)
+
+    @cached_property
+    def _gates(self) -> Gates | None:
+        if self._gate is None:
+            return None
+        return Gates(self._storage, self._gate, self._advantages)
+
+    def _weights(self, index: int, table: pa.Table) -> Floats | None:
+        return None if self._gates is None else self._gates.of(self._first(index), table)
+
+    def _first(self, index: int) -> int:
+        """Return the number of a unit's first row."""
+        return int(self._unit_rows_U[:index].sum())
 
     def _teacher_columns(self, index: int, table: pa.Table, responses: Rows) -> TeacherColumns:
         """Return the scores of a unit's tokens, each row by its own teacher."""
@@ -212,8 +235,7 @@ class RoundData:
             scores = read_scores(self._storage, unit.shard, scorer=manifest.scorer)
             where = self._storage.url(unit.shard.key)
             mine = table.take(pa.array(rows))
-            _check_aligned(where, scores, mine)
-            parts.append(_teacher_columns(scores, mine, self._samples, where=where))
+            parts.append(teacher_columns(scores, mine, self._samples, where=where))
             places.append(token_index(responses, rows))
         covered = sum(len(place) for place in places)
         if covered != responses.sum():
@@ -251,45 +273,3 @@ def _result(future: Future[Batch]) -> Batch:
     while not wait([future], timeout=interrupts.POLL_S).done:
         interrupts.check()
     return future.result()
-
-
-def _teacher_columns(
-    table: pa.Table, rows: pa.Table, samples: Sequence[SampleOf], *, where: str
-) -> TeacherColumns:
-    """Return what the losses read of a score table, with the first sample that it holds."""
-    scores = scores_of(table)
-    found = (sample_columns(of, scores, rows, where=where) for of in samples)
-    return TeacherColumns(
-        topk_ids_TK=scores.topk_ids,
-        topk_logprobs_TK=scores.topk_logprobs,
-        tail_TB=scores.tail_logprobs.reshape(len(scores.token_logprob), -1),
-        token_logprob_T=scores.token_logprob,
-        sample=next((sample for sample in found if sample is not None), None),
-    )
-
-
-def _check_policy(where: str, table: pa.Table, rollout: RolloutManifest) -> None:
-    """Refuse rows of this round by another policy, and rows of rounds to come."""
-    rounds = table.column("round")
-    own = table.filter(pc.equal(rounds, rollout.round)).column("policy_version")
-    foreign = [p for p in pc.unique(own).to_pylist() if p != rollout.policy_version]
-    newest = pc.max(rounds).as_py()
-    if foreign or (newest is not None and newest > rollout.round):
-        found = f"policy {foreign[0]}" if foreign else f"round {newest}"
-        raise IdentityError(
-            f"{where} was sampled by {found}, but its manifest says round {rollout.round} by "
-            f"policy {rollout.policy_version}: the shard belongs to another round or run"
-        )
-
-
-def _check_aligned(where: str, scores: pa.Table, rows: pa.Table) -> None:
-    ours, theirs = rows.column("sequence_digest"), scores.column("sequence_digest")
-    if ours.to_pylist() != theirs.to_pylist():
-        raise DataError(
-            f"{where} does not score the sequences of its rollout shard, row by row: it belongs to "
-            "another unit. `opd score --only-invalid` makes it anew"
-        )
-    if not np.array_equal(
-        list_lengths(scores, "token_logprob"), list_lengths(rows, "response_ids")
-    ):
-        raise DataError(f"{where} has another number of scored tokens than the responses have")

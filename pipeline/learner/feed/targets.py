@@ -8,6 +8,7 @@ import torch
 from pipeline.learner.sequences import Batch, SampleColumns
 from pipeline.objectives.samples import Sample, threshold_sample, token_sample
 from pipeline.objectives.targets import Targets, build_targets
+from schemas.columns import Floats
 from schemas.config.loss import LossConfig
 from schemas.errors import ConfigError
 
@@ -28,7 +29,8 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
         token_logprob_T=torch.from_numpy(teacher.token_logprob_T),
         weight_T=torch.from_numpy(batch.weight_T),
         rollout_logprob_T=torch.from_numpy(batch.rollout_logprob_T),
-        advantage_T=_advantage(batch),
+        advantage_T=_of_tokens(batch, batch.advantage_B),
+        gate_T=_of_tokens(batch, batch.gate_B),
         sample=sample,
         vocab_size=vocab_size,
     )
@@ -36,11 +38,11 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
     return replace(targets, row_T=torch.from_numpy(np.repeat(rows_B, batch.response_tokens_B)))
 
 
-def _advantage(batch: Batch) -> torch.Tensor | None:
-    """Return the advantage of each token's response."""
-    if batch.advantage_B is None:
+def _of_tokens(batch: Batch, values_B: Floats | None) -> torch.Tensor | None:
+    """Return what each token's response has."""
+    if values_B is None:
         return None
-    return torch.from_numpy(np.repeat(batch.advantage_B, batch.response_tokens_B))
+    return torch.from_numpy(np.repeat(values_B, batch.response_tokens_B))
 
 
 def _sample(batch: Batch, loss: LossConfig) -> Sample | None:

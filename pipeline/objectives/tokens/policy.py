@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.objectives.divergences import Divergence
 from pipeline.objectives.estimators import cut_share, estimated
 from pipeline.objectives.outside import LOWEST
+from pipeline.objectives.rewardterm import compressed
 from pipeline.objectives.sides import Sides
 from pipeline.objectives.targets import Targets
 from pipeline.objectives.tokens.rows import Grid, before, discounted, grid_of
@@ -105,7 +106,7 @@ def advantage(log_ratio: Tensor, loss: LossConfig) -> Tensor:
     if mix < 1.0:
         rest = torch.full_like(log_ratio, math.log1p(-mix))
         log_ratio = torch.logaddexp(log_ratio + math.log(mix), rest)
-    return log_ratio if clip is None else log_ratio.clamp(-clip, clip)
+    return compressed(log_ratio if clip is None else log_ratio.clamp(-clip, clip), loss)
 
 
 def _term(log_p: Tensor, log_q: Tensor, loss: LossConfig) -> Tensor:

@@ -1,0 +1,1 @@
+"""Tables of `[loss]` and of rewards: what stands beside distillation."""
