@@ -65,3 +65,16 @@ def _evaluated(run: Run, teacher: str) -> TeacherAnswers:
             "evaluated: run `opd eval --baseline` first"
         )
     return TeacherAnswers(manifest.fingerprint, manifest.units)
+
+
+def other_grader(run: Run, rewards: RewardInputs | None) -> str | None:
+    """Return in words that a round learns from another grader than the round before, or None."""
+    if rewards is None or not rewards.manifest.round:
+        return None
+    before = run.rewards(rewards.manifest.round - 1)
+    if before is None or before.grader == rewards.manifest.grader:
+        return None
+    return (
+        f"round {rewards.manifest.round} learns from rewards by another grader, or another version "
+        "of it, than the round before"
+    )

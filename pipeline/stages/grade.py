@@ -95,6 +95,11 @@ def run_grade(
     if again:
         forgotten = forget_rewards(run, job.rollout, job.fingerprint, progress=progress)
         progress.note(f"{forgotten} units of round {round_index} are to be graded anew")
+        if forgotten and run.train(round_index) is not None:
+            progress.note(
+                f"round {round_index} is trained already, on the rewards that it had: its student "
+                "stays as it is, and the train manifest names them"
+            )
     manifest = run.rewards(round_index)
     if manifest is not None:
         _check_same(job, run.manifest_key(round_index, GRADE), manifest.fingerprint)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.learner.inputs import TrainInputs, find_work
 from pipeline.learner.metrics import applied, drew_its_own, steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
+from pipeline.learner.rewards import other_grader
 from pipeline.learner.states import drop_states
 from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import TrainFigures
@@ -56,6 +57,8 @@ def _run_round(run: Run, inputs: TrainInputs, ranks: Ranks, progress: Progress) 
     from pipeline.learner.loop import train_round
 
     from_main(lambda: pin_run(run))
+    if told := from_main(lambda: other_grader(run, inputs.rewards)):
+        progress.note(told)
     folder = run.stage_folder(inputs.round_index, "train")
     with at_work(run.storage, folder, LEARNER) if ranks.is_main else nullcontext():
         trained = train_round(run, inputs, ranks, progress=progress)

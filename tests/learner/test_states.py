@@ -288,9 +288,20 @@ def test_a_state_of_other_steps_is_told_and_its_round_begun_anew(run_copy: Path,
     assert json.loads(last.read_text())["plan"] not in (None, "other")
 
 
+def test_a_state_of_other_rewards_is_told_and_its_round_begun_anew(
+    run_copy: Path, cli: Cli
+) -> None:
+    last = begun(run_copy, inputs="other")
+    outcome = cli("train", "-c", run_copy / "run.toml", "--round", "1", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert "it was trained on other rewards or scores than the round has now" in outcome.stderr
+    assert json.loads(outcome.stdout)["units"] == 2
+    assert json.loads(last.read_text())["inputs"] not in (None, "other")
+
+
 def test_a_state_of_an_older_opd_goes_on_where_the_steps_are_the_same(
     run_copy: Path, cli: Cli
 ) -> None:
-    begun(run_copy, plan=None)
+    begun(run_copy, plan=None, inputs=None)
     result = cli.ok("train", "-c", run_copy / "run.toml", "--round", "1")
     assert (result["units"], result["steps"]) == (0, 2)

@@ -214,8 +214,26 @@ def test_a_run_grades_before_it_trains_and_tells_what_has_no_reward(
     rewards, trained = run.rewards(1), run.train(1)
     assert rewards is not None and trained is not None and run.rewards(0) is None
     assert said["faults"] == rewards.faults and rewards.faults["unfinished"] > 0
-    assert {unit.shard.key for unit in rewards.units} < set(trained.shards)
+    learned = {unit.shard.key for unit in rewards.units}
+    assert learned < set(trained.shards)
     assert "grade" in cli("status", "-c", config).stdout
+    # another grader gives other rewards, and what was learnt stays, with what it was learnt from
+    graded(run_copy, "    return 3\n", unfinished="none")
+    again = cli("grade", "-c", config, "--round", "1", "--again")
+    assert again.code == 0 and "round 1 is trained already" in again.stderr
+    regraded = run.rewards(1)
+    assert regraded is not None and regraded.fingerprint != rewards.fingerprint
+    assert " train " not in cli("run", "-c", config).stdout
+    cli.ok("cache", "gc", "-c", config, "--older-than", "0", "--delete")
+    assert run.train(1) == trained and all(map(run.storage.exists, learned))
+    # a round that learns from another grader than the one before is told
+    cli.ok("grade", "-c", config, "--round", "0")
+    graded(run_copy, "    return 4\n", unfinished="none")
+    forget(run_copy, "runs/tiny/rounds/0001/train", "runs/tiny/rounds/0001/eval")
+    forget(run_copy, "runs/tiny/checkpoints/0002")
+    cli.ok("grade", "-c", config, "--round", "1", "--again")
+    told = cli("train", "-c", config, "--round", "1")
+    assert told.code == 0 and "by another grader" in told.stderr
 
 
 def test_a_damaged_shard_is_told_and_graded_again(run_copy: Path, cli: Cli) -> None:

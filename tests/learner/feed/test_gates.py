@@ -78,9 +78,10 @@ def by_hand(
             group = [r["own"] for r in rows if r["prompt_id"] == row["prompt_id"]]
             known = [reward >= gate.right for reward in group if reward is not None]
             p = sum(known) / len(known) if known else None
-            shapes = {"hard": lambda p: 1 - p, "easy": lambda p: p}
-            shape = shapes.get(gate.pass_rate, lambda p: 4 * p * (1 - p))
-            weight *= gate.unknown if p is None else shape(p)
+            if p is None:
+                weight *= gate.unknown
+            else:
+                weight *= {"hard": 1 - p, "easy": p, "middle": 4 * p * (1 - p)}[gate.pass_rate]
         if gate.teacher != "any":
             given = answers.get(row["teacher"], {}).get(row["prompt_id"], [])
             right = [reward >= gate.right for reward in given if reward is not None]
