@@ -61,6 +61,7 @@ Some keys depend on each other; these checks raise, they never change a value:
 - `reward.pattern` belongs to `reward.grader = "regex"`.
 - `rollout.engine` and `eval.engine = "server"` with `urls` need `{policy}` in `server.model`;
   `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws`, `score.sample`,
+  `score.temperatures`,
   `rollout.candidates` and `rollout.sample`, and `rollout.engine = "server"` the last;
   `vllm.data_parallel_size` above 1 needs `engine = "server"`.
 - `score.k = 0` needs `score.sample` or `rollout.sample`, and refuses `score.top_p` below 1.

@@ -5,6 +5,7 @@ each column of a score table: when it is there, how many values it has, and of w
 checks, codecs, arrays, exports and forecasts follow from these rows. Pure.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
@@ -15,6 +16,9 @@ from schemas.foreign import shown
 
 MOST = 1 << 24
 """Most values that a signal keeps of a position: as many as a vocabulary has ids."""
+
+MOST_TEMPERATURES = 16
+"""Most temperatures of a signal."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Signal:
     """Ids drawn from the teacher's whole distribution at each position."""
     sample: int = 0
     """Distinct ids of a threshold sample of what lies outside the top-k."""
+    temperatures: tuple[float, ...] = ()
+    """Temperatures at which the log-normaliser of the whole distribution is kept."""
     tail: Literal["exact", "derived"] = "exact"
     """`exact`: summed over the whole distribution; `derived`: what the top-k leave of 1."""
     entropy: bool = True
@@ -66,7 +72,8 @@ class Signal:
                 f"scores have the signal {unknown[0]!r}, which this opd does not know: install a "
                 "newer opd"
             )
-        signal = cls(**{"k": None, **words})
+        listed = {name: tuple(v) for name, v in words.items() if isinstance(v, list)}
+        signal = cls(**{"k": None, **words, **listed})
         if not signal._is_possible():
             raise DataError(f"scores have a signal that no teacher gives: {shown(dict(words))}")
         return signal
@@ -80,6 +87,9 @@ class Signal:
             and (self.k > 0 or (self.top_p is None and self.sample + self.candidates > 0))
             and self.min_k <= max(self.k, 1)
             and (self.top_p is None or (type(self.top_p) in (int, float) and 0 < self.top_p <= 1))
+            and type(self.temperatures) is tuple
+            and len(self.temperatures) == len(set(self.temperatures)) <= MOST_TEMPERATURES
+            and all(type(t) in (int, float) and 0 < t < math.inf for t in self.temperatures)
             and self.tail in ("exact", "derived")
             and type(self.entropy) is bool
         )
@@ -87,7 +97,8 @@ class Signal:
     def words(self) -> dict[str, Any]:
         """Return the signal as an identity names it: `k`, and whatever is not off."""
         default = asdict(Signal(self.k))
-        return {name: v for name, v in asdict(self).items() if name == "k" or v != default[name]}
+        words = {name: v for name, v in asdict(self).items() if name == "k" or v != default[name]}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in words.items()}
 
 
 _FROM_TOPK = ("k", "top_p", "min_k", "tail", "entropy")
@@ -196,6 +207,7 @@ SCORE_COLUMNS = (
         "sample_count", Kind.NUMBERS, lambda s: int(s.sample > 0), most=lambda s: s.sample, least=0
     ),
     ScoreColumn("sample_threshold", Kind.MASSES, lambda s: int(s.sample > 0)),
+    ScoreColumn("log_normalisers", Kind.FLOATS, lambda s: len(s.temperatures), wide=True),
 )
 """Every column of a score table besides `sequence_digest`, in its order. A further one comes last:
 the order is part of the stored bytes."""

@@ -39,6 +39,7 @@ def any_table(random: Random) -> tuple[pa.Table, Signal, int, Renumbering | None
         tail_buckets=random.choice((1, 3)),
         candidates=random.choice((0, 2)),
         draws=random.choice((0, 4)),
+        temperatures=random.choice(((), (2.0, 0.5))),
         entropy=random.random() < 0.5,
     )
     lengths = np.array([random.randint(1, 9) for _ in range(random.randrange(1, 5))])
@@ -86,7 +87,14 @@ def _scores(random: np.random.Generator, tokens: int, signal: Signal, vocab: int
         candidate_logprobs=_logprobs(random, tokens, some) if some else None,
         draw_ids=np.sort(drawn) if draws else None,
         **_sample(random, tokens, signal.sample, vocab),
+        further=_normalisers(random, tokens, len(signal.temperatures)),
     )
+
+
+def _normalisers(random: np.random.Generator, tokens: int, count: int) -> dict[str, Any]:
+    if not count:
+        return {}
+    return {"log_normalisers": random.normal(0, 20, (tokens, count)).astype(np.float32)}
 
 
 def _sample(random: np.random.Generator, tokens: int, places: int, vocab: int) -> dict[str, Any]:

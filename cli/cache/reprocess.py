@@ -94,6 +94,12 @@ DropSample = Annotated[
     bool,
     typer.Option("--drop-sample", help="Leave out the teacher's sample.", rich_help_panel=KEPT),
 ]
+DropTemperatures = Annotated[
+    bool,
+    typer.Option(
+        "--drop-temperatures", help="Leave out log Z at other temperatures.", rich_help_panel=KEPT
+    ),
+]
 
 
 def reprocess(
@@ -109,6 +115,7 @@ def reprocess(
     drop_candidates: DropCandidates = False,
     drop_draws: DropDraws = False,
     drop_sample: DropSample = False,
+    drop_temperatures: DropTemperatures = False,
     worker: WorkerOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -126,6 +133,7 @@ def reprocess(
     signal |= {"candidates": 0} if drop_candidates else {}
     signal |= {"draws": 0} if drop_draws else {}
     signal |= {"sample": 0} if drop_sample else {}
+    signal |= {"temperatures": ()} if drop_temperatures else {}
     made = make(
         load_run(config, overrides).storage,
         sources,

@@ -1,8 +1,10 @@
-"""What is kept of a teacher's distribution: top-k, tail, candidates, draws, samples. Pure.
+"""What is kept of a teacher's distribution: top-k, tail, candidates, draws, samples, log Z. Pure.
 
 Everything comes from full logits in float32; the caller bounds how many positions exist at once.
 Shapes: T tokens, K top-k, V vocabulary, M tail buckets, N candidates, D random numbers.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,6 +59,8 @@ def score_signals(
     if candidates_TN is not None:
         found["candidate_ids"] = candidates_TN.to(torch.int32)
         found["candidate_logprobs"] = shifted_TV.gather(-1, candidates_TN) - log_sum_T1
+    if signal.temperatures:
+        found["log_normalisers"] = log_normalisers(shifted_TV, log_sum_T1, signal.temperatures)
     if uniforms_TD is not None and signal.draws:
         found["draw_ids"] = _drawn(weights_TV, uniforms_TD[:, : signal.draws])
     finite_TV = shifted_TV.clamp_(min=LOGIT_FOR_MINUS_INF)  # so that 0 · -inf is 0
@@ -73,6 +77,20 @@ def score_signals(
         found["sample_logprobs"] = logprobs_TN.masked_fill(ids_TN < 0, -torch.inf)
         found["sample_threshold"] = (threshold_T / sum_T1[:, 0]).log().float()
     return found
+
+
+def log_normalisers(
+    shifted_TV: Tensor, log_sum_T1: Tensor, temperatures: Sequence[float]
+) -> Tensor:
+    """Return log Σ p^(1/T) over all ids at each temperature T, [T, number of temperatures].
+
+    Args:
+        shifted_TV: logits minus their maximum.
+        log_sum_T1: log of the sum of their exponentials.
+        temperatures: what they are divided by.
+    """
+    sums = [(shifted_TV / t).exp_().sum(-1).log() - log_sum_T1[:, 0] / t for t in temperatures]
+    return torch.stack(sums, dim=-1)
 
 
 def signal_uniforms(digest: str, tokens: int, signal: Signal) -> NDArray[np.float64] | None:

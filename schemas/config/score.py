@@ -2,11 +2,27 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from schemas.config.engines import EngineSection
 from schemas.config.section import Positive, later, tuning
-from schemas.scoresignal import FURTHER
+from schemas.scoresignal import FURTHER, MOST_TEMPERATURES
+
+
+def _distinct(temperatures: tuple[float, ...]) -> tuple[float, ...]:
+    twice = [t for index, t in enumerate(temperatures) if t in temperatures[:index]]
+    if twice:
+        raise ValueError(f"{twice[0]:g} is listed twice; remove one")
+    if 1.0 in temperatures:
+        raise ValueError("at temperature 1 log Z is 0, and scores are of it anyway; remove 1.0")
+    return temperatures
+
+
+Temperatures = Annotated[
+    tuple[Annotated[float, Field(ge=0.01, le=100.0)], ...],
+    Field(max_length=MOST_TEMPERATURES),
+    AfterValidator(_distinct),
+]
 
 
 class ScoreSection(EngineSection):
@@ -27,6 +43,9 @@ class ScoreSection(EngineSection):
     sample: Annotated[int, Field(ge=0, le=65536)] = later(0)
     """Distinct ids sampled from what lies outside the top-k at each position: the likeliest for
     certain, the others in proportion to their probability."""
+    temperatures: Temperatures = later(())
+    """Temperatures other than 1 at which log Z of the teacher's whole distribution is kept, so that
+    a loss can be tempered: one number a token and temperature."""
     noise_tolerance: Annotated[float, Field(gt=0.0, le=1e6)] | None = tuning(None)
     """Largest mean difference, in nats, between scores of the same tokens alone, in a batch and in
     another order. Above it, scoring is refused. Default 0.001 in float32, else 0.1."""

@@ -23,6 +23,7 @@ def signals(draw: st.DrawFn) -> Signal:
         tail_buckets=draw(st.integers(1, 4)),
         candidates=draw(st.integers(0, 3)),
         draws=draw(st.integers(0, 3)),
+        temperatures=tuple(draw(st.lists(st.floats(0.1, 9), max_size=3, unique=True))),
         tail=draw(st.sampled_from(["exact", "derived"])),
         entropy=draw(st.booleans()),
     )
@@ -53,6 +54,7 @@ def test_a_signal_of_a_newer_opd_is_named() -> None:
         (Signal(2, draws=1, entropy=False), [*TOPK, "draw_ids", "draw_counts"]),
         (Signal(2, sample=3, entropy=False), [*TOPK, *SAMPLE]),
         (Signal(0, sample=3, entropy=False), SAMPLE),
+        (Signal(2, temperatures=(2.0,), entropy=False), [*TOPK, "log_normalisers"]),
         (Signal(0, candidates=2, entropy=False), ["candidate_ids", "candidate_logprobs"]),
     ],
 )
@@ -74,7 +76,7 @@ def test_what_counts_is_a_number_and_comes_with_what_it_counts() -> None:
 
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_server_gives_nothing_that_needs_full_logits(name: str) -> None:
-    signal = Signal.of({"k": 3, name: 2})
+    signal = Signal.of({"k": 3, name: [2.0] if name == "temperatures" else 2})
     with pytest.raises(ConfigError, match=f"{name} needs full logits"):
         signal_for("server", signal)
     assert signal_for("hf", signal) == signal
@@ -100,6 +102,11 @@ def test_a_server_gives_nothing_that_needs_full_logits(name: str) -> None:
         {"k": 0, "sample": 3, "min_k": 2},
         {"k": 3, "tail": "none"},
         {"k": 3, "entropy": 1},
+        {"k": 3, "temperatures": 2.0},
+        {"k": 3, "temperatures": ["2"]},
+        {"k": 3, "temperatures": [0.0]},
+        {"k": 3, "temperatures": [2.0, 2.0]},
+        {"k": 3, "temperatures": [1.0 + n for n in range(1, 18)]},
     ],
 )
 def test_a_signal_that_no_configuration_gives_is_refused(words: dict[str, Any]) -> None:

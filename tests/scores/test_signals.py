@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.scores.inclusion import inclusions, log_thresholds, sampled_mass
 from pipeline.scores.scores import Scores
-from pipeline.scores.signals import score_signals, signal_uniforms
+from pipeline.scores.signals import log_normalisers, score_signals, signal_uniforms
 from schemas.scoresignal import Signal
 
 ROW = st.integers(2, 9).flatmap(
@@ -222,6 +222,31 @@ def test_a_sample_has_no_more_ids_than_have_mass() -> None:
     assert scores.sample_ids.tolist() == [[2, -1, -1], [3, -1, -1]]
     assert np.isneginf(scores.sample_logprobs[:, 1:]).all()
     assert np.isneginf(np.asarray(scores.sample_threshold)).all()
+
+
+@given(st.integers(0, 999), st.integers(1, 30), st.sampled_from([0.05, 0.5, 0.9, 1.3, 2.0, 50.0]))
+def test_the_log_normaliser_is_that_of_the_whole_vocabulary(
+    seed: int, vocab: int, temperature: float
+) -> None:
+    random = np.random.default_rng(seed)
+    logits_TV = np.round(random.normal(0, 4, (3, vocab)), 1)  # with ties
+    logits_TV[random.random(logits_TV.shape) < 0.2] = -np.inf
+    logits_TV[:, 0] = 1.0
+    given_TV = torch.from_numpy(logits_TV)
+    shifted_TV = given_TV - given_TV.amax(-1, keepdim=True)
+    log_sum_T1 = shifted_TV.exp().sum(-1, keepdim=True).log()
+    found = log_normalisers(shifted_TV, log_sum_T1, (temperature, 1.0))
+    for row, values in enumerate(logits_TV.tolist()):
+        logprobs = [x - log_sum(values) for x in values]
+        expected = log_sum([x / temperature for x in logprobs])
+        np.testing.assert_allclose(found[row], [expected, 0.0], rtol=1e-12, atol=1e-12)
+    stored = score_signals(
+        given_TV.float(),
+        torch.zeros(3, dtype=torch.int64),
+        signal=Signal(1, temperatures=(temperature, 1.0)),
+        vocab_size=vocab,
+    )["log_normalisers"]
+    torch.testing.assert_close(stored.double(), found, rtol=1e-6, atol=1e-5)
 
 
 def test_random_numbers_of_draws_and_sample_do_not_depend_on_each_other() -> None:

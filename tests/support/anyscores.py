@@ -37,6 +37,7 @@ def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab:
     buckets, n, d = signal.tail_buckets, signal.candidates, signal.draws
     return Scores(
         **make_sample(random, tokens, signal, vocab),
+        further=make_normalisers(random, tokens, signal),
         topk_ids=ids.astype(np.int32),
         topk_logprobs=top.astype(np.float32),
         tail_logprobs=logprobs_like(random, (tokens,) if buckets == 1 else (tokens, buckets)),
@@ -49,6 +50,13 @@ def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab:
         if d
         else None,
     )
+
+
+def make_normalisers(random: np.random.Generator, tokens: int, signal: Signal) -> dict[str, Any]:
+    """Return log-normalisers that no model gives, where there are some."""
+    count = len(signal.temperatures)
+    drawn = random.normal(0, 20, (tokens, count)).astype(np.float32)
+    return {"log_normalisers": drawn} if count else {}
 
 
 def make_sample(
@@ -99,6 +107,7 @@ def signals(draw: st.DrawFn) -> tuple[Signal, int]:
         candidates=draw(st.sampled_from([0, 0, 1, 4])),
         draws=draw(st.sampled_from([0, 0, 1, 7])),
         sample=sample,
+        temperatures=draw(st.sampled_from([(), (), (2.0,), (0.5, 2.0)])),
         entropy=draw(st.booleans()),
     )
     return signal, vocab

@@ -14,14 +14,18 @@ from pipeline.scores.columns import scores_of
 from pipeline.scores.inclusion import inclusions, sampled_mass
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
+from pipeline.store.records import read_record
 from pipeline.store.storage import Storage
 from schemas.columns import flat_values, list_lengths
+from schemas.keys import scorer_key
+from schemas.records.scores import ScorerIdentity
 from tests.support.runs import Cli
 from tests.support.tiny import write_run
 
 SAMPLED = {
     "score.k": 0,
     "score.sample": 6,
+    "score.temperatures": [2.0, 0.5],
     "score.codec": "packed-v1",
     "rollout.sample": 4,
     "rollout.candidates": 1,
@@ -52,6 +56,11 @@ def assert_samples(config: Path) -> None:
         np.testing.assert_allclose(parts.sum(axis=1), 1.0, atol=1e-5)
 
 
+def scorer_signal(root: Path, scorer: str) -> dict[str, Any]:
+    """Return the signal of a scorer in words."""
+    return read_record(Storage(str(root)), scorer_key(scorer), ScorerIdentity).signal
+
+
 def test_samples_are_kept_as_other_scores_are(tmp_path: Path, cli: Cli) -> None:
     config, root = write_run(tmp_path, changes=SAMPLED), tmp_path / "store"
     assert cli.ok("plan", "-c", config)["cache_bytes"] > 0
@@ -71,6 +80,8 @@ def test_samples_are_kept_as_other_scores_are(tmp_path: Path, cli: Cli) -> None:
     tokens = list_lengths(rows, "token_logprob")
     assert (list_lengths(rows, "sample_ids") == 6 * tokens).all()
     assert (list_lengths(rows, "candidate_ids") == 5 * tokens).all()
+    above, below = flat_values(rows, "log_normalisers").reshape(-1, 2).T
+    assert (above > 0).all() and (below < 0).all()  # log Z is above 0 at T = 2, and below at 1/2
 
     merged = cli.ok("cache", "merge", "--root", tmp_path / "other", "--from-root", root)
     assert merged["scorers"][0]["units"] > 0
@@ -81,6 +92,9 @@ def test_samples_are_kept_as_other_scores_are(tmp_path: Path, cli: Cli) -> None:
     make: tuple[Any, ...] = ("cache", "reprocess", "-c", config, "--from", scorer)
     typed = cli.ok(*make, "--to", "typed", "--codec", "typed-v1", "--drop-candidates")
     assert typed["complete"]
+    assert scorer_signal(root, typed["scorer"])["temperatures"] == [2.0, 0.5]
+    bare = cli.ok(*make, "--to", "bare", "--drop-candidates", "--drop-temperatures")
+    assert "temperatures" not in scorer_signal(root, bare["scorer"])
     for arguments, words in (
         (("--to", "x", "--drop-sample", "--drop-candidates"), "nothing would be kept"),
         (("--to", "x", "--top-p", "0.5"), "what lies outside k = 0"),

@@ -196,6 +196,7 @@ def test_a_server_that_comes_back_with_other_weights_is_refused(
         (['score.server.urls=["http://h:1","http://h:1"]'], "twice"),
         (["score.engine=server", "score.draws=1"], "full logits"),
         (["score.engine=server", "score.tail_buckets=2"], "full logits"),
+        (["score.engine=server", "score.temperatures=[2.0]"], "full logits"),
         (["score.engine=server", "rollout.candidates=2"], "full logits"),
         (["rollout.engine=server", 'rollout.server.urls=["http://h:1"]'], "{policy}"),
         (["score.engine=vllm", "score.vllm.data_parallel_size=2"], "data_parallel_size"),

@@ -26,7 +26,7 @@ from tests.support.vllmgolden import ATOL, opened
 
 KINDS = [(arch, tied) for arch in ("qwen3", "llama") for tied in (True, False)]
 Held = tuple[Tiny, VllmEngine]
-FULL = Signal(4, tail_buckets=3, candidates=2, draws=5, sample=4)
+FULL = Signal(4, tail_buckets=3, candidates=2, draws=5, sample=4, temperatures=(0.5, 2.0))
 SAMPLED = Signal(0, candidates=2, sample=4)
 
 
