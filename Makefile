@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 TORCH := 2.13.0
-PINNED := core train vllm airflow dev peers
+PINNED := core report train vllm airflow dev peers
 JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY := PASSIVE
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-quickstart: .venv/.opd .venv/.train ## run the whole pipeline on this machine's CPU
+quickstart: .venv/.opd .venv/.train .venv/.report ## run the whole pipeline on this machine's CPU
 	$(BIN)/opd quickstart $(ARGS)
 
 test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
@@ -78,7 +78,11 @@ clean: ## remove caches and build output; .venv and results stay
 	$(PIP) --no-deps -r $<
 	@touch $@
 
-.venv/.dev: requirements/dev.txt .venv/.vllm
+.venv/.report: requirements/report.txt .venv/.core
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.vllm .venv/.report
 	$(PIP) --no-deps -r $<
 	@touch $@
 

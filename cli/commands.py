@@ -11,6 +11,7 @@ from cli import config as inspect_config
 from cli import doctor, prompts, quickstart, runs, stages
 from cli.cache import commands as cache
 from cli.helppage import CommandPage, GroupPage
+from cli.look import report
 
 app = typer.Typer(
     cls=GroupPage,
@@ -34,7 +35,12 @@ COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "train": stages.train,
         "eval": stages.evaluate,
     },
-    "Look": {"status": runs.status, "plan": runs.plan, "prompts": prompts.app},
+    "Look": {
+        "status": runs.status,
+        "report": report.report,
+        "plan": runs.plan,
+        "prompts": prompts.app,
+    },
     "Schedulers": {"gate": runs.gate},
     "Cache": {"cache": cache.app},
 }

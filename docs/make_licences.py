@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 TARGET = Path(__file__).with_name("licences.md")
 FILES = {
     "core": "opd itself: command line, storage and cache tools",
+    "report": "charts of `opd report`",
     "train": "the learner and the engine `hf`",
     "vllm": "the engine `vllm`",
     "airflow": "the DAGs, in an environment of their own",

@@ -11,30 +11,66 @@ from pipeline.shards.parquet import read_table, write_table
 from schemas.keys import time_key, time_of, timed_call, times_folder
 from schemas.tables import check_table
 
-TIMES = pa.schema([pa.field("stage", pa.string()), pa.field("seconds", pa.float64())])
-"""What is read of the times of calls."""
+CALLS = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("units", pa.int64()),
+        pa.field("tokens", pa.int64()),
+        pa.field("teacher_tokens", pa.int64()),
+        pa.field("engine_start_s", pa.float64()),
+        pa.field("data_wait_share", pa.float64()),
+    ]
+)
+"""What is read of the calls of stages; an older opd told less."""
 
 
 def stage_seconds(run: Run, round_index: int) -> dict[str, float]:
-    """Return the seconds that each stage of a round took, summed over all calls."""
+    """Return the seconds that each stage of a round took, summed over all calls.
+
+    Names tell them, so that one listing is enough; an older opd wrote them into the objects alone.
+    """
     totals: dict[str, float] = {}
-    folder = times_folder(run.name, round_index)
-    for name in sorted(run.storage.names(folder)):
+    for name in _times(run, round_index):
         told = time_of(name)
-        for stage, seconds in [told] if told else _read_times(run, f"{folder}/{name}"):
+        for stage, seconds in [told] if told else _told_within(run, round_index, name):
             totals[stage] = totals.get(stage, 0.0) + seconds
     return totals
 
 
-def _read_times(run: Run, key: str) -> list[tuple[str, float]]:
-    """Return stage and seconds of calls that an older opd recorded."""
+def stage_calls(run: Run, round_index: int) -> pa.Table:
+    """Return a row of `CALLS` for each call of a round's stages; null is what it did not tell.
+
+    Raises:
+        DataError: an object is misshapen.
+    """
+    tables = [_call(run, round_index, name) for name in _times(run, round_index)]
+    return pa.concat_tables([CALLS.empty_table(), *tables], promote_options="default")
+
+
+def _times(run: Run, round_index: int) -> list[str]:
+    return sorted(run.storage.names(times_folder(run.name, round_index)))
+
+
+def _told_within(run: Run, round_index: int, name: str) -> list[tuple[str, float]]:
+    rows = _call(run, round_index, name).to_pylist()
+    return [(row["stage"], row["seconds"]) for row in rows]
+
+
+def _call(run: Run, round_index: int, name: str) -> pa.Table:
+    key = f"{times_folder(run.name, round_index)}/{name}"
     data = run.storage.get(key)
     if data is None:
-        return []
+        return CALLS.empty_table()
     where = run.storage.url(key)
-    table, _ = read_table(data, where=where, columns=TIMES.names)
-    check_table(table, TIMES, where=where)
-    return [(row["stage"], row["seconds"]) for row in table.to_pylist()]
+    table, _ = read_table(data, where=where, columns=CALLS.names)
+    told = [f for f in CALLS if not f.nullable or _is_told(table, f.name)]
+    check_table(table, pa.schema(told), where=where)
+    return table.select([f.name for f in told]).cast(pa.schema(told))
+
+
+def _is_told(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and not pa.types.is_null(table.schema.field(name).type)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A run as one page that people forward: figures from stored records, charts, transcripts."""

@@ -1,0 +1,159 @@
+"""From the catalogue of figures and the frames of runs to charts: one for each figure. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from pipeline.report.catalogue import GROUPS, Figure, Group, Series
+from pipeline.report.charts import FRAME, Chart
+from pipeline.report.figures import RunFigures
+from pipeline.report.intervals import accuracy_interval
+from pipeline.report.rounds import thinned
+from pipeline.report.written import written
+
+SPENT = "teacher_tokens_so_far"
+
+SCHEMA = {
+    **{name: pl.Float64 for name in ("x", "value", "low", "high")},
+    **{name: pl.String for name in ("run", "series", "label")},
+}
+
+
+@dataclass(frozen=True)
+class Plotted:
+    """A group of the catalogue: its charts, and the figures that no run has stored."""
+
+    group: Group
+    charts: tuple[tuple[Figure, Chart], ...]
+    absent: tuple[Figure, ...]
+
+
+def plotted(runs: Sequence[RunFigures]) -> list[Plotted]:
+    """Return the charts of all groups."""
+    found = []
+    for group in GROUPS:
+        frames = [(run.name, _frame(run, group)) for run in runs]
+        charts, absent = [], []
+        for figure in group.figures:
+            points = _points(figure, group, frames)
+            if points.is_empty():
+                absent.append(figure)
+            else:
+                charts.append((figure, _chart(figure, group, points, runs)))
+        found.append(Plotted(group, tuple(charts), tuple(absent)))
+    return found
+
+
+def _frame(run: RunFigures, group: Group) -> pl.DataFrame:
+    return thinned(run.steps) if group.by == "step" else run.rounds
+
+
+def _chart(figure: Figure, group: Group, points: pl.DataFrame, runs: Sequence[RunFigures]) -> Chart:
+    x_title = "teacher tokens so far" if figure.kind == "cost" else group.by
+    if figure.kind == "stack" and len(runs) > 1:
+        return _totals(figure, points)
+    return Chart(
+        title=figure.title,
+        points=points,
+        form=figure.form,
+        x_title=x_title,
+        kind="stack" if figure.kind == "stack" else "line",
+        log=figure.log and _spans(points["value"]),
+        rules=tuple(_levels(runs)) if "accuracy" in figure.names else (),
+    )
+
+
+def _totals(figure: Figure, points: pl.DataFrame) -> Chart:
+    """Return one bar for each run: stacks of several runs would hide each other."""
+    sums = points.group_by("run", "series", maintain_order=True).agg(pl.col("value").sum())
+    labels = [
+        f"{row['run']}, {row['series']}: {written(row['value'], figure.form)} in all rounds"
+        for row in sums.to_dicts()
+    ]
+    empty = pl.lit(None, pl.Float64)
+    frame = sums.with_columns(
+        pl.col("run").alias("x"), empty.alias("low"), empty.alias("high"), label=pl.Series(labels)
+    )
+    return Chart(figure.title, frame.select(FRAME), figure.form, "all rounds", kind="bars")
+
+
+def _points(
+    figure: Figure, group: Group, frames: Sequence[tuple[str, pl.DataFrame]]
+) -> pl.DataFrame:
+    """Return the points of a figure, of each run and series in turn; none where none is stored."""
+    x = SPENT if figure.kind == "cost" else group.by
+    rows = [
+        row
+        for run, frame in frames
+        for one in figure.series
+        for row in _series(one, figure, run, x, frame)
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _series(
+    one: Series, figure: Figure, run: str, x: str, frame: pl.DataFrame
+) -> Iterator[dict[str, Any]]:
+    if one.name not in frame.columns or x not in frame.columns:
+        return
+    low, high = one.low or f"{one.name}_low", one.high or f"{one.name}_high"
+    ends = low in frame.columns
+    known = frame.filter(pl.col(one.name).is_not_null())
+    for row in known.to_dicts():
+        ends_of = (row[low], row[high]) if ends else (None, None)
+        yield {
+            "x": row[x],
+            "value": row[one.name],
+            "low": ends_of[0],
+            "high": ends_of[1],
+            "run": run,
+            "series": one.label,
+            "label": _label(row, one, figure, run, ends_of),
+        }
+
+
+def _label(
+    row: dict[str, Any], one: Series, figure: Figure, run: str, ends: tuple[Any, Any]
+) -> str:
+    """Return what is told of a point under the pointer."""
+    place = (
+        f"round {row['round']}"
+        if "step" not in row
+        else f"step {row['step']}, round {row['round']}"
+    )
+    if "steps" in row:
+        place = f"round {row['round']}"
+    words = f"{run}, {place}, {one.label}: {written(row[one.name], figure.form)}"
+    if ends[0] is not None:
+        words += f" ({written(ends[0], figure.form)} to {written(ends[1], figure.form)})"
+    if figure.kind == "cost":
+        words += f" after {row[SPENT]:,} teacher tokens"
+    return words
+
+
+def _levels(runs: Sequence[RunFigures]) -> Iterator[dict[str, Any]]:
+    """Yield the accuracies to compare with: that at the start, and those of teachers."""
+    for run in runs:
+        whose = f" of {run.name}" if len(runs) > 1 else ""
+        section = run.records.run.config.eval
+        samples = 1 if section is None else section.samples_per_prompt
+        graded = {f"teacher {name}": one for name, one in run.records.teachers.items()}
+        if run.records.start is not None:
+            graded["start"] = run.records.start
+        for words, one in graded.items():
+            found = accuracy_interval(one, samples=samples)
+            yield {
+                "value": found.mean,
+                "label": f"{words}{whose} {written(found.mean, 'share')}",
+                "run": run.name,
+            }
+
+
+def _spans(values: pl.Series) -> bool:
+    """Return whether positive values differ by so much that small ones would not be seen."""
+    positive = values.filter(values > 0)
+    if positive.is_empty():
+        return False
+    return float(positive.max()) > 30 * float(positive.min())  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""The figures of rounds and steps from a run's records: one frame of each. Pure.
+
+Promises: a figure that is not stored is null; nothing is estimated.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars as pl
+
+from pipeline.report.intervals import Interval, accuracy_interval
+from pipeline.report.records import STAGES, RoundRecords, RunRecords
+from pipeline.runs.gate import mean_reverse_kl
+from schemas.records.runs import EvalManifest
+from schemas.records.scores import ScoreManifest
+
+Value = float | int | None
+
+OWN = ("reverse_kl", "rollout_kl")
+"""Figures of a round that mean something else than the means of its steps."""
+
+MOST_POINTS = 240
+"""Steps of a run that are drawn one by one."""
+
+
+def round_frame(records: RunRecords) -> pl.DataFrame:
+    """Return a row of figures for each round."""
+    section = records.run.config.eval
+    samples = 1 if section is None else section.samples_per_prompt
+    rows = [_row(one, samples) for one in records.rounds]
+    if not rows:
+        return pl.DataFrame(schema={"round": pl.Int64})
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    frame = frame.with_columns(pl.selectors.by_dtype(pl.Null).cast(pl.Float64))
+    spent = pl.col("teacher_tokens").fill_null(0).cum_sum().alias("teacher_tokens_so_far")
+    time = pl.col("seconds").fill_null(0.0).cum_sum().alias("seconds_so_far")
+    return frame.with_columns(spent, time)
+
+
+def step_frame(records: RunRecords) -> pl.DataFrame:
+    """Return a row for each optimizer step, with its round; what is no number is null."""
+    parts = [
+        one.steps.with_columns(
+            pl.lit(one.round).alias("round"), pl.all().exclude("step").cast(pl.Float64)
+        )
+        for one in records.rounds
+        if len(one.steps)
+    ]
+    if not parts:
+        return pl.DataFrame(schema={"step": pl.Int64, "round": pl.Int64})
+    frame = pl.concat(parts, how="diagonal").sort("step")
+    names = [n for n in frame.columns if n not in ("step", "round")]
+    finite = [pl.when(pl.col(n).is_finite()).then(pl.col(n)).alias(n) for n in names]
+    return frame.with_columns(pl.col("round").cast(pl.Int64), *finite)
+
+
+def thinned(steps: pl.DataFrame, most: int = MOST_POINTS) -> pl.DataFrame:
+    """Return steps as they are, or means of neighbours with `_low` and `_high` where many.
+
+    Args:
+        steps: as `step_frame` gives them.
+        most: points of the result.
+    """
+    if len(steps) <= most:
+        return steps
+    names = [name for name in steps.columns if name not in ("step", "round")]
+    width = math.ceil(len(steps) / most)
+    return (
+        steps.with_row_index("place")
+        .group_by(pl.col("place") // width, maintain_order=True)
+        .agg(
+            pl.col("step", "round").first(),
+            pl.col(names).mean(),
+            pl.col(names).min().name.suffix("_low"),
+            pl.col(names).max().name.suffix("_high"),
+        )
+        .drop("place")
+    )
+
+
+def _row(one: RoundRecords, samples: int) -> dict[str, Value]:
+    row: dict[str, Value] = {"round": one.round, "rows": one.plan.rows}
+    if one.train is not None:
+        row |= {n: v for n, v in one.train.summary.items() if n not in OWN}
+        row |= {
+            "trained_reverse_kl": one.train.summary.get("reverse_kl"),
+            "rollout_kl": one.train.rollout_kl,
+            "steps": one.train.steps,
+            "trained_tokens": one.train.tokens,
+            "stale_rows": one.train.stale_rows,
+            "untrained_rows": one.train.untrained_rows,
+            "skipped_steps": one.train.skipped_steps,
+        }
+    rolled = one.rollout
+    row["response_tokens"] = None if rolled is None else rolled.tokens / max(rolled.rows, 1)
+    row["reward"] = None if one.rewards is None else one.rewards.mean
+    return row | _graded(one.evaluation, samples) | _scored(one.scores.values()) | _timed(one)
+
+
+def _graded(graded: EvalManifest | None, samples: int) -> dict[str, Value]:
+    none = Interval(math.nan, math.nan, math.nan)
+    found = none if graded is None else accuracy_interval(graded, samples=samples)
+    mean, low, high = (None if math.isnan(value) else value for value in found)
+    return {
+        "accuracy": mean,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "graded_rows": None if graded is None else graded.rows,
+        "eval_stopped": None if graded is None else graded.stopped,
+    }
+
+
+def _scored(found: Iterable[ScoreManifest]) -> dict[str, Value]:
+    scores = list(found)
+    if not scores:
+        names = ("teacher_tokens", "paid_rows", "reused_rows", "paid_bytes", "reused_bytes")
+        return {"reverse_kl": None, **dict.fromkeys(names)}
+    sizes = [sum(unit.shard.bytes for unit in one.units) for one in scores]
+    reused = [
+        size * one.reused_rows / max(one.rows, 1) for size, one in zip(sizes, scores, strict=True)
+    ]
+    rows, again = sum(one.rows for one in scores), sum(one.reused_rows for one in scores)
+    return {
+        "reverse_kl": mean_reverse_kl(scores),
+        "teacher_tokens": sum(one.teacher_tokens for one in scores),
+        "paid_rows": rows - again,
+        "reused_rows": again,
+        "paid_bytes": sum(sizes) - sum(reused),
+        "reused_bytes": sum(reused),
+    }
+
+
+def _timed(one: RoundRecords) -> dict[str, Value]:
+    """Return seconds and rates of each stage, and for how long the learner waited for data."""
+    found = one.calls.group_by("stage").agg(pl.col("seconds", "tokens", "engine_start_s").sum())
+    by_stage: Mapping[str, Any] = {row["stage"]: row for row in found.to_dicts()}
+    row: dict[str, Value] = {"seconds": sum(one["seconds"] for one in by_stage.values()) or None}
+    for stage in STAGES:
+        seconds = by_stage[stage]["seconds"] if stage in by_stage else None
+        tokens = by_stage[stage]["tokens"] if stage in by_stage else None
+        row[f"seconds_{stage}"] = seconds
+        row[f"rate_{stage}"] = tokens / seconds if tokens and seconds else None
+    waits = one.calls.filter(pl.col("data_wait_share").is_not_null() & (pl.col("seconds") > 0))
+    waited = float((waits["data_wait_share"] * waits["seconds"]).sum())
+    row["data_wait_share"] = waited / float(waits["seconds"].sum()) if len(waits) else None
+    return row
