@@ -12,6 +12,8 @@ from cli import doctor, prompts, quickstart, runs, stages
 from cli.cache import commands as cache
 from cli.helppage import CommandPage, GroupPage
 from cli.look import report
+from cli.setup.attempt import try_run
+from cli.setup.init import init
 
 app = typer.Typer(
     cls=GroupPage,
@@ -24,6 +26,8 @@ app = typer.Typer(
 COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Start here": {
         "quickstart": quickstart.quickstart,
+        "init": init,
+        "try": try_run,
         "doctor": doctor.doctor,
         "config": inspect_config.app,
     },

@@ -22,9 +22,10 @@ app = typer.Typer(
 
 @app.command(cls=CommandPage)
 def show(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Print the resolved configuration as JSON: defaults, and the values of its base, included.
+    """Print the resolved configuration, defaults included, as JSON.
 
-    Where the file names a base, `base` has the profile, with its version, and its keys.
+    Where the file names a base, so are its values: `base` has the profile, with its version, and
+    the keys whose values are its.
     """
     placed = read_config(config, overrides or ())
     shown = placed.config.model_dump(mode="json")

@@ -78,7 +78,7 @@ def doctor(
             }
         )
     else:
-        _print(found)
+        print_findings(found)
         for record in records:
             _print_drift(record)
     raise typer.Exit(code)
@@ -90,7 +90,8 @@ def _drift(run: Run, round_index: int, rows: int, progress: Progress) -> "list[D
     return list(measure_drift(run, round_index, rows, note=progress.note))
 
 
-def _print(found: "list[Finding]") -> None:
+def print_findings(found: "list[Finding]") -> None:
+    """Print what was found, one thing a line."""
     width = max(len(one.name) for one in found)
     for one in found:
         say(f"{MARKS[one.state]:<6} {one.name:<{width}}  {one.words}")

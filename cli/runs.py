@@ -174,7 +174,7 @@ def plan(
     if tasks is not None and tasks.state != "due":
         say(f"round {round_index} is {tasks.state}: {tasks.reason}")
     elif ahead.rounds:
-        _print(ahead)
+        print_forecast(ahead)
 
 
 def gate(
@@ -245,7 +245,8 @@ def _span(left: int, target: int, round_index: int | None) -> str:
     return f"{left} of {target} rounds are left" if left else f"all {target} rounds are done"
 
 
-def _print(ahead: "Forecast") -> None:
+def print_forecast(ahead: "Forecast") -> None:
+    """Print what is left of a run."""
     most = "at most " if ahead.basis == "limits" else ""
     rows = [
         ("units of rollout", f"{ahead.units:,}"),

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -205,17 +206,17 @@ def drive(run: Run, config: str, rounds: int, overrides: list[str], *, as_json: 
     from pipeline.stages.rounds import run_rounds
 
     progress = make_progress(as_json=as_json)
-
-    def train_round(index: int) -> StageResult:
-        return _train_round(run, config, index, overrides, progress=progress, as_json=as_json)
-
+    train_round = partial(
+        train_one, run, config, overrides=overrides, progress=progress, as_json=as_json
+    )
     results = run_rounds(run, rounds, train=train_round, progress=progress)
     _report(run, as_json, lambda: results, whole_run=True)
 
 
-def _train_round(
-    run: Run, config: str, index: int, overrides: list[str], *, progress: Progress, as_json: bool
+def train_one(
+    run: Run, config: str, index: int, *, overrides: list[str], progress: Progress, as_json: bool
 ) -> StageResult:
+    """Train a round, in this process or in several, and return its result."""
     from pipeline.stages.train import finished_result, run_train
 
     if not needs_launch(run):

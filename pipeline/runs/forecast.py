@@ -41,18 +41,19 @@ class Forecast:
     """What the rates are: `limits`, which nothing exceeds, or the round they were measured in."""
 
 
-def forecast(run: Run, *, first: int, rounds: int) -> Forecast:
+def forecast(run: Run, *, first: int, rounds: int, rates: "Rates | None" = None) -> Forecast:
     """Return what the rounds from `first` up to and without `rounds` are made of.
 
     Args:
         run: the run.
         first: first round that is not finished.
         rounds: rounds to reach.
+        rates: of another round; default those of the run's own, or its limits.
     """
     section, count = run.config.rollout, max(0, rounds - first)
     rows = section.prompts_per_round * section.samples_per_prompt
     units = math.ceil(section.prompts_per_round / section.prompts_per_unit)
-    rates = _measured(run, first) or _limits(run)
+    rates = rates or _measured(run, first) or _limits(run)
     tokens = rows * rates.tokens_per_row
     # the round's own commits and those of the cache; rewards
     parts = 1 + 2 * len(run.config.teachers) + (run.config.reward is not None)
@@ -70,7 +71,9 @@ def forecast(run: Run, *, first: int, rounds: int) -> Forecast:
 
 
 @dataclass(frozen=True)
-class _Rates:
+class Rates:
+    """What a row and a round come to."""
+
     tokens_per_row: float
     teacher_tokens_per_row: float
     bytes_per_token: float
@@ -78,9 +81,9 @@ class _Rates:
     basis: str
 
 
-def _limits(run: Run) -> _Rates:
+def _limits(run: Run) -> Rates:
     section = run.config.rollout
-    return _Rates(
+    return Rates(
         tokens_per_row=section.max_new_tokens,
         teacher_tokens_per_row=run.config.prompts.max_tokens + section.max_new_tokens,
         bytes_per_token=_most_bytes(signal_of(run.config)),
@@ -98,7 +101,7 @@ def _most_bytes(signal: Signal) -> int:
     )
 
 
-def _measured(run: Run, first: int) -> _Rates | None:
+def _measured(run: Run, first: int) -> Rates | None:
     """Return the rates of the round at hand, where it is scored, or of the one before."""
     for index in (first, first - 1):
         rollout = run.rollout(index) if index >= 0 else None
@@ -107,18 +110,17 @@ def _measured(run: Run, first: int) -> _Rates | None:
         scores = [run.score(index, name) for name in run.config.teachers]
         done = [score for score in scores if score is not None]
         if len(done) == len(scores) and rollout.tokens:
-            return _rates_of(run, index, rollout, done)
+            return rates_of(run, index, rollout, done)
     return None
 
 
-def _rates_of(
-    run: Run, index: int, rollout: RolloutManifest, scores: list[ScoreManifest]
-) -> _Rates:
+def rates_of(run: Run, index: int, rollout: RolloutManifest, scores: list[ScoreManifest]) -> Rates:
+    """Return the rates of a round that is scored."""
     shards = [unit.shard for score in scores for unit in score.units]
     tokens, paid = sum(s.tokens for s in shards), sum(s.rows - s.reused_rows for s in scores)
     read = sum(s.teacher_tokens for s in scores)
     limit = _limits(run).teacher_tokens_per_row
-    return _Rates(
+    return Rates(
         tokens_per_row=rollout.tokens / rollout.rows,
         teacher_tokens_per_row=read / paid if paid else limit,
         bytes_per_token=sum(s.bytes for s in shards) / tokens if tokens else 0.0,

@@ -56,8 +56,8 @@ def put_under(tree: Tree, *, where: str) -> Base | None:
     """
     if KEY not in tree:
         return None
-    name = _newest(tree.pop(KEY), where)
-    profile = _profile(name)
+    name = full_name(tree.pop(KEY), where=f"{where} is not a valid configuration:\n  {KEY}")
+    profile = profile_values(name)
     every = profile.get("teachers", {}).get(EVERY, {})
     under = {key: value for key, value in profile.items() if key not in ("teachers", *OPTIONAL)}
     under |= {key: profile[key] for key in OPTIONAL if key in tree and key in profile}
@@ -69,8 +69,16 @@ def put_under(tree: Tree, *, where: str) -> Base | None:
     return Base(name, frozenset(taken))
 
 
-def _newest(given: object, where: str) -> str:
-    """Return the name with its version; without one it is the newest."""
+def full_name(given: object, *, where: str) -> str:
+    """Return the name of a profile with its version: the newest where it has none.
+
+    Args:
+        given: the name.
+        where: what a message begins with.
+
+    Raises:
+        ConfigError: there is no such profile.
+    """
     names = profile_names()
     known = {name.partition("@")[0]: name for name in names} | {name: name for name in names}
     if isinstance(given, str) and given in known:
@@ -78,8 +86,7 @@ def _newest(given: object, where: str) -> str:
     close = difflib.get_close_matches(str(given)[:64], known, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ConfigError(
-        f"{where} is not a valid configuration:\n  {KEY}: there is no profile {shown(given)}; "
-        f"{hint}There are {', '.join(known)}"
+        f"{where}: there is no profile {shown(given)}; {hint}There are {', '.join(known)}"
     )
 
 
@@ -100,7 +107,8 @@ def profile_text(name: str) -> str:
     return str((_folder() / f"{file}.toml").read_text(encoding="utf-8"))
 
 
-def _profile(name: str) -> Tree:
+def profile_values(name: str) -> Tree:
+    """Return the tables of a profile, named with its version."""
     return tomllib.loads(profile_text(name))
 
 

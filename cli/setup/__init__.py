@@ -1,0 +1,1 @@
+"""`opd init` and `opd try`: an own run from nothing."""

@@ -1,0 +1,1 @@
+"""An own run from nothing: `opd init` and `opd try`."""

@@ -1,0 +1,104 @@
+"""Prompts of a new run: samples where there are none, and what those that are there are like."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.prompts.encoding import Tally, encoded_chunks
+from pipeline.prompts.files import PromptFile
+from pipeline.prompts.values import BadRecord
+from pipeline.quickstart.addition import distinct
+from schemas.config.run import RunConfig
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRAIN, HELD_OUT = "prompts.jsonl", "held-out.jsonl"
+"""Names of the files that are made."""
+
+TASK = "addition"
+"""The built-in task."""
+
+TASK_PROMPTS, TASK_HELD_OUT, TASK_SEED = 4096, 128, 0
+
+SAMPLES = {
+    TRAIN: (
+        ("What is 12 times 12?", 144),
+        ("A farmer has 17 cows and buys 26 more. How many cows is that in all?", 43),
+        ("How many minutes are three and a half hours?", 210),
+    ),
+    HELD_OUT: (
+        ("What is 15 times 32?", 480),
+        ("168 eggs are packed into boxes of 6. How many boxes are needed?", 28),
+        ("How many days do six weeks have?", 42),
+    ),
+}
+"""File → prompts and their references."""
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """What the prompts of a file are like, as far as it was read."""
+
+    count: int | None
+    """None where the file goes on after what was read."""
+    longest: int
+    unusable: str = ""
+
+
+def sample_files(tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, bytes]:
+    """Return files with three samples each, as chats where the tokenizer can write one."""
+    chats = bool(getattr(tokenizer, "chat_template", None))
+    return {
+        name: _lines([_sample(question, answer, chats=chats) for question, answer in rows])
+        for name, rows in SAMPLES.items()
+    }
+
+
+def task_files() -> dict[str, bytes]:
+    """Return the files of the built-in task: additions, none of them in both."""
+    sizes = {TRAIN: (TASK_PROMPTS, TASK_SEED), HELD_OUT: (TASK_HELD_OUT, TASK_SEED + 1)}
+    return {
+        name: _lines(
+            [
+                {"prompt": one.prompt, "reference": one.answer}
+                for one in distinct(count, seed, held_out=name == HELD_OUT)
+            ]
+        )
+        for name, (count, seed) in sizes.items()
+    }
+
+
+def look_at_prompts(
+    file: PromptFile, config: RunConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> PromptFacts:
+    """Return what the first prompts of a file are like; some thousands are read.
+
+    Raises:
+        ConfigError: no prompt of it can be used.
+    """
+    tally = Tally()
+    chunks = encoded_chunks(file, config, tokenizer, tally=tally)
+    first = next(chunks, [])
+    lengths = [len(one.row["prompt_ids"]) for one in first if not isinstance(one.row, BadRecord)]
+    if not lengths:
+        found = "\n".join(tally.shown) or "  it holds no records"
+        raise ConfigError(f"prompts.train: no prompt of {file.location} can be used:\n{found}")
+    goes_on = bool(next(chunks, []))
+    return PromptFacts(
+        count=None if goes_on else len(lengths),
+        longest=max(lengths),
+        unusable=", ".join(f"{count} {reason}" for reason, count in tally.skipped.items()),
+    )
+
+
+def _sample(question: str, answer: int, *, chats: bool) -> dict[str, Any]:
+    if chats:
+        return {"messages": [{"role": "user", "content": question}], "reference": answer}
+    return {"prompt": f"Question: {question}\nAnswer:", "reference": answer}
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
