@@ -94,12 +94,7 @@ class Learner:
         """Train on the rows of one step; return its metrics.
 
         Where the loss or the gradient norm is no number, the step is skipped: it changes nothing.
-
-        Args:
-            plan: the rows.
-            data: where they come from.
-            learning_rate: of the step.
-            distill: share of its weight that distillation has in the step.
+        `distill` is the share of its weight that distillation has in the step.
 
         Raises:
             DataError: a target is impossible.

@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from pipeline.runs.failures import last_failure
 from pipeline.runs.forecast import forecast
 from pipeline.runs.gate import mean_reverse_kl
 from pipeline.runs.leases import Holder, holders
-from pipeline.runs.reporting import stage_seconds
+from pipeline.runs.reporting import last_failure, stage_seconds
 from pipeline.runs.run import Run, changed_settings
 from pipeline.store.commit import committed_units
 from schemas.keys import GRADE, SCORE, STUDENT, score_stage, teacher_label

@@ -27,11 +27,10 @@ from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.rewards.graders import Grade, Response, open_grader
 from pipeline.rewards.location import Grader, find_grader
-from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import Accuracy, EvalFigures
 from pipeline.runs.plan import cut_units
 from pipeline.runs.progress import Progress
-from pipeline.runs.reporting import StageResult
+from pipeline.runs.reporting import StageResult, keeps_failure
 from pipeline.runs.run import Run, check_run
 from pipeline.runs.units import Worker
 from pipeline.shards.rollouts import read_rollout

@@ -20,10 +20,9 @@ from pipeline.rewards.graders import Response
 from pipeline.rewards.location import Grader, find_grader
 from pipeline.rewards.pool import Judge, Verdict, open_judge
 from pipeline.rewards.regrading import forget_rewards
-from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import RewardFigures
 from pipeline.runs.progress import Progress
-from pipeline.runs.reporting import StageResult
+from pipeline.runs.reporting import StageResult, keeps_failure
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker
 from pipeline.shards.rewards import read_rewards, write_rewards

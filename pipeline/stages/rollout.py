@@ -14,10 +14,9 @@ from pipeline.engines.opening import require_engine
 from pipeline.engines.vllm.slot import EngineSlot
 from pipeline.models.tokenizer import stored_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
-from pipeline.runs.failures import keeps_failure
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
 from pipeline.runs.progress import Progress
-from pipeline.runs.reporting import StageResult
+from pipeline.runs.reporting import StageResult, keeps_failure
 from pipeline.runs.run import Run, check_run
 from pipeline.runs.units import Worker
 from pipeline.stages.sampler import lazy_engine, stop_strings, stop_tokens, student_weights

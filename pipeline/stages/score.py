@@ -19,10 +19,9 @@ from pipeline.cache.scorecache import Origin, Published, ScoreCache
 from pipeline.cache.shardreads import ROWS_PER_ROW
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.opening import require_engine
-from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import Noise, ScoreFigures
 from pipeline.runs.progress import Progress
-from pipeline.runs.reporting import StageResult
+from pipeline.runs.reporting import StageResult, keeps_failure
 from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.scores import read_scores

@@ -12,11 +12,10 @@ from pipeline.learner.metrics import applied, drew_its_own, steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.rewards import other_grader
 from pipeline.learner.states import drop_states
-from pipeline.runs.failures import keeps_failure
 from pipeline.runs.figures import TrainFigures
 from pipeline.runs.leases import at_work
 from pipeline.runs.progress import Progress
-from pipeline.runs.reporting import StageResult
+from pipeline.runs.reporting import StageResult, keeps_failure
 from pipeline.runs.run import Run, pin_run
 from pipeline.store.commit import committed_units
 from pipeline.store.records import create_record

@@ -25,7 +25,7 @@ from schemas.tables import (
 K = 3
 Rows = dict[str, list[Any]]
 OPTIONAL = ("topk_count", "candidate_ids", "candidate_logprobs", "draw_ids", "draw_counts")
-SAMPLE = ("sample_ids", "sample_logprobs", "sample_count", "sample_threshold")
+SAMPLE = ("sample_ids", "sample_logprobs", "sample_count", "sample_threshold", "log_normalisers")
 LENGTHS = st.lists(st.integers(1, 5), max_size=4)
 
 

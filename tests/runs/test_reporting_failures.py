@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs.failures import keeps_failure, last_failure
+from pipeline.runs.reporting import keeps_failure, last_failure
 from pipeline.runs.run import Run, pin_run
 from pipeline.store.storage import Storage
 from schemas.errors import CapacityError, DataError, IdentityError
