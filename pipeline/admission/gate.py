@@ -9,8 +9,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from pipeline.admission.models import Candidate, look_at_student, look_at_teacher
 from pipeline.admission.seen import seen_of, seen_of_student
 from pipeline.admission.settings import (
@@ -24,6 +22,7 @@ from pipeline.admission.settings import (
 from pipeline.admission.trial import (
     Rows,
     Trial,
+    cut_rows,
     first_prompts,
     is_tried,
     sampling_sections,
@@ -38,7 +37,6 @@ from pipeline.prompts.pinning import made_prompts, read_prompts
 from pipeline.runs.run import Run, pin_run
 from pipeline.store.records import create_record, find_record
 from pipeline.store.writer import require_safe_writes
-from pipeline.teachers.selftest import few_rows
 from pipeline.teachers.teacher import find_scorer
 from schemas.columns import Ids, list_rows
 from schemas.fingerprint import fingerprint
@@ -52,8 +50,9 @@ from schemas.keys import (
 )
 from schemas.records.runs import AdmissionRecord, PromptsManifest
 
-NEW_TOKENS = 16
-"""Tokens that the student samples in its trial."""
+PROMPT_TOKENS, NEW_TOKENS = 32, 8
+"""Tokens of the longest prompt of a trial, and of what the student samples: they cost a forward of
+a few hundred tokens. Each round tests its teachers again, on rows of its own."""
 
 Figures = dict[str, Any]
 
@@ -115,7 +114,7 @@ def try_teachers(run: Run, *, note: Note) -> None:
         size = find_scorer(run, 0, name).identity.vocab_size
         first = pinned.model_copy(update={"shards": pinned.shards[:1]})
         prompts = list_rows(read_prompts(run.storage, first), "prompt_ids")
-        chosen = [prompts[i] for i in few_rows(np.array([len(p) for p in prompts]))]
+        chosen = cut_rows(prompts, most=PROMPT_TOKENS)
         trial = Trial(note, RunLedger(run))
         _keep(run, _tried(run, name, _halves(chosen), vocab_size=size, trial=trial))
 
@@ -147,7 +146,7 @@ def _trials(one: Candidate, stage: str | None, trial: Trial) -> list[AdmissionRe
     names = names if stage is None and _is_tried(run) else []
     if not sections and not names:
         return []
-    prompts, records = first_prompts(one), list[AdmissionRecord]()
+    prompts, records = first_prompts(one, most=PROMPT_TOKENS), list[AdmissionRecord]()
     rows = _halves(prompts)
     for section in sections:
         samples = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)

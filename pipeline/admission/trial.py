@@ -13,8 +13,9 @@ from pipeline.admission.models import Candidate, teacher_source
 from pipeline.admission.settings import engine_sections
 from pipeline.admission.starts import response_limit, sampling_start
 from pipeline.engines.engine import Engine, Sample, Sampling
+from pipeline.engines.kept import done
 from pipeline.engines.opening import open_engine
-from pipeline.engines.proof import proved_engine
+from pipeline.engines.proof import proof_key, proved_engine
 from pipeline.engines.start import Ledger, Note, Start
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import vocabulary_size
@@ -86,8 +87,12 @@ def sampling_sections(one: Candidate, stage: str | None, note: Note) -> list[Eng
     return list(found.values())
 
 
-def first_prompts(one: Candidate) -> list[Ids]:
+def first_prompts(one: Candidate, *, most: int) -> list[Ids]:
     """Return a few prompts of mixed lengths from the begin of the prompt file.
+
+    Args:
+        one: the run.
+        most: tokens of the longest.
 
     Raises:
         ConfigError: none of the first records is usable.
@@ -100,7 +105,19 @@ def first_prompts(one: Candidate) -> list[Ids]:
     prompts = [np.array(ids, np.int32) for ids in column.to_pylist()]
     if not prompts:
         raise ConfigError(f"{file.location} begins without a usable prompt")
-    return [prompts[i] for i in few_rows(np.array([len(p) for p in prompts]))]
+    return cut_rows(prompts, most=most)
+
+
+def cut_rows(rows: Sequence[Ids], *, most: int) -> list[Ids]:
+    """Return a few rows, cut so that their lengths are mixed even where all of them are long.
+
+    Args:
+        rows: ids.
+        most: tokens of the longest.
+    """
+    chosen = [rows[i][:most] for i in few_rows(np.array([min(len(row), most) for row in rows]))]
+    steps = [-(-most * (n + 1) // len(chosen)) for n in range(len(chosen))]
+    return [row[:n] for row, n in zip(sorted(chosen, key=len), steps, strict=True)]
 
 
 def try_student(
@@ -179,6 +196,12 @@ def opened(start: Start, trial: Trial) -> Iterator[Engine]:
     section = start.section.for_one_stage
     engine = begin(replace(start, section=section, ledger=trial.ledger), trial.note)
     try:
+        if start.use == "sample" and engine.name == "hf" and _is_whole_folder(start.source):
+            done(proof_key(start))  # checkpoint 0 is the same model
         yield engine
     finally:
         engine.close()
+
+
+def _is_whole_folder(source: ModelSource) -> bool:
+    return source.is_folder and source.base is None

@@ -33,8 +33,8 @@ from schemas.columns import Ids
 from schemas.errors import DataError
 from schemas.scoresignal import Signal
 
-NEW_TOKENS = 64
-"""Most tokens of a trial's response."""
+PROMPT_TOKENS, NEW_TOKENS = 256, 64
+"""Most tokens of a trial's prompt and response."""
 
 
 def try_engines(run: Run, note: Note) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def try_engines(run: Run, note: Note) -> Iterator[Finding]:
 
 def _samples(one: Candidate, sampled: list[tuple[Ids, Sample]], trial: Trial) -> Finding:
     """Sample from the student with the engine of the rollout, and with that of the evaluation."""
-    prompts, tokens = first_prompts(one), 0
+    prompts, tokens = first_prompts(one, most=PROMPT_TOKENS), 0
     for section in sampling_sections(one, None, trial.note):
         samples = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)
         tokens += sum(len(sample.ids) for sample in samples)

@@ -5,23 +5,25 @@ of these. Promises: an engine whose draws its own scores do not bear out, or who
 checkpoint's probe does not, is closed before anything is sampled; a few hundred tokens are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.checkpoints.probe import Probe
 from pipeline.engines.borders import borders_of
-from pipeline.engines.engine import Engine, Sampling
+from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Note, Start
 from pipeline.engines.vllm.weightcheck import probe_scores
 from pipeline.models.border import explained
+from pipeline.models.look.settings import CONFIG
 from pipeline.models.source import load_settings
 from pipeline.scores.drift import Gap, gap_of
 from pipeline.scores.tolerances import noise_limit
-from schemas.columns import Ids
+from schemas.columns import Floats, Ids
 from schemas.errors import CapacityError, ConfigError
 from schemas.scoresignal import Signal
 
@@ -59,21 +61,45 @@ def proved_engine(start: Start, note: Note, *, probe: Probe | None = None) -> En
     return engine
 
 
+def proof_key(start: Start) -> Hashable:
+    """Return what a proof of engine `hf` holds for: every model of the same settings.
+
+    Args:
+        start: with a model whose files are on this machine.
+    """
+    settings = (Path(start.source.location) / CONFIG).read_text(encoding="utf-8")
+    section = start.section
+    batches = (section.device, section.batch_tokens, section.logit_chunk_mb)
+    return ("proof", settings, batches, start.dtype, start.max_tokens)
+
+
 def drawn_gap(engine: Engine, prompts: Sequence[Ids], tokens: int) -> Gap:
     """Return how far what an engine draws is from its scores of the same rows, one at a time.
 
-    The rows are drawn twice: to their end, and once more where one ends early.
+    The rows are drawn twice: to their end, and once more where one ends early. What is drawn again
+    has been scored.
     """
     plain, seeds = Sampling(1.0, 1.0, 0, tokens, ()), range(len(prompts))
-    samples = engine.generate(prompts, seeds, plain)
-    early = int(samples[0].ids[tokens // 2])
-    samples += engine.generate(prompts, seeds, replace(plain, stop_token_ids=(early,)))
-    drawn, scored = [], []
-    for prompt, sample in zip([*prompts, *prompts], samples, strict=True):
-        found = engine.score([prompt], [sample.ids], signal=Signal(1), vocab_size=engine.vocab_size)
-        drawn.append(sample.logprobs)
-        scored.append(found.token_logprob)
-    return gap_of(np.concatenate(drawn), np.concatenate(scored))
+    whole = engine.generate(prompts, seeds, plain)
+    early = int(whole[0].ids[tokens // 2])
+    ended = engine.generate(prompts, seeds, replace(plain, stop_token_ids=(early,)))
+    scored = [
+        _scored(engine, prompt, sample) for prompt, sample in zip(prompts, whole, strict=True)
+    ]
+    again = [
+        found[: len(mine.ids)]
+        if np.array_equal(mine.ids, first.ids[: len(mine.ids)])
+        else _scored(engine, prompt, mine)
+        for prompt, mine, first, found in zip(prompts, ended, whole, scored, strict=True)
+    ]
+    drawn = np.concatenate([sample.logprobs for sample in (*whole, *ended)])
+    return gap_of(drawn, np.concatenate([*scored, *again]))
+
+
+def _scored(engine: Engine, prompt: Ids, sample: Sample) -> Floats:
+    """Return an engine's scores of one row."""
+    found = engine.score([prompt], [sample.ids], signal=Signal(1), vocab_size=engine.vocab_size)
+    return found.token_logprob
 
 
 def _prove(engine: Engine, start: Start, probe: Probe | None) -> None:

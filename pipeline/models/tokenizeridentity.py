@@ -3,6 +3,7 @@
 import json
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from pipeline.models.tokenizer import shortened
 from schemas.errors import IdentityError
@@ -20,10 +21,15 @@ ROLES = {
 }
 """Special tokens in words."""
 
+_DIGESTS: WeakKeyDictionary["PreTrainedTokenizerBase", str] = WeakKeyDictionary()
+"""Digests of tokenizers that are held: nobody changes one, and a large one takes half a second."""
+
 
 def vocabulary_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the digest of how text becomes ids and ids become text, special roles left out."""
-    return fingerprint(_vocabulary(tokenizer))
+    if tokenizer not in _DIGESTS:
+        _DIGESTS[tokenizer] = fingerprint(_vocabulary(tokenizer))
+    return _DIGESTS[tokenizer]
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -56,8 +62,7 @@ def check_same_tokenizer(
         IdentityError: they differ; the message says in what first.
     """
     head = f"the tokenizers of the student and of teacher {teacher_name!r} differ: "
-    ours, theirs = _vocabulary(student), _vocabulary(teacher)
-    if difference := _vocabulary_difference(ours, theirs):
+    if difference := _meant_otherwise(student, teacher):
         raise IdentityError(
             f"{head}{difference}. Scores would belong to other text: take a teacher and a student "
             "of one tokenizer family, or give both folders the same tokenizer files"
@@ -68,6 +73,14 @@ def check_same_tokenizer(
             f"{head}{difference}. All ids mean the same text and only the special roles differ; if "
             f'that is intended, set teachers.{teacher_name}.tokenizer_check = "vocabulary"'
         )
+
+
+def _meant_otherwise(
+    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase"
+) -> str | None:
+    if vocabulary_digest(student) == vocabulary_digest(teacher):
+        return None
+    return _vocabulary_difference(_vocabulary(student), _vocabulary(teacher))
 
 
 def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipeline.engines.kept import done, once
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.ledger import RunLedger
 from pipeline.engines.opening import for_policy, open_engine
-from pipeline.engines.proof import proved_engine
+from pipeline.engines.proof import proof_key, proved_engine
 from pipeline.engines.start import Note, Start
 from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.own.effective import end_token_ids
@@ -22,9 +22,6 @@ from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from schemas.config.engines import EngineSection
 from schemas.records.training import CheckpointManifest
-
-SETTINGS = "config.json"
-"""What says how a model computes."""
 
 
 def lazy_engine(
@@ -63,12 +60,10 @@ def _opened(start: Start, note: Note, weights: Weights) -> Engine:
     """Return an engine that has proved itself; `hf` does so once for the students of one shape."""
     if start.section.engine != "hf" or start.source.base is not None:
         return proved_engine(start, note, probe=weights.probe)
-    settings = (Path(start.source.location) / SETTINGS).read_text(encoding="utf-8")
-    shape = ("proof", settings, repr(start.section), start.dtype, start.max_tokens)
-    if not once(shape):
+    if not once(proof_key(start)):
         return open_engine(start, note)
     engine = proved_engine(start, note, probe=weights.probe)
-    done(shape)
+    done(proof_key(start))
     return engine
 
 

@@ -3,11 +3,15 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.admission.trial import cut_rows
+from pipeline.engines import proof
 from pipeline.engines.server import process
 from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
@@ -163,3 +167,27 @@ def test_a_record_of_something_else_is_refused() -> None:
     words = json.loads(good.to_bytes()) | {"seen": {"engine": "vllm"}}
     with pytest.raises(DataError, match="what was seen has the fingerprint"):
         AdmissionRecord.from_bytes(forged(words), where="x")
+
+
+@pytest.mark.parametrize("lengths", [[500, 600, 700, 800, 900], [3, 40, 5, 700, 9, 2]])
+def test_rows_of_a_trial_are_short_and_of_mixed_lengths_however_long_the_prompts(
+    lengths: list[int],
+) -> None:
+    rows = [np.arange(n, dtype=np.int32) for n in lengths]
+    cut = [len(row) for row in cut_rows(rows, most=32)]
+    assert len(cut) == len(set(cut)) == 4 and sum(cut) <= 80 and max(cut) == 32
+
+
+def test_the_first_checkpoint_is_not_proved_again_where_the_student_was(
+    folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proofs, drawn = list[str](), proof.drawn_gap
+
+    def counted(*given: Any) -> Any:
+        proofs.append(given[0].name)
+        return drawn(*given)
+
+    monkeypatch.setattr(proof, "drawn_gap", counted)
+    changes = {"run.rounds": 2, "run.keep_models": True}
+    assert cli("run", "-c", write_run(folder, changes=changes)).code == 0
+    assert proofs == ["hf", "hf"]  # the student, and the teacher that is graded

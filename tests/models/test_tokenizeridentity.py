@@ -4,7 +4,6 @@ import json
 import random
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,9 +28,17 @@ def unigram_tokenizer(score: float = -2.0) -> Any:
     return Fast(tokenizer_object=backend, eos_token="b")
 
 
+class Made:
+    """What digests look at, in the place of a tokenizer."""
+
+    def __init__(self, **parts: Any) -> None:
+        """Hold the parts."""
+        self.__dict__.update(parts)
+
+
 def slow(tokens: str = "abc", merges: tuple[str, ...] = ("ab", "bc")) -> Any:
     """Return a tokenizer without a tokenizer.json, as far as digests look at one."""
-    return SimpleNamespace(
+    return Made(
         get_vocab=lambda: {token: index for index, token in enumerate(tokens)},
         bpe_ranks={tuple(pair): rank for rank, pair in enumerate(merges)},
         added_tokens_decoder={3: "<eos>"},
@@ -187,9 +194,7 @@ def test_a_tokenizer_without_a_backend_is_digested_by_its_vocabulary_merges_and_
 def test_merges_written_as_text_or_as_pairs_are_the_same() -> None:
     content = json.loads(bpe_backend().to_str())
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
-    old: Any = SimpleNamespace(
-        backend_tokenizer=SimpleNamespace(to_str=lambda: json.dumps(content))
-    )
+    old: Any = Made(backend_tokenizer=Made(to_str=lambda: json.dumps(content)))
     assert identity.vocabulary_digest(old) == identity.vocabulary_digest(bpe_tokenizer())
 
 
@@ -202,11 +207,9 @@ def test_a_vocabulary_of_262144_entries_is_digested_in_two_seconds_of_cpu() -> N
         "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges},
     }
     text = json.dumps(content)
-    large: Any = SimpleNamespace(
-        backend_tokenizer=SimpleNamespace(to_str=lambda: text), special_tokens_map={}
-    )
 
     def cpu_s() -> float:
+        large: Any = Made(backend_tokenizer=Made(to_str=lambda: text), special_tokens_map={})
         start = time.process_time()
         identity.tokenizer_digest(large)
         return time.process_time() - start

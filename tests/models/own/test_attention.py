@@ -102,8 +102,10 @@ def test_a_comparison_leaves_the_implementation_and_is_made_once(
     model: Any = load_model(source, dtype="float32", device="cpu")
     forwards: list[int] = []
     model.model.layers[0].register_forward_hook(lambda *_: forwards.append(1))
-    for _ in range(2):
-        attention.require_agreement(model, source, tokens=40)
+    copy: Any = load_model(make(tmp_path / "copy", None), dtype="float32", device="cpu")
+    copy.model.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    for each in (model, model, copy):
+        attention.require_agreement(each, source, tokens=40)
     assert len(forwards) == 2 and model.config._attn_implementation == "sdpa"
 
 
