@@ -68,7 +68,7 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     for key in ("train", "eval"):
         location = getattr(resolved.prompts, key)
         if location is not None:
-            require_prompt_file(place, location, key=f"prompts.{key}", settings=resolved.storage)
+            require_prompt_file(place, location, key=f"prompts.{key}", config=resolved)
     for graded in (resolved.eval, resolved.reward):
         if graded is not None:
             find_grader(graded, place)

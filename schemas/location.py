@@ -17,6 +17,9 @@ MISTAKEN = (*SCHEMES, "http", "https", "s3a", "s3n", "gs", "gcs", "az", "abfs", 
 
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}|arn:[A-Za-z0-9:_-]+")
 
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]{0,19}")
+"""Schemes of other libraries, as fsspec writes them."""
+
 EXPECTED = "use a path, file://… or s3://bucket/prefix"
 
 
@@ -63,6 +66,39 @@ def parse_location(text: str) -> Location:
     host, slash, path = rest.partition("/")
     _check_url(scheme, host, f"{slash}{path}")
     return Location(scheme, "" if scheme == "file" else host, f"{slash}{path}")
+
+
+def is_remote(text: str) -> bool:
+    """Return whether a text is the URL of a place that is only read from, by a library of its own.
+
+    `https://…`, `hf://…` and the like; not the stores, whose schemes are ours.
+    """
+    scheme, separator, _ = text.partition("://")
+    return bool(separator) and scheme.lower() not in SCHEMES
+
+
+def check_source(text: str) -> None:
+    """Make sure that a text names a place to read from: a path, or the URL of a store or a service.
+
+    Raises:
+        ValueError: it names none; the message repeats no secret.
+    """
+    if not is_remote(text):
+        parse_location(text)
+        return
+    scheme, _, rest = text.partition("://")
+    if not REMOTE.fullmatch(scheme):
+        raise ValueError(f"its scheme is none; {EXPECTED}, hf://datasets/owner/name/file")
+    host = rest.partition("/")[0]
+    if "?" in rest or "#" in rest or "@" in host or re.search(r":(?!\d+$)", host):
+        raise ValueError(
+            "it is a URL with a user, a password or parameters, which is not repeated. Credentials "
+            "come from the environment, as the library of its scheme reads them"
+        )
+    if "::" in rest or not rest.strip("/") or "\0" in rest:
+        raise ValueError(f"{shown(text)} names no file or folder of one service")
+    if {".", ".."} & set(rest.split("/")):
+        raise ValueError(f"a URL has no . and .. between its slashes ({shown(rest)})")
 
 
 def _checked_path(text: str) -> str:

@@ -96,8 +96,7 @@ def look_at_prompts(one: Candidate, *, read: bool) -> Finding:
         location = getattr(run.config.prompts, key)
         if location is None:
             continue
-        named, settings = f"prompts.{key}", run.config.storage
-        file = require_prompt_file(run.place, location, key=named, settings=settings)
+        file = require_prompt_file(run.place, location, key=f"prompts.{key}", config=run.config)
         words = file.location
         if read:
             tally = Tally()
@@ -148,8 +147,7 @@ def look_at_references(one: Candidate) -> Finding:
     run, section, location = one.run, one.run.config.eval, one.run.config.prompts.eval
     if section is None or location is None:
         return Finding("references", "ok", "none are needed: there is no [eval]")
-    settings = run.config.storage
-    file = require_prompt_file(run.place, location, key="prompts.eval", settings=settings)
+    file = require_prompt_file(run.place, location, key="prompts.eval", config=run.config)
     left, seen = section.max_prompts, 0
     for table in prompt_tables(file, run.config, one.tokenizer, tally=Tally()):
         columns = [table.column(name).to_pylist() for name in ("prompt_id", "reference")]

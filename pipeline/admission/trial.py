@@ -98,8 +98,8 @@ def first_prompts(one: Candidate, *, most: int) -> list[Ids]:
         ConfigError: none of the first records is usable.
     """
     run = one.run
-    location, settings = run.config.prompts.train, run.config.storage
-    file = require_prompt_file(run.place, location, key="prompts.train", settings=settings)
+    source = run.config.prompts.train
+    file = require_prompt_file(run.place, source, key="prompts.train", config=run.config)
     table = next(prompt_tables(file, run.config, one.tokenizer, tally=Tally()))
     column = table.column("prompt_ids").slice(0, FROM_PROMPTS)
     prompts = [np.array(ids, np.int32) for ids in column.to_pylist()]

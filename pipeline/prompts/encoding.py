@@ -16,6 +16,7 @@ from pipeline.prompts.files import PromptFile
 from pipeline.prompts.ids import Encoder
 from pipeline.prompts.reading import record_chunks
 from pipeline.prompts.records import PromptRecord, check_ids, parse_record
+from pipeline.prompts.shapes import renamed
 from pipeline.prompts.values import BadRecord
 from schemas.config.prompts import PromptsSection
 from schemas.config.run import RunConfig
@@ -95,7 +96,7 @@ def encoded_chunks(
     """
     section, size = config.prompts, vocabulary_size(tokenizer)
     encoder = Encoder(tokenizer, section)
-    for chunk in record_chunks(file):
+    for chunk in record_chunks(file, section.columns):
         tally.records += len(chunk)
         parsed = [_parsed(value, config) for _, value in chunk]
         found = []
@@ -103,7 +104,7 @@ def encoded_chunks(
             try:
                 usable = _usable(ids, max_tokens=section.max_tokens, vocab_size=size)
                 known = cast(PromptRecord, record)  # it has ids
-                row = _row(known, usable, number=number, unit=file.unit, seen=tally.seen)
+                row = _row(known, usable, number=number, file=file, seen=tally.seen)
                 chat = known.kind == "messages"
                 tally.chats += chat
                 found.append(Encoded(number, value, row, chat))
@@ -117,7 +118,7 @@ def _parsed(value: object, config: RunConfig) -> PromptRecord | BadRecord:
     if isinstance(value, BadRecord):
         return value
     try:
-        return parse_record(value, teachers=config.teachers)
+        return parse_record(renamed(value, config.prompts.columns), teachers=config.teachers)
     except BadRecord as problem:
         return problem
 
@@ -130,7 +131,7 @@ def _usable(ids: list[int] | BadRecord, *, max_tokens: int, vocab_size: int) -> 
 
 
 def _row(
-    record: PromptRecord, ids: list[int], *, number: int, unit: str, seen: dict[str, int]
+    record: PromptRecord, ids: list[int], *, number: int, file: PromptFile, seen: dict[str, int]
 ) -> dict[str, Any]:
     """Return the row of a record that no earlier one equals, and remember it."""
     digest = sequence_digest(ids, ())
@@ -138,7 +139,8 @@ def _row(
     own = f"id:{prompt_id}"
     for key, what in ((digest, "token ids"), (own, "prompt_id"), (prompt_id, "prompt_id")):
         if key in seen:
-            raise BadRecord("duplicate", f"duplicate of {unit} {seen[key]}: it has the same {what}")
+            first = file.named(seen[key])
+            raise BadRecord("duplicate", f"duplicate of {first}: it has the same {what}")
     seen[digest] = number
     if record.prompt_id is not None:
         seen[own] = number

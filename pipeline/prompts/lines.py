@@ -26,7 +26,7 @@ MARK = b"\xef\xbb\xbf"
 FORMATS = {
     b"PAR1": "a Parquet file: let its name end in .parquet",
     b"\x1f\x8b": "compressed with gzip: let its name end in .jsonl.gz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it, or compress it with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: let its name end in .jsonl.zst",
     b"PK\x03\x04": "a zip archive: unpack it",
     b"BZh": "compressed with bzip2: decompress it, or compress it with gzip",
     b"\xfd7zXZ": "compressed with xz: decompress it, or compress it with gzip",

@@ -75,11 +75,11 @@ def prepare_prompts(
     option, key = f"prompts.{split}", manifest_key(prompts_folder(run.name, split))
     source = _source(run, split)
     location = whole_location(run.place, source)
-    file = find_prompt_file(location, key=option, settings=run.config.storage)
+    file = find_prompt_file(location, key=option, config=run.config)
     pinned = find_record(run.storage, key, PromptsManifest)
     if pinned is None:
         if file is None:
-            raise missing_prompt_file(location, key=option, settings=run.config.storage)
+            raise missing_prompt_file(location, key=option, config=run.config)
         pinned = _made(run, split, file, tokenizer)()
     if file is not None:
         _check_source(pinned, file, option)
@@ -96,7 +96,7 @@ def made_prompts(run: Run, split: Split, tokenizer: "PreTrainedTokenizerBase") -
         ConfigError: as `prepare_prompts`.
     """
     named, source = f"prompts.{split}", _source(run, split)
-    file = require_prompt_file(run.place, source, key=named, settings=run.config.storage)
+    file = require_prompt_file(run.place, source, key=named, config=run.config)
     return _made(run, split, file, tokenizer)
 
 
@@ -200,7 +200,11 @@ def _store_shard(put: Put, table: pa.Table, metadata: dict[str, Any]) -> Shard:
 
 def _identity(section: PromptsSection, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """Return what the ids depend on besides the file, in words; `on_error` cannot change them."""
-    later = {} if section.answered == "refuse" else {"prompts.answered": section.answered}
+    later: dict[str, Any] = {}
+    if section.answered != "refuse":
+        later["prompts.answered"] = section.answered
+    if section.columns:
+        later["prompts.columns"] = section.columns
     return {
         **later,
         "tokenizer": tokenizer_digest(tokenizer),

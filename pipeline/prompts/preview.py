@@ -14,6 +14,7 @@ from pipeline.prompts.files import PromptFile, require_prompt_file
 from pipeline.prompts.ids import Encoder
 from pipeline.prompts.pinning import Split, read_prompts
 from pipeline.prompts.records import parse_record
+from pipeline.prompts.shapes import renamed
 from pipeline.prompts.template import TODAY, template_source
 from pipeline.prompts.values import BadRecord
 from pipeline.runs.run import Run
@@ -77,8 +78,7 @@ def preview_prompt(
     source: str | None = getattr(run.config.prompts, split)
     if source is None:
         raise ConfigError(f"prompts.{split} is not set: name a JSONL or Parquet file of prompts")
-    settings = run.config.storage
-    file = require_prompt_file(run.place, source, key=f"prompts.{split}", settings=settings)
+    file = require_prompt_file(run.place, source, key=f"prompts.{split}", config=run.config)
     found = _pinned(run, split, file, *_record(file, run, tokenizer, number))
     row, notes = found.one.row, list(found.notes)
     if found.pinned is None and isinstance(row, BadRecord):
@@ -121,7 +121,7 @@ def _record(
         raise ConfigError(f"{file.location} holds no records: expected one prompt per line or row")
     raise ConfigError(
         f"{file.location} has no {file.unit} {number}: it has {before} records, the last one in "
-        f"{file.unit} {last}"
+        f"{file.named(last)}"
     )
 
 
@@ -150,7 +150,8 @@ def _place(table: pa.Table, prompt_id: str) -> int:
 
 
 def _text(one: Encoded, run: Run, tokenizer: "PreTrainedTokenizerBase") -> str:
-    record = parse_record(one.value, teachers=run.config.teachers)
+    value = renamed(one.value, run.config.prompts.columns)
+    record = parse_record(value, teachers=run.config.teachers)
     written = Encoder(tokenizer, run.config.prompts).written(record)
     return written if isinstance(written, str) else str(tokenizer.decode(record.value))
 

@@ -4,6 +4,7 @@ Promises: what is sure is renamed, and nothing else: a record that has one of ou
 as it is.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.prompts.values import BadRecord
@@ -48,6 +49,33 @@ def expected_shape(names: Any) -> str:
     """Return what to do about a record with these columns, as the end of a message."""
     found = next((words for columns, words in ELSEWHERE if set(columns) <= set(names)), None)
     return "" if found is None else f"; {found}, or write {{role, content}} into 'messages'"
+
+
+def renamed(record: object, columns: Mapping[str, str]) -> object:
+    """Return a record whose columns have our names.
+
+    Args:
+        record: any JSON value.
+        columns: our name → the file's.
+
+    Raises:
+        BadRecord: it has a column of our name beside the one that is to have it.
+    """
+    if not columns or not isinstance(record, dict):
+        return record
+    ours = {theirs: name for name, theirs in columns.items()}
+    found: dict[str, Any] = {}
+    for column, part in record.items():
+        name = ours.get(str(column), str(column))
+        if part is not None and found.get(name) is not None:
+            raise BadRecord(
+                "column_taken",
+                f"prompts.columns takes {shown(columns[name])} for {name!r}, and the record has a "
+                f"{name!r} of its own: leave one of them out",
+            )
+        if part is not None or name not in found:
+            found[name] = part
+    return found
 
 
 def in_our_shape(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ share is kept once. Must not: judge what a record holds.
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -32,8 +32,12 @@ Unreadable = (pa.ArrowException, OSError, ValueError, LookupError, TypeError)
 """What pyarrow raises for bytes that are no Parquet file, or one that contradicts itself."""
 
 
-def parquet_records(file: PromptFile) -> Iterator[Sized]:
+def parquet_records(file: PromptFile, columns: Mapping[str, str]) -> Iterator[Sized]:
     """Yield the rows of a Parquet file.
+
+    Args:
+        file: the file.
+        columns: our name of a column → the file's, where it has another one.
 
     Raises:
         ConfigError: the file cannot be read, has none of the prompt columns or a name twice, or
@@ -41,7 +45,7 @@ def parquet_records(file: PromptFile) -> Iterator[Sized]:
     """
     try:
         with file.open() as raw:
-            parquet, extent = _opened(file, raw)
+            parquet, extent = _opened(file, raw, columns)
             number = 0
             for batch in parquet.iter_batches(batch_size=_batch_rows(extent)):
                 for value, size in _rows(batch):
@@ -58,15 +62,22 @@ def parquet_records(file: PromptFile) -> Iterator[Sized]:
         raise ConfigError(f"{file.location} is not a readable Parquet file: {words}") from error
 
 
-def _opened(file: PromptFile, raw: BinaryIO) -> tuple[pq.ParquetFile, Extent]:
+def _opened(
+    file: PromptFile, raw: BinaryIO, columns: Mapping[str, str]
+) -> tuple[pq.ParquetFile, Extent]:
     def read(start: int, length: int) -> bytes:
         raw.seek(start)
         return raw.read(length)
 
     footer = pq.ParquetFile(raw)
-    _check_columns(file, footer.schema_arrow)
+    _check_columns(file, footer.schema_arrow, columns)
     groups = row_groups(read, file.size())
     extent = checked_extent(groups, read, size=file.size(), shared=True)
+    if file.most is not None and extent.bytes > file.most:
+        raise ConfigError(
+            f"{file.location} takes {extent.bytes / 2**30:.1f} GiB decompressed, more than "
+            "prompts.max_gb allows: raise it, or name fewer files"
+        )
     parquet = pq.ParquetFile(
         raw,
         metadata=footer.metadata,
@@ -109,8 +120,15 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], int]]:
         yield dict(zip(names, values, strict=True)), size
 
 
-def _check_columns(file: PromptFile, schema: pa.Schema) -> None:
-    names = schema.names
+def _check_columns(file: PromptFile, schema: pa.Schema, columns: Mapping[str, str]) -> None:
+    absent = [theirs for theirs in columns.values() if theirs not in schema.names]
+    if absent:
+        raise ConfigError(
+            f"{file.location} has no column {shown(absent[0])}, which prompts.columns names; found "
+            f"{shown(schema.names)}"
+        )
+    ours = {theirs: name for name, theirs in columns.items()}
+    names = [ours.get(name, name) for name in schema.names]
     if set(names).isdisjoint({*KINDS, *CHAT_COLUMNS}):
         close = next((c for k in KINDS for c in difflib.get_close_matches(k, names, n=1)), None)
         hint = f"; did you mean to rename {close!r}?" if close else expected_shape(names)

@@ -17,8 +17,8 @@ from pipeline.setup.prompts import (
     HELD_OUT,
     TASK,
     TRAIN,
-    PromptFacts,
     look_at_prompts,
+    proposed_columns,
     sample_files,
     task_files,
 )
@@ -28,6 +28,7 @@ from pipeline.store.disk import files
 from pipeline.store.disk.scratch import disk_fault
 from pipeline.store.place import ConfigPlace
 from schemas.config.file import parse_config
+from schemas.config.run import RunConfig
 from schemas.errors import ConfigError, ConflictError
 from schemas.fingerprint import sha256
 
@@ -88,8 +89,16 @@ def init_run(asked: Asked, machine: Machine, *, note: Note) -> Path:
     made = _made_files(asked, out.parent, student)
     given = _given(asked, found, out.parent)
     facts = _facts(asked, machine, found)
-    draft = _text(out.name, propose(facts), given, found)
-    prompts = _prompt_facts(out, draft, student, made)
+    draft = parse_config(_text(out.name, propose(facts), given, found), where=str(out))
+    file = _prompt_file(out.parent, draft, made)
+    if columns := proposed_columns(file):
+        given["prompts"]["columns"] = columns
+        note(f"prompts: {file.location} has other names of columns, mapped: {columns}")
+    draft = parse_config(
+        _text(out.name, propose(facts), given, found), where=str(out), overrides=[ANY_LENGTH]
+    )
+    tokenizer = student.tokenizer
+    prompts = None if tokenizer is None else look_at_prompts(file, draft, tokenizer)
     if prompts is not None:
         facts = replace(
             facts, prompts=prompts.count, longest=prompts.longest, unusable=prompts.unusable
@@ -208,18 +217,12 @@ def _text(name: str, proposal: Proposal, given: dict[str, dict[str, Any]], found
     return toml_of(proposal, given, notes=notes, file=name)
 
 
-def _prompt_facts(
-    out: Path, draft: str, student: FoundModel, made: dict[str, bytes]
-) -> PromptFacts | None:
-    """Return what the run's prompts are like; None where no tokenizer is here to read them by."""
-    config = parse_config(draft, where=str(out), overrides=[ANY_LENGTH])
-    tokenizer, source = student.tokenizer, config.prompts.train
+def _prompt_file(folder: Path, config: RunConfig, made: dict[str, bytes]) -> PromptFile:
+    """Return the prompts of the run, one of the files that are to be made among them."""
+    source = config.prompts.train
     if source in made:
-        file = PromptFile(source, sha256(made[source]), made[source])
-    else:
-        place = ConfigPlace(str(out.parent))
-        file = require_prompt_file(place, source, key="prompts.train", settings=config.storage)
-    return None if tokenizer is None else look_at_prompts(file, config, tokenizer)
+        return PromptFile(source, sha256(made[source]), made[source])
+    return require_prompt_file(ConfigPlace(str(folder)), source, key="prompts.train", config=config)
 
 
 def _write(out: Path, text: str, made: dict[str, bytes], note: Note) -> None:

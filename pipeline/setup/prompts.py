@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.prompts.encoding import Tally, encoded_chunks
 from pipeline.prompts.files import PromptFile
+from pipeline.prompts.reading import record_chunks
+from pipeline.prompts.shapes import KINDS, in_our_shape
 from pipeline.prompts.values import BadRecord
 from pipeline.quickstart.addition import distinct
 from schemas.config.run import RunConfig
@@ -20,6 +22,11 @@ TRAIN, HELD_OUT = "prompts.jsonl", "held-out.jsonl"
 
 TASK = "addition"
 """The built-in task."""
+
+PROMPT_NAMES = ("question", "problem", "query", "instruction", "input", "inputs", "text")
+
+REFERENCE_NAMES = ("answer", "final_answer", "ground_truth", "target", "solution", "label")
+"""What other files call a prompt, and what is expected of it."""
 
 TASK_PROMPTS, TASK_HELD_OUT, TASK_SEED = 4096, 128, 0
 
@@ -69,6 +76,40 @@ def task_files() -> dict[str, bytes]:
         )
         for name, (count, seed) in sizes.items()
     }
+
+
+def proposed_columns(file: PromptFile) -> dict[str, str]:
+    """Return how the columns of a file are to be mapped: nothing where it has our names.
+
+    Raises:
+        ConfigError: the file cannot be read, or no column of it looks like a prompt.
+    """
+    refused: ConfigError | None = None
+    for name in ("", *PROMPT_NAMES):
+        columns = {"prompt": name} if name else {}
+        try:
+            first = next(record_chunks(file, columns), [])
+        except ConfigError as error:
+            refused = refused or error
+            continue
+        records = [value for _, value in first if isinstance(value, dict)]
+        if not name and not any(_is_unknown(one) for one in records):
+            return {}
+        if name and records and all(isinstance(one.get(name), str) for one in records):
+            there = next((n for n in REFERENCE_NAMES if n in records[0]), None)
+            ours = "reference" in records[0] or there is None
+            return columns if ours or there is None else {**columns, "reference": there}
+    if refused is not None:
+        raise refused
+    return {}
+
+
+def _is_unknown(record: dict[str, Any]) -> bool:
+    """Return whether a record has no prompt in any shape that is known."""
+    try:
+        return not set(in_our_shape(record)) & set(KINDS)
+    except BadRecord:
+        return False
 
 
 def look_at_prompts(

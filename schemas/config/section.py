@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from schemas.foreign import is_control, printable
-from schemas.location import parse_location
+from schemas.location import check_source, parse_location
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -59,6 +59,11 @@ def _placed(text: str) -> str:
     return text
 
 
+def _sourced(text: str) -> str:
+    check_source(text)
+    return text
+
+
 def _no_url(text: str) -> str:
     if parse_location(text).scheme:
         raise ValueError(
@@ -73,6 +78,11 @@ Text = Annotated[str, Field(max_length=1024), AfterValidator(_clean)]
 
 Place = Annotated[str, Field(max_length=4096), AfterValidator(_clean), AfterValidator(_placed)]
 """A path, or a URL of a store."""
+
+SourcePlace = Annotated[
+    str, Field(max_length=4096), AfterValidator(_clean), AfterValidator(_sourced)
+]
+"""A path, or a URL to read from: of a store, or of a service that fsspec knows."""
 
 ModelPlace = Annotated[str, Field(max_length=4096), AfterValidator(_clean), AfterValidator(_no_url)]
 """A path, or the id of a model on the hub."""

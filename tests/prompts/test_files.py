@@ -17,9 +17,9 @@ from pipeline.prompts.files import PromptFile, find_prompt_file
 from pipeline.prompts.lines import jsonl_records
 from pipeline.prompts.pinning import prepare_prompts
 from pipeline.store.storage import Storage
-from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError
 from tests.support.promptfiles import (
+    CONFIG,
     TEMPLATE,
     TOKENIZER,
     char_tokenizer,
@@ -118,7 +118,10 @@ def test_byte_order_marks_carriage_returns_and_blank_lines_do_no_harm(
 def test_a_file_in_another_format_is_refused_by_its_name(memory: Storage, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.json", [{"prompt": "a"}])
     message = refusal(memory, path)
-    assert f"prompts.train = '{path}'" in message and ".jsonl, .jsonl.gz, .parquet" in message
+    assert (
+        f"prompts.train = '{path}'" in message
+        and ".jsonl, .jsonl.gz, .jsonl.zst, .parquet" in message
+    )
 
 
 def test_a_missing_file_names_the_nearest_one(memory: Storage, tmp_path: Path) -> None:
@@ -129,9 +132,9 @@ def test_a_missing_file_names_the_nearest_one(memory: Storage, tmp_path: Path) -
     assert "correct the path" in refusal(memory, tmp_path / "none" / "p.jsonl")
 
 
-def test_a_folder_in_place_of_a_file_is_refused(memory: Storage, tmp_path: Path) -> None:
+def test_a_folder_without_prompt_files_is_refused(memory: Storage, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").mkdir()
-    assert "prompts.train: cannot read" in refusal(memory, tmp_path / "p.jsonl")
+    assert "is a folder without prompt files" in refusal(memory, tmp_path / "p.jsonl")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -169,7 +172,7 @@ def test_prompts_are_read_from_an_object_store(moto_storage: Storage) -> None:
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
-    file = find_prompt_file(str(path), key="prompts.train", settings=StorageSection())
+    file = find_prompt_file(str(path), key="prompts.train", config=CONFIG)
     assert file is not None
     file.check_unchanged()
     write_lines(path, [{"prompt": "b"}])

@@ -9,9 +9,9 @@ import pytest
 from pipeline.prompts.files import find_prompt_file
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.store.storage import Storage
-from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError, DataError, IdentityError
 from tests.support.promptfiles import (
+    CONFIG,
     TEMPLATE,
     TOKENIZER,
     USER,
@@ -54,7 +54,7 @@ def test_a_changed_file_is_refused_with_both_digests(memory: Storage, tmp_path: 
     with pytest.raises(IdentityError, match="pinned at first use") as caught:
         pin(memory, path)
     message = str(caught.value)
-    found = find_prompt_file(str(path), key="prompts.train", settings=StorageSection())
+    found = find_prompt_file(str(path), key="prompts.train", config=CONFIG)
     assert found is not None and f"found sha256 {found.sha256}" in message
     assert f"expected {first.source_sha256}" in message and "another run.name" in message
     write_lines(path, [{"prompt": "a"}])

@@ -17,9 +17,8 @@ from pipeline.prompts.reading import record_chunks
 from pipeline.prompts.table import parquet_records
 from pipeline.prompts.values import BadRecord
 from pipeline.store.storage import Storage
-from schemas.config.storage import StorageSection
 from schemas.errors import ConfigError
-from tests.support.promptfiles import TEMPLATE, USER, char_tokenizer, refusal, write_lines
+from tests.support.promptfiles import CONFIG, TEMPLATE, USER, char_tokenizer, refusal, write_lines
 
 GOOD = b'{"prompt": "a"}\n'
 
@@ -30,7 +29,7 @@ def values_of(data: bytes, name: str = "p.jsonl") -> list[Any]:
 
 def parquet_file(path: Path, columns: dict[str, Any], **options: Any) -> PromptFile:
     pq.write_table(pa.table(columns), path, **options)
-    file = find_prompt_file(str(path), key="prompts.train", settings=StorageSection())
+    file = find_prompt_file(str(path), key="prompts.train", config=CONFIG)
     assert file is not None
     return file
 
@@ -98,7 +97,7 @@ def test_a_text_that_rows_share_is_one_object(tmp_path: Path) -> None:
     chats = pa.array([[{"role": "user", "content": "c" * 1000}]] * 3000)
     columns = {"prompt": prompts, "system": shared, "chat": chats}
     file = parquet_file(tmp_path / "p.parquet", columns)
-    held = [value for _, value, _ in parquet_records(file)]
+    held = [value for _, value, _ in parquet_records(file, {})]
     assert [row["prompt"] for row in held] == prompts.to_pylist()  # type: ignore[index]
     assert len({id(row["system"]) for row in held}) == 1  # type: ignore[index]
     assert len({id(row["chat"][0]["content"]) for row in held}) == 1  # type: ignore[index]
@@ -111,7 +110,7 @@ def test_a_row_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     columns = {"prompt": pa.array(["a", "b" * 1000])}
     file = parquet_file(tmp_path / "p.parquet", columns, use_dictionary=False)
     with pytest.raises(ConfigError, match=r"p.parquet:row 2 is larger than 1000 bytes"):
-        list(parquet_records(file))
+        list(parquet_records(file, {}))
 
 
 @pytest.mark.parametrize("name", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
@@ -119,7 +118,7 @@ def test_texts_of_every_encoding_are_read(tmp_path: Path, name: str) -> None:
     texts = ["p" * (1 << 16) + str(row) for row in range(300)]
     encoding: Any = {"column_encoding": {"prompt": name}, "use_dictionary": False}
     file = parquet_file(tmp_path / "p.parquet", {"prompt": pa.array(texts)}, **encoding)
-    assert [row["prompt"] for _, row, _ in parquet_records(file)] == texts  # type: ignore[index]
+    assert [row["prompt"] for _, row, _ in parquet_records(file, {})] == texts  # type: ignore[index]
 
 
 @pytest.mark.parametrize("columns", [["prompt", "x", "x"], ["prompt", "prompt"]])
@@ -129,7 +128,7 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path, columns: list[str
     pq.write_table(table, path)
     file = PromptFile(str(path), "", path.read_bytes())
     with pytest.raises(ConfigError, match=f"two columns or fields '{columns[-1]}': rename one"):
-        list(parquet_records(file))
+        list(parquet_records(file, {}))
 
 
 def test_timestamps_of_96_bits_do_not_wrap(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_timestamps_of_96_bits_do_not_wrap(tmp_path: Path) -> None:
     file = parquet_file(
         tmp_path / "p.parquet", columns, use_deprecated_int96_timestamps=True, store_schema=False
     )
-    ((_, row, _),) = parquet_records(file)
+    ((_, row, _),) = parquet_records(file, {})
     assert str(row["at"]) == "10000-01-01 00:00:00"  # type: ignore[index]
 
 

@@ -9,6 +9,7 @@ import pytest
 from pipeline.setup.models import UNKNOWN_COMMIT
 from pipeline.setup.text import settings_in
 from schemas.config.file import parse_config
+from tests.support.promptfiles import write_lines, write_parquet
 from tests.support.runs import Cli
 from tests.support.tiny import make_model
 
@@ -90,6 +91,22 @@ def test_prompts_that_cannot_be_used_are_left_out_in_words(home: Path, cli: Cli)
     assert parse_config(text, where="run.toml").prompts.on_error == "skip"
 
 
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
+def test_columns_of_other_names_are_mapped(home: Path, cli: Cli, name: str) -> None:
+    rows = [{"question": f"{i}+1=", "answer": f"{i + 1}", "topic": "sums"} for i in range(20)]
+    if name.endswith(".parquet"):
+        write_parquet(home / name, rows)
+    else:
+        write_lines(home / name, rows)
+    models = ("--student", "text", "--teacher", "text")
+    cli.ok("init", *models, "--prompts", name, "--grader", "last_number", "--held-out", name)
+    config = parse_config((home / "run.toml").read_text(), where="run.toml")
+    assert config.prompts.columns == {"prompt": "question", "reference": "answer"}
+    assert config.rollout.prompts_per_round == 20
+    found = cli.ok("doctor", "-c", "run.toml")["findings"]
+    assert {one["name"]: one["words"] for one in found if one["state"] != "ok"} == {}
+
+
 def test_a_name_that_the_hub_is_not_asked_for_leaves_a_line_to_fill(home: Path, cli: Cli) -> None:
     result = cli.ok("init", "--student", "student", "--teacher", "nobody/no-such-model")
     assert any("the hub was not reached" in words for words in result["notes"])
@@ -110,6 +127,7 @@ def test_a_name_that_the_hub_is_not_asked_for_leaves_a_line_to_fill(home: Path, 
         ((*MODELS, "--prompts", "prompts.docx"), 2, "expected a file that ends in"),
         ((*MODELS, "--prompts", "empty.jsonl"), 2, "it holds no records"),
         ((*MODELS, "--prompts", "bad.jsonl"), 2, "no prompt of"),
+        ((*MODELS, "--prompts", "hf://datasets/no-one/nothing/p.parquet"), 6, "offline mode"),
         ((*MODELS, "--prompts", "good.jsonl", "--grader", "last_number"), 2, "--held-out"),
         ((*MODELS, "--grader", "no grader"), 2, "no grader"),
         ((*MODELS, "--base", "opd:gpu"), 2, "opd:cpu"),
@@ -121,7 +139,7 @@ def test_what_is_wrong_is_told_and_nothing_is_written(
     arguments: tuple[str, ...], code: int, words: str, home: Path, cli: Cli
 ) -> None:
     (home / "empty.jsonl").write_text("")
-    (home / "bad.jsonl").write_text('{"question": "x"}\n')
+    (home / "bad.jsonl").write_text('{"what": "x"}\n')
     (home / "good.jsonl").write_text('{"prompt": "x"}\n')
     before = sorted(path.name for path in home.iterdir())
     outcome = cli("init", *arguments)

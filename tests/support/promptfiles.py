@@ -98,6 +98,9 @@ def write_parquet(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 TOKENIZER = char_tokenizer()
 
+CONFIG = parse_config(SECTIONS.format(name="first", train="p.jsonl"), where="run.toml")
+"""A configuration whose prompts nobody asks for."""
+
 
 def pin(storage: Storage, path: Path, *overrides: str, tokenizer: Any = None) -> PromptsManifest:
     """Pin a file as the run's training prompts."""

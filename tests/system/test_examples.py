@@ -28,6 +28,7 @@ from schemas.config.models import StudentSection, TeacherSection
 from schemas.config.run import RunConfig
 from schemas.config.storage import StorageSection
 from schemas.records.runs import PromptsManifest
+from tests.support.promptfiles import CONFIG
 from tests.support.repository import REPOSITORY
 
 FOLDER = REPOSITORY / "examples"
@@ -204,7 +205,7 @@ def test_named_local_prompt_files_are_there(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PROMPT_FILES, ids=lambda p: p.name)
 def test_every_sample_prompt_is_well_formed(path: Path) -> None:
-    file = find_prompt_file(str(path), key="prompts.train", settings=StorageSection())
+    file = find_prompt_file(str(path), key="prompts.train", config=CONFIG)
     assert file is not None
     (chunk,) = record_chunks(file)
     records = [parse_record(value, teachers=["main"]) for _, value in chunk]

@@ -1,0 +1,1 @@
+"""Where prompt files lie: folders, and services that are read through fsspec."""
