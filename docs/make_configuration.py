@@ -241,7 +241,8 @@ def _kind(schema: Schema, whole: Schema) -> str:
     if kind == "array":
         items = schema.get("prefixItems") or [schema["items"]]
         count = f"{len(items)} " if "prefixItems" in schema else ""
-        return f"list of {count}{_kind(items[0], whole)}s"
+        word, *bounds = _kind(items[-1], whole).split(" ", 1)
+        return " ".join([f"list of {count}{word}s", *bounds])
     words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
     bounds = [f"{sign} {schema[bound]:.10g}" for bound, sign in BOUNDS.items() if bound in schema]
     if "pattern" in schema:

@@ -121,6 +121,8 @@ class Batch:
     """0 where a token is not trained."""
     rollout_logprob_T: Floats
     """Under the policy that sampled, nats."""
+    ended_B: NDArray[np.bool_]
+    """Whether the response ended by itself."""
     teacher: TeacherColumns
     advantage_B: Floats | None = None
     """Of the sequence's reward; NaN where it has none. None where nothing is graded."""
@@ -143,6 +145,7 @@ class Batch:
             token_ids_T=self.token_ids_T[tokens],
             weight_T=self.weight_T[tokens],
             rollout_logprob_T=self.rollout_logprob_T[tokens],
+            ended_B=self.ended_B[rows],
             teacher=self.teacher.take(tokens),
             advantage_B=None if self.advantage_B is None else self.advantage_B[rows],
             gate_B=None if self.gate_B is None else self.gate_B[rows],
@@ -162,6 +165,7 @@ def untrained_batch() -> Batch:
         token_ids_T=zero,
         weight_T=zeros,
         rollout_logprob_T=zeros,
+        ended_B=zeros > 0,
         teacher=TeacherColumns(zero[:, None], zeros[:, None], zeros[:, None] - np.inf, zeros),
         advantage_B=zeros * np.nan,
         gate_B=zeros,
@@ -179,6 +183,7 @@ def join_batches(parts: Sequence[Batch]) -> Batch:
         token_ids_T=np.concatenate([part.token_ids_T for part in parts]),
         weight_T=np.concatenate([part.weight_T for part in parts]),
         rollout_logprob_T=np.concatenate([part.rollout_logprob_T for part in parts]),
+        ended_B=np.concatenate([part.ended_B for part in parts]),
         teacher=join_teachers([part.teacher for part in parts]),
         advantage_B=np.concatenate(advantages) if len(advantages) == len(parts) else None,
         gate_B=np.concatenate(gates) if len(gates) == len(parts) else None,

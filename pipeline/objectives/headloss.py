@@ -19,7 +19,7 @@ from pipeline.objectives.matmuls import Sum, product, takes_low
 from pipeline.objectives.outside import Outside, plain_outside
 from pipeline.objectives.sides import Sides, View
 from pipeline.objectives.targets import Targets
-from pipeline.objectives.tokens.seen import look, no_look, planned
+from pipeline.objectives.tokens.seen import Seen, look, no_look, planned
 from pipeline.scores.buckets import bucket_of
 from schemas.config.loss import LossConfig
 
@@ -123,8 +123,9 @@ def head_loss(
     with torch.no_grad():
         cast = head.to(hidden_TH.dtype)
         chunks = _Chunks(cast if takes_low(hidden_TH) else head.to(torch.float32), loss, scale)
-        if loss.of_responses:
-            targets = chunks.planned(hidden_TH, targets, torch.split(rows_T, chunk_tokens))
+        if loss.is_planned:
+            seen = chunks.seen(hidden_TH, targets, torch.split(rows_T, chunk_tokens))
+            targets = planned(targets, seen, loss)
         for start in range(0, len(rows_T), chunk_tokens):
             rows_N = rows_T[start : start + chunk_tokens]
             part, hidden_NH = targets[rows_N], hidden_TH[rows_N]
@@ -174,15 +175,15 @@ class _Chunks:
 
         return chunk_loss.detach(), values, gradient
 
-    def planned(self, hidden_TH: Tensor, targets: Targets, chunks: Sequence[Tensor]) -> Targets:
-        """Return targets with what the objective takes from whole responses, seen beforehand."""
+    def seen(self, hidden_TH: Tensor, targets: Targets, chunks: Sequence[Tensor]) -> Seen:
+        """Return what the student says of all positions, where the objective asks beforehand."""
         seen = no_look(targets)
-        for rows_N in chunks:
+        for rows_N in chunks if self._loss.of_responses else ():
             part = targets[rows_N]
             view, _ = _viewed(self._logits(hidden_TH[rows_N]), part)
             for all_T, values_N in zip(seen, look(Sides(view, part), self._loss), strict=True):
                 all_T[rows_N] = values_N
-        return planned(targets, seen, self._loss)
+        return seen
 
     def _logits(self, hidden_NH: Tensor) -> Tensor:
         head = self._head

@@ -15,9 +15,9 @@ from pipeline.objectives.own.objective import OwnObjective
 from pipeline.objectives.rewardterm import BESIDE, gated, reward_term
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
-from pipeline.objectives.tokens import policy
+from pipeline.objectives.tokens import policy, seen
 from pipeline.objectives.tokens.policy import MAX_LOG_RATIO, policy_gradient
-from pipeline.objectives.tokens.seen import look, planned
+from pipeline.objectives.tokens.seen import look, no_look, planned
 from schemas.config.loss import POLICY, SAMPLES, DivergenceKind, LossConfig
 
 _PerToken = Callable[[Sides, LossConfig], Tensor]
@@ -48,8 +48,9 @@ def token_losses(
     if not bool(live_T.all()):  # a copy of the logits, so only where there is something to hide
         logits_TV = logits_TV.masked_fill(~live_T[:, None], 0.0)
     view = plain_view(logits_TV, targets)
-    if loss.of_responses:
-        targets = planned(targets, look(Sides(view, targets), loss), loss)
+    if loss.is_planned:
+        said = look(Sides(view, targets), loss) if loss.of_responses else no_look(targets)
+        targets = planned(targets, said, loss)
     loss_T, values = losses_of(Sides(view, targets), loss)
     values = {name: torch.where(live_T, value_T, 0.0) for name, value_T in values.items()}
     return torch.where(live_T, loss_T, 0.0), values
@@ -78,9 +79,12 @@ def _weighted(sides: Sides, loss: LossConfig) -> Tensor:
 
 
 def _distilled(sides: Sides, loss: LossConfig) -> Tensor:
-    if isinstance(loss, OwnObjective):
-        return gated(loss.per_token(sides), sides)
-    return gated(LOSSES[loss.kind](sides, loss), sides)
+    """Return the distillation loss of each token, with its own weight and that of its gate."""
+    own = loss.per_token(sides) if isinstance(loss, OwnObjective) else None
+    found_T = LOSSES[loss.kind](sides, loss) if own is None else own
+    plan = sides.targets.plan
+    weighted_T = found_T if plan is None or plan.weight_T is None else plan.weight_T * found_T
+    return gated(weighted_T, sides)
 
 
 def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
@@ -145,6 +149,9 @@ DIAGNOSTICS: dict[str, _PerToken] = {
     "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,
     "importance_cut": policy.weight_cut_share,
     "policy_clipped": policy.clipped_share,
+    "token_kept": seen.kept_share,
+    "token_weight": seen.token_weight,
+    "divergence_clipped": seen.clipped_share,
     **BESIDE,
 }
 """What is told of each token beside its loss, by the name of its metric."""

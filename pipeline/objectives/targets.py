@@ -34,6 +34,10 @@ class Plan:
     """Of the policy gradient."""
     log_ratio_T: Tensor | None = None
     """Log of the importance weight."""
+    weight_T: Tensor | None = None
+    """Factor of the distillation loss."""
+    clipped_T: Tensor | None = None
+    """bool, True where the divergence is above its clip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,8 @@ class Targets:
     """What is known of single ids outside the support; None sums over the support alone."""
     row_T: Tensor | None = None
     """int64 number of each token's response, whose tokens stand together; None where unknown."""
+    factor_T: Tensor | None = None
+    """float32 factor of each token's distillation loss, of what is known beforehand; None is 1."""
     plan: Plan | None = None
     """What was seen of whole responses; None where the objective looks at single tokens."""
     gate_T: Tensor | None = None

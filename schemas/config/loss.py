@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from schemas.config.objective.policy import RATIOS, PolicySection
+from schemas.config.objective.weights import WeightsSection
 from schemas.config.rewards.gates import LossGate
 from schemas.config.section import Section, file_and_function, later
 
@@ -93,6 +94,8 @@ class LossConfig(Section):
     """`policy_gradient` only: clip the advantage to ± this many nats."""
     policy: PolicySection = later(PolicySection())
     """`policy_gradient` only: advantages, ratios and estimators."""
+    weights: WeightsSection = later(WeightsSection())
+    """Which tokens are learned from, and how much."""
     teacher_logprob_floor: Annotated[float, Field(lt=0.0)] = -30.0
     """Floor of the teacher's log-probability in student-weighted terms, nats; hits are counted."""
 
@@ -151,7 +154,13 @@ class LossConfig(Section):
     def of_responses(self) -> bool:
         """Return whether a token's loss depends on what the student says of other tokens."""
         by_ratio = self.importance in ("geometric", "sequence")
-        return self.kind == POLICY and (by_ratio or self.policy.of_responses)
+        by_policy = self.kind == POLICY and (by_ratio or self.policy.of_responses)
+        return by_policy or self.weights.of_student
+
+    @property
+    def is_planned(self) -> bool:
+        """Return whether tokens have a plan before their losses are computed."""
+        return self.of_responses or self.weights.changed
 
     def _check_gate(self, gate: LossGate) -> None:
         if not self.distill_weight:

@@ -22,6 +22,7 @@ from schemas.errors import ConfigError, DataError
 from tests.support.learning import (
     ALL_AT_ONCE,
     FORWARD_KL,
+    OF_RESPONSES,
     ONE_BY_ONE,
     POLICY_GRADIENT,
     RATE,
@@ -70,7 +71,7 @@ def moves(setup: Setup, trained: Trained) -> Tensor:
     return torch.cat([(after - before)[before.abs() < 0.02] for after, before in pairs])
 
 
-@pytest.mark.parametrize("loss", [FORWARD_KL, POLICY_GRADIENT], ids=lambda c: str(c.kind))
+@pytest.mark.parametrize("loss", [FORWARD_KL, POLICY_GRADIENT, OF_RESPONSES], ids=range(3))
 def test_steps_equal_those_of_a_plain_torch_loop(
     setup: Setup, train: Trainer, loss: LossConfig
 ) -> None:

@@ -24,7 +24,9 @@ TORCHRUN = ("torch.distributed.run", "--nproc-per-node=2", "--no-python")
 MANY_STEPS = {"epochs": 8, "zero_stage": 2}
 
 
-def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
+def untrained(
+    finished_run: Path, folder: Path, loss: Mapping[str, object] | None = None, /, **changes: object
+) -> Path:
     """Copy a finished run to a folder and forget what training left; return its run.toml."""
     shutil.copytree(finished_run, folder)
     for key in ("rounds/0001", "rounds/0000/train", "rounds/0000/eval", "checkpoints/0001"):
@@ -32,7 +34,7 @@ def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
     shutil.rmtree(folder / "store/runs/tiny/checkpoints/0002")
     (folder / "store/runs/tiny/run.json").unlink()
     named = {f"train.{name}": value for name, value in changes.items()}
-    return write_run(folder, changes={"train.save_steps": 1, **named})
+    return write_run(folder, changes={"train.save_steps": 1, **named, **(loss or {})})
 
 
 def with_modules_of_ours(folder: Path) -> Path:
@@ -161,6 +163,34 @@ def test_several_processes_train_what_one_trains(
     for name in ("loss", "reverse_kl", "student_mass", "learning_rate"):
         assert two[name] == pytest.approx(one[name], rel=1e-4)
     assert_same_weights(folder, finished_run)
+
+
+OF_RESPONSES: dict[str, object] = {
+    "loss.kind": "opd",
+    "loss.importance": "geometric",
+    "loss.policy.discount": 0.5,
+    "loss.weights.entropy_share": 0.5,
+    "loss.weights.divergence_share": 0.3,
+    "loss.weights.prefix": 0.5,
+    "loss.weights.end": 0.5,
+}
+
+
+@pytest.mark.slow
+def test_what_is_chosen_of_responses_does_not_depend_on_who_trains_them(
+    finished_run: Path, tmp_path: Path, cli: Cli, warm_python: str
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    whole = untrained(finished_run, one, OF_RESPONSES)
+    cli.ok("train", "-c", whole, "--round", "0")
+    cut = untrained(finished_run, two, OF_RESPONSES, num_processes=2, micro_batch_tokens=24)
+    outcome = finish(train(cut, warm_python))
+    assert outcome.code == 0, outcome.stderr
+    found, expected = manifest(two)["summary"], manifest(one)["summary"]
+    assert 0.5 <= expected["token_kept"] < 0.9
+    for name in ("loss", "token_kept", "token_weight", "importance_cut"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
+    assert_same_weights(two, one)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def batch(tokens: int, *, k: int) -> Batch:
         token_ids_T=np.arange(tokens, dtype=np.int32),
         weight_T=numbers,
         rollout_logprob_T=-numbers,
+        ended_B=np.array([True]),
         teacher=TeacherColumns(
             ids_TK, -ids_TK.astype(np.float32), -2 * numbers[:, None], -3 * numbers
         ),

@@ -30,7 +30,12 @@ RESPONSES = [
         {"importance": "sequence", "policy": {"beyond_cap": "mask", "mix": 0.9}},
         {"policy": {"discount": 0.9, "baseline": "before", "standardize": True}},
         {"importance": "none", "policy": {"baseline": "response"}},
+        {"weights": {"entropy_share": 0.5, "prefix": 0.5, "least_divergence": 0.1}},
     )
+] + [
+    LossConfig.model_validate({"kind": kind, "weights": {"rescale": True, **keys}})
+    for kind in ("forward_kl", "reverse_kl")
+    for keys in ({"divergence_share": 0.4}, {"divergence_clip": 0.05, "prefix": 1.0})
 ]
 """Objectives of whole responses."""
 
@@ -113,7 +118,9 @@ def test_loss_gradients_and_diagnostics_do_not_depend_on_the_chunks(
     assert_equals_plain(*make_inputs(), loss, chunk_tokens)
 
 
-@pytest.mark.parametrize("loss", RESPONSES, ids=lambda loss: str(loss.policy.changed))
+@pytest.mark.parametrize(
+    "loss", RESPONSES, ids=lambda loss: loss.model_dump_json(exclude_defaults=True)[:60]
+)
 def test_responses_are_seen_whole_though_chunks_cut_them(loss: LossConfig) -> None:
     for chunk_tokens in (1, 2, ROWS):
         assert_equals_plain(*make_inputs(), loss, chunk_tokens)

@@ -41,6 +41,14 @@ ALL_AT_ONCE, SOME, ONE_BY_ONE = 4096, 24, 1
 STAGES = (0, 1, 2, 3)
 FORWARD_KL = LossConfig(kind="forward_kl")
 POLICY_GRADIENT = LossConfig(kind="policy_gradient")
+OF_RESPONSES = LossConfig.model_validate(
+    {
+        "kind": "policy_gradient",
+        "importance": "geometric",
+        "policy": {"discount": 0.5, "baseline": "before"},
+        "weights": {"entropy_share": 0.5, "positions": [[0, 1.0], [5, 0.5]], "rescale": True},
+    }
+)
 
 State = dict[str, Tensor]
 Metrics = list[dict[str, float | None]]

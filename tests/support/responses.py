@@ -84,7 +84,7 @@ def targets_of(text: Language, weight_T: Tensor | None = None) -> Targets:
 def token_losses_of(logits_TV: Tensor, targets: Targets, loss: LossConfig) -> Tensor:
     """Return the losses of tokens as they are made, in the type of the logits."""
     view = plain_view(logits_TV, targets)
-    if loss.of_responses:
+    if loss.is_planned:
         targets = planned(targets, look(Sides(view, targets), loss), loss)
     return losses_of(Sides(view, targets), loss)[0]
 

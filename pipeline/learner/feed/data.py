@@ -43,7 +43,7 @@ LENGTH_COLUMNS = ("prompt_ids", "response_mask", "round", "policy_version")
 
 ROW_COLUMNS = (
     *("prompt_ids", "response_ids", "response_mask", "rollout_student_logprobs"),
-    *("weight", "teacher", "sequence_digest"),
+    *("weight", "teacher", "sequence_digest", "finish_reason"),
 )
 """Columns that rows are trained from."""
 
@@ -189,6 +189,7 @@ class RoundData:
             token_ids_T=flat_values(table, "response_ids"),
             weight_T=np.repeat(row_weight, responses) * mask,
             rollout_logprob_T=flat_values(table, "rollout_student_logprobs"),
+            ended_B=pc.equal(table.column("finish_reason"), "stop").to_numpy(),
             teacher=self._teacher_columns(index, table, responses),
             advantage_B=self._advantage(index, table),
             gate_B=self._weights(index, table),

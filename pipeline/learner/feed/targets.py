@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pipeline.learner.feed.weights import token_factors
 from pipeline.learner.sequences import Batch, SampleColumns
 from pipeline.objectives.samples import Sample, threshold_sample, token_sample
 from pipeline.objectives.targets import Targets, build_targets
@@ -34,8 +35,13 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
         sample=sample,
         vocab_size=vocab_size,
     )
+    factor_T = token_factors(batch, loss.weights)
     rows_B = np.arange(len(batch.response_tokens_B))
-    return replace(targets, row_T=torch.from_numpy(np.repeat(rows_B, batch.response_tokens_B)))
+    return replace(
+        targets,
+        row_T=torch.from_numpy(np.repeat(rows_B, batch.response_tokens_B)),
+        factor_T=None if factor_T is None else torch.from_numpy(factor_T),
+    )
 
 
 def _of_tokens(batch: Batch, values_B: Floats | None) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from pipeline.objectives.outside import LOWEST
 from pipeline.objectives.rewardterm import compressed
 from pipeline.objectives.sides import Sides
 from pipeline.objectives.targets import Targets
-from pipeline.objectives.tokens.rows import Grid, before, discounted, grid_of
+from pipeline.objectives.tokens.rows import Grid, before, discounted
 from schemas.config.loss import POLICY, LossConfig
 from schemas.errors import DataError
 
@@ -69,17 +69,6 @@ def token_signal(
         advantage_T=_of_response(own_T.where(trained_T, 0.0), trained_T, grid, loss).to(now_T),
         log_ratio_T=_level(log_ratio_T.where(trained_T, 0.0), trained_T, grid, loss).to(now_T),
     )
-
-
-def response_signal(token_logprob_T: Tensor, targets: Targets, loss: LossConfig) -> Signal:
-    """Return `token_signal` of whole responses.
-
-    Raises:
-        ValueError: nobody said which token is of which response.
-    """
-    if targets.row_T is None:
-        raise ValueError("the objective looks at whole responses: targets need row_T")
-    return token_signal(token_logprob_T, targets, loss, grid_of(targets.row_T))
 
 
 def clipped_share(sides: Sides, loss: LossConfig) -> Tensor:

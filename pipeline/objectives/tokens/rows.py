@@ -66,5 +66,5 @@ def top_share(values_BL: Tensor, trained_BL: Tensor, share: float) -> Tensor:
     steps_BL = torch.arange(order_BL.shape[1], device=order_BL.device).expand_as(order_BL)
     ranks_BL.scatter_(1, order_BL, steps_BL)
     # 0.7 · 10 is a little more than 7
-    kept_B1 = torch.ceil(share * trained_BL.sum(1, keepdim=True).double() - 1e-9)
+    kept_B1 = torch.ceil(share * trained_BL.sum(1, keepdim=True).double() - 1e-9).clamp(min=1.0)
     return trained_BL & (ranks_BL < kept_B1)

@@ -7,23 +7,32 @@ Shapes: T tokens.
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from pipeline.objectives.divergences import DIVERGENCES
+from pipeline.objectives.estimators import over_categories
+from pipeline.objectives.outside import LOWEST
 from pipeline.objectives.sides import Sides
 from pipeline.objectives.targets import Plan, Targets
-from pipeline.objectives.tokens.policy import response_signal
-from schemas.config.loss import LossConfig
+from pipeline.objectives.tokens.policy import token_signal
+from pipeline.objectives.tokens.rows import Grid, grid_of
+from pipeline.objectives.tokens.weights import Weighed, clip_factor, token_weights
+from schemas.config.loss import POLICY, LossConfig
 
 
 class Seen(NamedTuple):
     """What is seen of the student at each position; constants."""
 
     token_logprob_T: Tensor
+    entropy_T: Tensor
+    divergence_T: Tensor
 
 
+@torch.no_grad()
 def look(sides: Sides, loss: LossConfig) -> Seen:
     """Return what the student says of some positions."""
-    return Seen(sides.student_token_logprob_T.detach())
+    return Seen(sides.student_token_logprob_T, sides.student_entropy_T, _divergence(sides, loss))
 
 
 def no_look(targets: Targets) -> Seen:
@@ -32,9 +41,68 @@ def no_look(targets: Targets) -> Seen:
 
 
 def planned(targets: Targets, seen: Seen, loss: LossConfig) -> Targets:
-    """Return targets with what the objective takes from whole responses."""
-    plan = Plan()
-    if loss.of_responses:
-        signal = response_signal(seen.token_logprob_T, targets, loss)
+    """Return targets with what the objective takes from whole responses.
+
+    Raises:
+        ValueError: nobody said which token is of which response.
+    """
+    if targets.row_T is None:
+        raise ValueError("the objective looks at whole responses: targets need row_T")
+    grid, plan = grid_of(targets.row_T), Plan()
+    if loss.kind == POLICY and loss.of_responses and targets.sample is None:
+        signal = token_signal(seen.token_logprob_T, targets, loss, grid)
         plan = replace(plan, **signal._asdict())
+    if loss.weights.changed:
+        plan = replace(plan, **_weights(targets, seen, loss, grid))
     return replace(targets, plan=plan)
+
+
+def kept_share(sides: Sides, _: LossConfig) -> Tensor:
+    """Return 1 for each token that is learned from, 0 for one whose weight is 0."""
+    return token_weight(sides, _) > 0
+
+
+def token_weight(sides: Sides, _: LossConfig) -> Tensor:
+    """Return the factor of each token's distillation loss."""
+    plan = sides.targets.plan
+    if plan is None or plan.weight_T is None:
+        return torch.ones_like(sides.log_z_T)
+    return plan.weight_T
+
+
+def clipped_share(sides: Sides, _: LossConfig) -> Tensor:
+    """Return 1 for each token whose divergence is above `divergence_clip`, else 0."""
+    plan = sides.targets.plan
+    if plan is None or plan.clipped_T is None:
+        return torch.zeros_like(sides.log_z_T)
+    return plan.clipped_T
+
+
+def _weights(targets: Targets, seen: Seen, loss: LossConfig, grid: Grid) -> dict[str, Tensor]:
+    """Return the fields of a plan about weights."""
+    keys, ratio_T = loss.weights, _log_ratio(seen.token_logprob_T, targets, loss)
+    weight_T = token_weights(
+        Weighed(seen.entropy_T, seen.divergence_T, ratio_T),
+        keys,
+        grid,
+        trained_T=targets.weight_T > 0,
+        factor_T=targets.factor_T,
+    )
+    if keys.divergence_clip is None:
+        return {"weight_T": weight_T}
+    return {
+        "weight_T": weight_T,
+        "clipped_T": clip_factor(seen.divergence_T, keys.divergence_clip) < 1.0,
+    }
+
+
+def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
+    """Return the divergence over the categories; of the policy gradient, that of its token."""
+    if loss.kind == POLICY:
+        return _log_ratio(sides.student_token_logprob_T, sides.targets, loss)
+    return over_categories(sides, DIVERGENCES[loss.kind], loss).clamp(min=0.0)
+
+
+def _log_ratio(token_logprob_T: Tensor, targets: Targets, loss: LossConfig) -> Tensor:
+    teacher_T = targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor)
+    return (teacher_T - token_logprob_T.clamp(min=LOWEST)).abs()
