@@ -11,7 +11,13 @@ from rich.text import Text
 
 from cli.progress import BarProgress, EventProgress, QuietProgress
 from cli.terminal import cell, console, say, say_json, say_table, warn
-from pipeline.runs.figures import EvalFigures, RewardFigures, ScoreFigures, TrainFigures
+from pipeline.runs.figures import (
+    EvalFigures,
+    RewardFigures,
+    SampleFigures,
+    ScoreFigures,
+    TrainFigures,
+)
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
 from pipeline.runs.status import RoundStatus, RunStatus
@@ -22,7 +28,7 @@ JSON_FILE = "OPD_JSON_FILE"
 """Variable that names a file for the JSON object, such as the one that Kubernetes hands on."""
 
 COLUMNS = (
-    *("round", "rollout", "grade", "score", "train", "eval", "reward"),
+    *("round", "rollout", "samples", "grade", "score", "train", "eval", "reward"),
     *("accuracy", "reverse KL", "teacher tokens", "reused rows", "seconds"),
 )
 OF_REWARDS = frozenset({"grade", "reward"})
@@ -123,9 +129,12 @@ def _notes(result: StageResult) -> list[str]:
     if isinstance(figures, EvalFigures) and figures.found is not None:
         found = figures.found
         return [f"{figures.subject} accuracy {found.accuracy:.1%} ± {found.standard_error:.1%}"]
+    if isinstance(figures, SampleFigures):
+        return [f"by teacher {figures.teacher}"]
     if isinstance(figures, RewardFigures):
         mean = "" if figures.reward is None else f"reward {figures.reward:.4f}"
-        return [part for part in (mean, without_reward(figures.faults)) if part]
+        whose = f"of teacher {figures.teacher}" if figures.teacher else ""
+        return [part for part in (whose, mean, without_reward(figures.faults)) if part]
     if isinstance(figures, TrainFigures) and figures.loss is not None:
         return [f"{figures.steps} steps, loss {figures.loss:.4f}"]
     return []
@@ -160,8 +169,11 @@ def print_status(status: RunStatus, *, only: int | None = None) -> None:
     if status.initial_accuracy is not None:
         rows.append({"round": "start", "accuracy": f"{status.initial_accuracy:.1%}"})
     rows += [_cells(row) for row in status.rounds]
-    graded = any(row.stages["grade"].state != "off" for row in status.rounds)
-    titles = [title for title in COLUMNS if graded or title not in OF_REWARDS]
+    off = {
+        name for name in ("samples", "grade") if all(_is_off(row, name) for row in status.rounds)
+    }
+    off |= OF_REWARDS if "grade" in off else set()
+    titles = [title for title in COLUMNS if title not in off]
     cells = [[row.get(title, "") for title in titles] for row in rows]
     say_table(titles, cells, left=(), width=STATUS_WIDTH, wrap_titles=True)
     for one in status.rounds:
@@ -227,6 +239,10 @@ def _at_work(row: RoundStatus) -> list[str]:
         if stage.failure is not None and not stage.is_running:
             lines.append(f"{where} failed: {stage.failure}")
     return lines
+
+
+def _is_off(row: RoundStatus, stage: str) -> bool:
+    return row.stages[stage].state == "off"
 
 
 def _cells(row: RoundStatus) -> dict[str, str | Text]:

@@ -145,8 +145,7 @@ def plan(
     """
     from pipeline.runs.forecast import forecast
     from pipeline.runs.run import check_run
-    from pipeline.runs.status import next_round
-    from pipeline.runs.tasks import round_tasks
+    from pipeline.runs.tasks import next_round, round_tasks
 
     run = load_run(config, overrides)
     check_run(run)  # what is left of other settings is not what their owner asks
@@ -203,7 +202,7 @@ def gate(
 def _show_scale(run: "Run", days: float, *, as_json: bool) -> None:
     """Print a run of this kind at many sizes, and what gives out first."""
     from pipeline.runs.forecast import forecast
-    from pipeline.runs.status import next_round
+    from pipeline.runs.tasks import next_round
     from pipeline.upkeep.scale import PUTS_PER_S, scale
 
     first = next_round(run, run.config.run.rounds)

@@ -42,6 +42,14 @@ def rollout(
     config: ConfigOption,
     round_index: RoundOption,
     overrides: SetOption = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let this teacher sample in the student's place, to the prompts that it teaches: "
+            "for loss.gate, or to train on.",
+        ),
+    ] = None,
     worker: WorkerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,13 +58,21 @@ def rollout(
 
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
-    _report(run, as_json, lambda: [run_rollout(run, round_index, worker=mine, progress=progress)])
+    _report(
+        run,
+        as_json,
+        lambda: [run_rollout(run, round_index, worker=mine, progress=progress, teacher=teacher)],
+    )
 
 
 def grade(
     config: ConfigOption,
     round_index: RoundOption,
     overrides: SetOption = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Grade the samples of this teacher, not the student's."),
+    ] = None,
     worker: WorkerOption = None,
     again: Annotated[
         bool,
@@ -71,15 +87,20 @@ def grade(
     """Give the responses of a round their rewards.
 
     A row on which the grader fails has no reward, and the round goes on; the failures are counted.
+    Where loss.gate asks for teachers' samples, they are graded too, unless --teacher names one.
     """
     from pipeline.stages.grade import run_grade
 
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
+    whose = [None, *run.config.answering] if teacher is None else [teacher]
     _report(
         run,
         as_json,
-        lambda: [run_grade(run, round_index, worker=mine, progress=progress, again=again)],
+        lambda: (
+            run_grade(run, round_index, worker=mine, progress=progress, again=again, teacher=name)
+            for name in whose
+        ),
     )
 
 

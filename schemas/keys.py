@@ -76,7 +76,8 @@ def owner(key: str) -> str:
 # --- runs/<run>/ ---
 
 CHECKPOINTS, ROUNDS, STATES, METRICS = "checkpoints", "rounds", "state", "metrics"
-GRADE = "grade"
+ROLLOUT, GRADE = "rollout", "grade"
+SAMPLES = "samples"  # of teachers, each in a folder of its own
 SCORE = "score"  # a folder for each teacher is below it
 STUDENT, TEACHER = "student", "teacher"  # what is graded; each teacher is below the second
 
@@ -117,6 +118,16 @@ def checkpoint_folder(run: str, index: int | None) -> str:
 def stage_folder(run: str, round_index: int, stage: str) -> str:
     """Return the folder of a stage of a round."""
     return f"{run_folder(run)}/{ROUNDS}/{round_index:04d}/{stage}"
+
+
+def sample_stage(teacher: str | None) -> str:
+    """Return the stage of a round in which the student samples, or a teacher."""
+    return ROLLOUT if teacher is None else f"{SAMPLES}/{teacher}"
+
+
+def grade_stage(teacher: str | None) -> str:
+    """Return the stage of a round that grades what the student has sampled, or a teacher."""
+    return GRADE if teacher is None else f"{sample_stage(teacher)}/{GRADE}"
 
 
 def score_stage(teacher: str) -> str:

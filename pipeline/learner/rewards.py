@@ -1,11 +1,13 @@
 """Rewards and answers that a round trains by: found, and held against configuration and rollout."""
 
+from functools import partial
+
 from pipeline.learner.feed.advantages import RewardInputs
 from pipeline.learner.feed.gates import GateInputs, TeacherAnswers
-from pipeline.runs.run import Run
+from pipeline.runs.run import Run, rollout_command
 from pipeline.store.records import check_fingerprint
 from schemas.errors import ConfigError, DataError, IdentityError
-from schemas.keys import GRADE, teacher_label
+from schemas.keys import GRADE, grade_stage, teacher_label
 from schemas.records.runs import RolloutManifest
 
 
@@ -53,7 +55,8 @@ def find_gate(run: Run, round_index: int) -> GateInputs | None:
         return None
     if gate.teacher == "any":
         return GateInputs(gate, {})
-    return GateInputs(gate, {name: _evaluated(run, name) for name in run.config.teachers})
+    found = _evaluated if gate.teacher == "eval" else partial(_sampled, round_index=round_index)
+    return GateInputs(gate, {name: found(run, name) for name in run.config.teachers})
 
 
 def _evaluated(run: Run, teacher: str) -> TeacherAnswers:
@@ -65,6 +68,20 @@ def _evaluated(run: Run, teacher: str) -> TeacherAnswers:
             "evaluated: run `opd eval --baseline` first"
         )
     return TeacherAnswers(manifest.fingerprint, manifest.units)
+
+
+def _sampled(run: Run, teacher: str, *, round_index: int) -> TeacherAnswers:
+    """Return what a teacher answered to the prompts of a round."""
+    rollout, rewards = run.rollout(round_index, teacher), run.rewards(round_index, teacher)
+    if rollout is None or rewards is None:
+        raise ConfigError(
+            f"loss.gate.teacher = 'samples' asks what teacher {teacher!r} answers in round "
+            f"{round_index}: run `{rollout_command(round_index, teacher)}` and `opd grade --round "
+            f"{round_index} --teacher {teacher}` first, or `opd run` for everything in order"
+        )
+    key = run.manifest_key(round_index, grade_stage(teacher))
+    check_fingerprint(run.storage, key, rewards.rollout_fingerprint, rollout.fingerprint)
+    return TeacherAnswers(rewards.fingerprint, rewards.units)
 
 
 def other_grader(run: Run, rewards: RewardInputs | None) -> str | None:

@@ -6,7 +6,7 @@ from pipeline.runs.run import Run
 from pipeline.shards.rewards import read_rewards
 from pipeline.store.records import find_record
 from schemas.errors import DataError
-from schemas.keys import GRADE, commit_key
+from schemas.keys import commit_key, grade_stage
 from schemas.records.runs import RolloutManifest
 from schemas.records.shards import Commit
 
@@ -25,7 +25,8 @@ def forget_rewards(
         fingerprint: of the work that stays.
         progress: told of each unit that is looked at.
     """
-    folder, forgotten = run.stage_folder(rollout.round, GRADE), list[str]()
+    stage, forgotten = grade_stage(rollout.teacher), list[str]()
+    folder = run.stage_folder(rollout.round, stage)
     progress.start("look at rewards", len(rollout.units), 0)
     try:
         for unit in rollout.units:
@@ -34,8 +35,8 @@ def forget_rewards(
             progress.advance()
     finally:
         progress.stop()
-    if forgotten or _is_other(run, rollout.round, fingerprint):
-        run.storage.delete(run.manifest_key(rollout.round, GRADE))
+    if forgotten or _is_other(run, rollout, fingerprint):
+        run.storage.delete(run.manifest_key(rollout.round, stage))
     for name in forgotten:
         run.storage.delete(commit_key(folder, name))
     return len(forgotten)
@@ -55,9 +56,9 @@ def _stays(run: Run, key: str, fingerprint: str) -> bool:
     return not FAULTS & set(faults.to_pylist())
 
 
-def _is_other(run: Run, round_index: int, fingerprint: str) -> bool:
+def _is_other(run: Run, rollout: RolloutManifest, fingerprint: str) -> bool:
     try:
-        manifest = run.rewards(round_index)
+        manifest = run.rewards(rollout.round, rollout.teacher)
     except DataError:
         return True
     return manifest is not None and manifest.fingerprint != fingerprint

@@ -54,6 +54,17 @@ class ScoreFigures:
 
 
 @dataclass(frozen=True)
+class SampleFigures:
+    """Who sampled, where it was not the student."""
+
+    teacher: str
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the CLI's JSON line, in order."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class RewardFigures:
     """Figures of a graded round."""
 
@@ -65,10 +76,13 @@ class RewardFigures:
     """Rows that have none, by kind of fault."""
     groups: int
     groups_without_spread: int
+    teacher: str | None = None
+    """Whose samples were graded; None for the student's."""
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of the CLI's JSON line, in order."""
-        return asdict(self)
+        found = asdict(self)
+        return found if self.teacher else {k: v for k, v in found.items() if k != "teacher"}
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from schemas.config.run import RunConfig
 from schemas.errors import ConfigError, DataError, IdentityError
 from schemas.fingerprint import fingerprint
 from schemas.keys import (
-    GRADE,
     baseline_folder,
     checkpoint_folder,
+    grade_stage,
     manifest_key,
     plan_key,
     run_folder,
     run_key,
+    sample_stage,
     score_stage,
     stage_folder,
 )
@@ -72,25 +73,28 @@ class Run:
         """
         return checkpoint_folder(self.name, index)
 
-    def rollout(self, round_index: int, plan: RolloutPlan | None = None) -> RolloutManifest | None:
-        """Return the rollout manifest of a round, or None before it is there.
+    def rollout(
+        self, round_index: int, teacher: str | None = None, *, plan: RolloutPlan | None = None
+    ) -> RolloutManifest | None:
+        """Return the manifest of what a round sampled, or None before it is there.
 
         Args:
             round_index: the round.
-            plan: of the round, where it was read already.
+            teacher: whose samples; None for the student's.
+            plan: of what was sampled, where it was read already.
 
         Raises:
             DataError: it is damaged, or not what the round's plan says.
         """
-        key = self.manifest_key(round_index, "rollout")
+        key = self.manifest_key(round_index, sample_stage(teacher))
         found = find_record(self.storage, key, RolloutManifest)
         if found is not None:
-            _check_planned(self, found, key, plan or self.plan(round_index))
+            _check_planned(self, found, key, plan or self.plan(round_index, teacher))
         return found
 
-    def plan(self, round_index: int) -> RolloutPlan | None:
-        """Return what a round samples, or None before that is fixed."""
-        key = plan_key(self.stage_folder(round_index, "rollout"))
+    def plan(self, round_index: int, teacher: str | None = None) -> RolloutPlan | None:
+        """Return what a round samples, or a teacher in it, or None before that is fixed."""
+        key = plan_key(self.stage_folder(round_index, sample_stage(teacher)))
         return find_record(self.storage, key, RolloutPlan)
 
     def score(self, round_index: int, teacher: str) -> ScoreManifest | None:
@@ -98,9 +102,10 @@ class Run:
         key = self.manifest_key(round_index, score_stage(teacher))
         return find_record(self.storage, key, ScoreManifest)
 
-    def rewards(self, round_index: int) -> RewardManifest | None:
-        """Return the reward manifest of a round, or None before it is there."""
-        return find_record(self.storage, self.manifest_key(round_index, GRADE), RewardManifest)
+    def rewards(self, round_index: int, teacher: str | None = None) -> RewardManifest | None:
+        """Return the rewards of a round's samples, or of a teacher's, or None before they exist."""
+        key = self.manifest_key(round_index, grade_stage(teacher))
+        return find_record(self.storage, key, RewardManifest)
 
     def train(self, round_index: int) -> TrainManifest | None:
         """Return the train manifest of a round, or None before it is there."""
@@ -126,9 +131,16 @@ def _check_planned(run: Run, manifest: RolloutManifest, key: str, plan: RolloutP
     if differs:
         raise DataError(
             f"{run.storage.url(key)} is not what its round's plan says: {differs}. Restore both; "
-            f"or delete the manifest and run `opd rollout --round {manifest.round}`, which makes "
-            "it again from what is committed"
+            "or delete the manifest and run "
+            f"`{rollout_command(manifest.round, manifest.teacher)}`, which makes it again from "
+            "what is committed"
         )
+
+
+def rollout_command(round_index: int, teacher: str | None) -> str:
+    """Return the command that samples a round, or a teacher's samples of it."""
+    whose = "" if teacher is None else f" --teacher {teacher}"
+    return f"opd rollout --round {round_index}{whose}"
 
 
 def open_run(placed: PlacedConfig) -> Run:

@@ -10,40 +10,20 @@ from pipeline.runs.gate import mean_reverse_kl
 from pipeline.runs.leases import Holder, holders
 from pipeline.runs.reporting import last_failure, stage_seconds
 from pipeline.runs.run import Run, changed_settings
+from pipeline.runs.tasks import wants_eval
 from pipeline.store.commit import committed_units
-from schemas.keys import GRADE, SCORE, STUDENT, score_stage, teacher_label
+from schemas.keys import (
+    GRADE,
+    SAMPLES,
+    SCORE,
+    STUDENT,
+    sample_stage,
+    score_stage,
+    teacher_label,
+)
 from schemas.records.rewards import RewardManifest
 from schemas.records.runs import EvalManifest, RolloutPlan
 from schemas.records.scores import ScoreManifest
-from schemas.records.training import TrainManifest
-
-
-def next_round(run: Run, rounds: int) -> int:
-    """Return the first round that is not finished, by bisection: finished rounds come first."""
-    low, high = 0, rounds
-    while low < high:
-        middle = (low + high) // 2
-        if _is_finished(run, middle, rounds):
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-def wants_eval(run: Run, round_index: int, rounds: int) -> bool:
-    """Return whether a round is followed by an evaluation."""
-    section = run.config.eval
-    if section is None:
-        return False
-    return (round_index + 1) % section.every_rounds == 0 or round_index + 1 == rounds
-
-
-def _is_finished(run: Run, round_index: int, rounds: int) -> bool:
-    trained: TrainManifest | None = run.train(round_index)
-    if trained is None:
-        return False
-    key = run.manifest_key(round_index, "eval")
-    return not wants_eval(run, round_index, rounds) or run.storage.exists(key)
 
 
 @dataclass(frozen=True)
@@ -150,8 +130,10 @@ def _some(run: Run, rounds: Sequence[int]) -> list[RoundStatus]:
     """Return where some rounds stand, up to the first that has not begun."""
 
     def read(index: int) -> RoundStatus | None:
-        plan = run.plan(index)
-        return None if plan is None else _round(run, index, plan)
+        plan, samples = run.plan(index), _samples(run, index)
+        if plan is None and samples.state == "off":
+            return None
+        return _round(run, index, plan, samples)
 
     with ThreadPoolExecutor(AT_ONCE, "opd-status") as pool:
         found = list(pool.map(read, rounds))
@@ -182,15 +164,17 @@ def _next_stage(run: Run, one: RoundStatus, planned: int) -> str | None:
     return next((name for name in due if one.stages[name].state not in ("done", "off")), None)
 
 
-def _round(run: Run, index: int, plan: RolloutPlan) -> RoundStatus:
+def _round(run: Run, index: int, plan: RolloutPlan | None, samples: StageStatus) -> RoundStatus:
     seconds = stage_seconds(run, index)
+    units = None if plan is None else plan.units
     scores = {name: run.score(index, name) for name in run.config.teachers}
     done = [s for s in scores.values() if s is not None]
     graded, rewards = run.evaluation(index), run.rewards(index)
     stages = {
         "rollout": _rollout(run, index, plan, seconds.get("rollout", 0.0)),
-        "grade": _rewarded(run, index, plan, rewards, seconds=seconds.get("grade", 0.0)),
-        "score": _score(run, index, plan, scores, seconds=seconds.get("score", 0.0)),
+        "samples": replace(samples, seconds=seconds.get(SAMPLES, 0.0)),
+        "grade": _rewarded(run, index, units, rewards, seconds=seconds.get("grade", 0.0)),
+        "score": _score(run, index, units, scores, seconds=seconds.get("score", 0.0)),
         "train": _train(run, index, seconds.get("train", 0.0)),
         "eval": _graded(run, graded, seconds.get("eval", 0.0)),
     }
@@ -210,7 +194,8 @@ def _looked_at(run: Run, index: int, name: str, stage: StageStatus) -> StageStat
     """Return a stage with who works on it and why it failed, where it is not done."""
     if stage.state in ("done", "off"):
         return stage
-    folders = [score_stage(t) for t in run.config.teachers] if name == SCORE else [name]
+    by_teacher = {SCORE: score_stage, SAMPLES: sample_stage}.get(name)
+    folders = [by_teacher(t) for t in run.config.teachers] if by_teacher else [name]
     failed = last_failure(run, index, name)
     return replace(
         stage,
@@ -219,17 +204,37 @@ def _looked_at(run: Run, index: int, name: str, stage: StageStatus) -> StageStat
     )
 
 
-def _rollout(run: Run, index: int, plan: RolloutPlan, seconds: float) -> StageStatus:
-    manifest = run.rollout(index, plan)
+def _samples(run: Run, index: int) -> StageStatus:
+    """Return where the teachers stand that sample in a round."""
+    plans = {name: run.plan(index, name) for name in run.config.teachers}
+    planned = {name: plan for name, plan in plans.items() if plan is not None}
+    if not planned:
+        return StageStatus("off")
+    found, tokens = 0, 0
+    for name in planned:
+        manifest = run.rollout(index, name)
+        if manifest is not None:
+            found, tokens = found + len(manifest.units), tokens + manifest.tokens
+        else:
+            folder = run.stage_folder(index, sample_stage(name))
+            found += len(committed_units(run.storage, folder))
+    units = sum(plan.units for plan in planned.values())
+    state = "done" if found == units else "partial" if found else "missing"
+    return StageStatus(state, found, units, tokens)
+
+
+def _rollout(run: Run, index: int, plan: RolloutPlan | None, seconds: float) -> StageStatus:
+    manifest = run.rollout(index, plan=plan)
     if manifest is not None:
         units = len(manifest.units)
         return StageStatus("done", units, units, manifest.tokens, seconds)
     found = len(committed_units(run.storage, run.stage_folder(index, "rollout")))
-    return StageStatus("partial" if found else "missing", found, plan.units, 0, seconds)
+    planned = None if plan is None else plan.units
+    return StageStatus("partial" if found else "missing", found, planned, 0, seconds)
 
 
 def _rewarded(
-    run: Run, index: int, plan: RolloutPlan, manifest: RewardManifest | None, *, seconds: float
+    run: Run, index: int, units: int | None, manifest: RewardManifest | None, *, seconds: float
 ) -> StageStatus:
     if manifest is not None:
         units = len(manifest.units)
@@ -237,18 +242,18 @@ def _rewarded(
     if run.config.reward is None:
         return StageStatus("off", seconds=seconds)
     found = len(committed_units(run.storage, run.stage_folder(index, GRADE)))
-    return StageStatus("partial" if found else "missing", found, plan.units, 0, seconds)
+    return StageStatus("partial" if found else "missing", found, units, 0, seconds)
 
 
 def _score(
     run: Run,
     index: int,
-    plan: RolloutPlan,
+    planned: int | None,
     scores: Mapping[str, ScoreManifest | None],
     *,
     seconds: float,
 ) -> StageStatus:
-    units, found, tokens = plan.units * len(scores), 0, 0
+    units, found, tokens = None if planned is None else planned * len(scores), 0, 0
     for name, manifest in scores.items():
         if manifest is not None:
             found, tokens = found + len(manifest.units), tokens + manifest.tokens

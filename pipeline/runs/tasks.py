@@ -1,4 +1,4 @@
-"""What a scheduler starts for a round: the calls of each stage, and whether the round is due."""
+"""What is due: the first round that is not finished, and what a scheduler starts for a round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,39 @@ from typing import Literal
 
 from pipeline.runs.gate import judge
 from pipeline.runs.run import Run, check_run
-from pipeline.runs.status import wants_eval
 from schemas.errors import ConfigError
+from schemas.records.training import TrainManifest
 
 Call = dict[str, str | int]
-"""One call of a stage: `worker` numbers it, `teacher` is an option of `opd score`."""
+"""One call of a stage: `worker` numbers it, `teacher` is an option of `opd score` or `rollout`."""
+
+
+def next_round(run: Run, rounds: int) -> int:
+    """Return the first round that is not finished, by bisection: finished rounds come first."""
+    low, high = 0, rounds
+    while low < high:
+        middle = (low + high) // 2
+        if _is_finished(run, middle, rounds):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def wants_eval(run: Run, round_index: int, rounds: int) -> bool:
+    """Return whether a round is followed by an evaluation."""
+    section = run.config.eval
+    if section is None:
+        return False
+    return (round_index + 1) % section.every_rounds == 0 or round_index + 1 == rounds
+
+
+def _is_finished(run: Run, round_index: int, rounds: int) -> bool:
+    trained: TrainManifest | None = run.train(round_index)
+    if trained is None:
+        return False
+    key = run.manifest_key(round_index, "eval")
+    return not wants_eval(run, round_index, rounds) or run.storage.exists(key)
 
 
 @dataclass(frozen=True)
@@ -62,13 +90,16 @@ def round_tasks(
             return RoundTasks("stopped", verdict.reason)
     mine = [name for name in names if name in teachers] or names
     shares: list[Call] = [{"worker": index} for index in range(workers)]
+    answers: list[Call] = [
+        {"teacher": name, **share} for name in run.config.answering for share in shares
+    ]
     one: list[Call] = [{"worker": 0}] if workers else []
     whole = set(mine) == set(names)
     return RoundTasks(
         state="due",
         reason="",
         baseline=one if round_index == 0 and run.config.eval is not None else [],
-        rollout=shares,
+        rollout=shares + answers,
         grade=one if run.config.reward is not None else [],
         score=[{"teacher": name, **share} for name in mine for share in shares],
         train=one if whole else [],

@@ -13,7 +13,7 @@ from pipeline.runs.forecast import Forecast, Rates, forecast, rates_of
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run
-from pipeline.runs.status import next_round
+from pipeline.runs.tasks import next_round
 from pipeline.shards.rollouts import read_rollout
 from pipeline.stages.rounds import TrainCall, run_rounds
 from pipeline.store.records import find_record

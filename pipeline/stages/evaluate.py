@@ -21,9 +21,8 @@ from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
 from pipeline.engines.opening import require_engine
 from pipeline.engines.vllm.slot import EngineSlot, Weights
-from pipeline.models.source import ModelSource, find_model, model_identity
-from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabulary_size
-from pipeline.models.tokenizeridentity import check_same_tokenizer
+from pipeline.models.source import ModelSource
+from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
 from pipeline.rewards.graders import Grade, Response, open_grader
 from pipeline.rewards.location import Grader, find_grader
@@ -41,7 +40,7 @@ from pipeline.stages.sampler import (
     student_weights,
 )
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
-from pipeline.stages.subjects import Subject
+from pipeline.stages.subjects import Subject, student_tokenizer, teacher_weights
 from pipeline.store.records import create_record
 from schemas.config.evaluation import EvalSection
 from schemas.errors import ConfigError, DataError
@@ -126,7 +125,10 @@ def _grade(
     with _weights(run, subject) as weights:
         source, policy_version = weights.source, weights.version
         tokenizer = model_tokenizer(source)
-        prompts = prepare_prompts(run, "eval", _prompt_tokenizer(run, subject, tokenizer))
+        reader = tokenizer
+        if subject.teacher is not None:
+            reader = student_tokenizer(run, subject.teacher, tokenizer)
+        prompts = prepare_prompts(run, "eval", reader)
         table = read_prompts(run.storage, prompts).slice(0, section.max_prompts)
         job = SampleJob(
             label=f"eval {subject.label}",
@@ -185,10 +187,8 @@ def _graded(grading: _Grading, tokenizer: Any, table: pa.Table) -> pa.Table:
 @contextmanager
 def _weights(run: Run, subject: Subject) -> Iterator[Weights]:
     """Give where a subject's model is, and which weights it has."""
-    name = subject.teacher
-    if name is not None:
-        source = find_model(run.place, run.config.teachers[name], f"teachers.{name}")
-        yield Weights(source, fingerprint(model_identity(source)), subject.dtype)
+    if subject.teacher is not None:
+        yield teacher_weights(run, subject.teacher)
         return
     policy = _policy(run, subject)
     with opened_model(run, policy) as source:
@@ -198,22 +198,6 @@ def _weights(run: Run, subject: Subject) -> Iterator[Weights]:
 def _policy(run: Run, subject: Subject) -> CheckpointManifest:
     """Return the checkpoint of a student; the first call imports it."""
     return policy_of_round(run, 0 if subject.round_index is None else subject.round_index + 1)
-
-
-def _prompt_tokenizer(run: Run, subject: Subject, tokenizer: Any) -> Any:
-    """Return the tokenizer that made the prompts' ids: the student's, which a teacher must share.
-
-    Raises:
-        IdentityError: the teacher would read other text.
-    """
-    name = subject.teacher
-    if name is None:
-        return tokenizer
-    with opened_model(run, policy_of_round(run, 0), weights=False) as policy:
-        student = stored_tokenizer(policy)
-    mode = run.config.teachers[name].tokenizer_check
-    check_same_tokenizer(student, tokenizer, teacher_name=name, mode=mode)
-    return student
 
 
 def _sampling(run: Run, section: EvalSection, tokenizer: Any, source: ModelSource) -> Sampling:

@@ -23,18 +23,19 @@ from pipeline.rewards.regrading import forget_rewards
 from pipeline.runs.figures import RewardFigures
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult, keeps_failure
-from pipeline.runs.run import Run, check_run, pin_run
+from pipeline.runs.run import Run, check_run, pin_run, rollout_command
 from pipeline.runs.units import Worker
 from pipeline.shards.rewards import read_rewards, write_rewards
 from pipeline.shards.rollouts import read_rollout
 from pipeline.stages.commits import StageUnits, commit_units
+from pipeline.stages.subjects import check_teacher
 from pipeline.store.commit import commit_names, content_shard, publish
 from pipeline.store.records import create_record, read_record
 from schemas.config.evaluation import RewardSection
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
 from schemas.foreign import excerpt
-from schemas.keys import GRADE, REWARDS, commits_folder
+from schemas.keys import GRADE, REWARDS, commits_folder, grade_stage, manifest_key
 from schemas.records.rewards import RewardManifest
 from schemas.records.runs import RolloutManifest
 from schemas.records.shards import Commit, UnitShard
@@ -63,7 +64,13 @@ class _Job:
     @property
     def folder(self) -> str:
         """Return the stage's folder."""
-        return self.run.stage_folder(self.rollout.round, GRADE)
+        return self.run.stage_folder(self.rollout.round, grade_stage(self.rollout.teacher))
+
+    @property
+    def command(self) -> str:
+        """Return the command that grades."""
+        whose = "" if self.rollout.teacher is None else f" --teacher {self.rollout.teacher}"
+        return f"opd grade --round {self.rollout.round}{whose}"
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +80,13 @@ class _Job:
 
 @keeps_failure("grade")
 def run_grade(
-    run: Run, round_index: int, *, worker: Worker, progress: Progress, again: bool = False
+    run: Run,
+    round_index: int,
+    *,
+    worker: Worker,
+    progress: Progress,
+    again: bool = False,
+    teacher: str | None = None,
 ) -> StageResult:
     """Grade what a round still lacks; write its reward manifest when nothing does.
 
@@ -83,6 +96,7 @@ def run_grade(
         worker: which units are ours.
         progress: told of each unit, and of the first fault of each kind.
         again: first forget rewards of another grader, and units on whose rows it failed.
+        teacher: whose samples of the round; None for the student's.
 
     Raises:
         ConfigError: there is no [reward], the round is not sampled, or the grader cannot be loaded.
@@ -90,7 +104,9 @@ def run_grade(
         DataError: a rollout shard is damaged.
     """
     check_run(run)
-    job = _job(run, round_index, progress)
+    if teacher is not None:
+        check_teacher(run, teacher)
+    job = _job(run, round_index, teacher, progress=progress)
     if again:
         forgotten = forget_rewards(run, job.rollout, job.fingerprint, progress=progress)
         progress.note(f"{forgotten} units of round {round_index} are to be graded anew")
@@ -99,9 +115,9 @@ def run_grade(
                 f"round {round_index} is trained already, on the rewards that it had: its student "
                 "stays as it is, and the train manifest names them"
             )
-    manifest = run.rewards(round_index)
+    manifest = run.rewards(round_index, teacher)
     if manifest is not None:
-        _check_same(job, run.manifest_key(round_index, GRADE), manifest.fingerprint)
+        _check_same(job, manifest_key(job.folder), manifest.fingerprint)
         return _result(job, manifest, computed=0)
     pin_run(run)
     for name in commit_names(run.storage, job.folder)[:1]:
@@ -110,15 +126,16 @@ def run_grade(
     return _graded(job, worker)
 
 
-def _job(run: Run, round_index: int, progress: Progress) -> _Job:
+def _job(run: Run, round_index: int, teacher: str | None, *, progress: Progress) -> _Job:
     section = run.config.reward
     if section is None:
         raise ConfigError("the configuration has no [reward] section: add one with a grader")
-    rollout = run.rollout(round_index)
+    rollout = run.rollout(round_index, teacher)
     if rollout is None:
+        whose = "rollout" if teacher is None else f"samples of teacher {teacher!r}"
         raise ConfigError(
-            f"round {round_index} has no finished rollout to grade: run "
-            f"`opd rollout --round {round_index}` first, or `opd run` for everything in order"
+            f"round {round_index} has no finished {whose} to grade: run "
+            f"`{rollout_command(round_index, teacher)}` first, or `opd run` for everything in order"
         )
     grader = find_grader(section, run.place)
     identity = {**section.words(), "code": list(grader.identity)}
@@ -135,8 +152,8 @@ def _check_same(job: _Job, key: str, found: str) -> None:
         raise IdentityError(
             f"{job.run.storage.url(key)} has rewards of another grader, another version of it, or "
             f"another rollout: found fingerprint {found}, expected {job.fingerprint}. To grade "
-            f"with the grader of now, run `opd grade --round {job.rollout.round} --again`: it "
-            "costs no samples and no teacher. To keep the rewards, undo the change"
+            f"with the grader of now, run `{job.command} --again`: it costs no samples and no "
+            "teacher. To keep the rewards, undo the change"
         )
 
 
@@ -145,7 +162,8 @@ def _graded(job: _Job, worker: Worker) -> StageResult:
     units = StageUnits(
         run.storage, job.folder, [u.unit for u in rollout.units], job.fingerprint, GRADE
     )
-    policy = policy_of_round(run, rollout.round)
+    # a teacher has the student's tokenizer, and may answer before the student is there
+    policy = policy_of_round(run, rollout.round if rollout.teacher is None else 0)
     with (
         opened_model(run, policy, weights=False) as source,
         open_judge(job.grader, job.section) as judge,
@@ -159,7 +177,7 @@ def _graded(job: _Job, worker: Worker) -> StageResult:
         )
     manifest = None
     if shards is not None:
-        key = run.manifest_key(rollout.round, GRADE)
+        key = manifest_key(job.folder)
         manifest = create_record(run.storage, key, _manifest(job, shards))
         _check_same(job, key, manifest.fingerprint)
         if not manifest.rewarded:
@@ -243,6 +261,7 @@ def _manifest(job: _Job, shards: tuple[UnitShard, ...]) -> RewardManifest:
         faults=dict(sorted(Counter(table.column("fault").drop_null().to_pylist()).items())),
         groups=figures.groups,
         groups_without_spread=figures.without_spread,
+        teacher=rollout.teacher,
     )
 
 
@@ -251,7 +270,7 @@ def _shown(manifest: RewardManifest) -> str:
 
 
 def _result(job: _Job, manifest: RewardManifest | None, *, computed: int) -> StageResult:
-    key, figures = job.run.manifest_key(job.rollout.round, GRADE), None
+    figures = None
     if manifest is not None:
         figures = RewardFigures(
             reward=manifest.mean,
@@ -259,6 +278,7 @@ def _result(job: _Job, manifest: RewardManifest | None, *, computed: int) -> Sta
             faults=manifest.faults,
             groups=manifest.groups,
             groups_without_spread=manifest.groups_without_spread,
+            teacher=manifest.teacher,
         )
     return StageResult(
         stage=GRADE,
@@ -267,6 +287,6 @@ def _result(job: _Job, manifest: RewardManifest | None, *, computed: int) -> Sta
         units=computed,
         rows=manifest.rows if manifest else 0,
         tokens=manifest.tokens if manifest else 0,
-        manifest=job.run.storage.url(key) if manifest else None,
+        manifest=job.run.storage.url(manifest_key(job.folder)) if manifest else None,
         figures=figures,
     )

@@ -1,19 +1,27 @@
-"""The rollout stage: the student of a round samples responses to the round's prompts.
+"""The rollout stage: the student of a round, or a teacher, samples responses to its prompts.
 
 Promises: the plan is fixed before the first sample; units are pure functions of it; run again, it
 computes what is missing and nothing else.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.admission.gate import begin
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sampling
 from pipeline.engines.opening import require_engine
-from pipeline.engines.vllm.slot import EngineSlot
-from pipeline.models.tokenizer import stored_tokenizer, vocabulary_size
+from pipeline.engines.vllm.slot import EngineSlot, Weights
+from pipeline.models.source import ModelSource
+from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
+from pipeline.runs.figures import SampleFigures
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult, keeps_failure
@@ -21,11 +29,11 @@ from pipeline.runs.run import Run, check_run
 from pipeline.runs.units import Worker
 from pipeline.stages.sampler import lazy_engine, stop_strings, stop_tokens, student_weights
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
+from pipeline.stages.subjects import check_teacher, student_tokenizer, teacher_weights
 from pipeline.store.records import check_fingerprint, create_record
 from schemas.fingerprint import fingerprint
-from schemas.keys import plan_key
+from schemas.keys import ROLLOUT, SAMPLES, manifest_key, plan_key, sample_stage
 from schemas.records.runs import PromptsManifest, RolloutManifest, RolloutPlan
-from schemas.records.training import CheckpointManifest
 
 
 @keeps_failure("rollout")
@@ -36,93 +44,146 @@ def run_rollout(
     worker: Worker,
     progress: Progress,
     slot: EngineSlot | None = None,
+    teacher: str | None = None,
 ) -> StageResult:
-    """Sample what a round still lacks; write the round's rollout manifest when nothing does.
+    """Sample what a round still lacks; write the manifest of its samples when nothing does.
 
     Args:
         run: the run.
         round_index: the round.
         worker: which units are ours.
         progress: told of each unit.
-        slot: where an engine is kept between stages, if one is.
+        slot: where an engine of the student is kept between stages, if one is.
+        teacher: who samples, the prompts that it teaches; None for the student, all prompts.
 
     Raises:
         ConfigError: prompts or model cannot be used, or the round before is not trained.
-        IdentityError: the round was planned with other settings.
+        IdentityError: the round was planned with other settings, or the teacher has another
+            tokenizer than the student.
     """
     check_run(run)
-    manifest = run.rollout(round_index)
+    if teacher is not None:
+        check_teacher(run, teacher)
+    manifest = run.rollout(round_index, teacher)
     if manifest is not None:
-        return _result(run, round_index, manifest, computed=0, start_s=0.0)
+        return _result(run, round_index, manifest, teacher=teacher)
     require_engine(run.config.rollout.engine, run.config.rollout.server.urls)
-    if round_index:
+    if round_index and teacher is None:
         policy_of_round(run, round_index)  # a round whose turn has not come begins no run
     begin(run, stage="rollout", note=progress.note)
-    return _sample_round(run, round_index, worker=worker, progress=progress, slot=slot)
+    return _sample_round(run, round_index, teacher, worker=worker, progress=progress, slot=slot)
 
 
 def _sample_round(
     run: Run,
     round_index: int,
+    teacher: str | None,
     *,
     worker: Worker,
     progress: Progress,
     slot: EngineSlot | None,
 ) -> StageResult:
-    policy = policy_of_round(run, round_index)
-    section, folder = run.config.rollout, run.stage_folder(round_index, "rollout")
-    with opened_model(run, policy) as source:
-        tokenizer = stored_tokenizer(source)
-        prompts = prepare_prompts(run, "train", tokenizer)
-        sampling = Sampling(
-            temperature=section.temperature,
-            top_p=section.top_p,
-            top_k=section.top_k,
-            max_new_tokens=section.max_new_tokens,
-            stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, source),
-            vocab_size=vocabulary_size(tokenizer),
-            candidates=section.candidates,
-            stop_strings=stop_strings(run, tokenizer),
-            sample=section.sample,
-        )
-        units = _units(run, round_index, prompts.rows)
-        plan = _pinned_plan(run, round_index, policy, prompts, sampling=sampling, units=units)
+    folder = run.stage_folder(round_index, sample_stage(teacher))
+    with _sampler(run, round_index, teacher) as sampler:
+        weights, table = sampler.weights, read_prompts(run.storage, sampler.prompts)
+        units = _units(run, round_index, table, teacher)
+        plan = _pinned_plan(run, round_index, sampler, units=units)
         job = SampleJob(
-            label="rollout",
+            label="rollout" if teacher is None else f"samples of {teacher}",
             round_index=round_index,
-            policy_version=policy.policy_version,
+            policy_version=weights.version,
             seed=run.config.run.seed,
             default_teacher=run.config.default_teacher,
-            sampling=sampling,
-            prompts=read_prompts(run.storage, prompts),
+            sampling=sampler.sampling,
+            prompts=table,
         )
-        weights = student_weights(run, policy, source)
-        stage = SampleStage(run.storage, folder, job, units, plan.fingerprint, tokenizer)
-        with lazy_engine(run, section, weights, slot=slot, progress=progress) as engine:
+        stage = SampleStage(run.storage, folder, job, units, plan.fingerprint, sampler.tokenizer)
+        own = slot if teacher is None else None
+        with lazy_engine(run, run.config.rollout, weights, slot=own, progress=progress) as engine:
             shards, computed = run_sampling(stage, engine, worker=worker, progress=progress)
     manifest = None
     if shards is not None:
         manifest = RolloutManifest(
             run=run.name,
             round=round_index,
-            policy_version=policy.policy_version,
+            policy_version=weights.version,
             fingerprint=plan.fingerprint,
             units=shards,
             rows=sum(u.shard.rows for u in shards),
             tokens=sum(u.shard.tokens for u in shards),
+            teacher=teacher,
         )
-        create_record(run.storage, run.manifest_key(round_index, "rollout"), manifest)
-    return _result(run, round_index, manifest, computed=computed, start_s=engine.start_s)
+        create_record(run.storage, manifest_key(folder), manifest)
+    done = _result(run, round_index, manifest, teacher=teacher)
+    return replace(done, units=computed, engine_start_s=engine.start_s)
 
 
-def _units(run: Run, round_index: int, rows: int) -> list[Unit]:
+@dataclass(frozen=True)
+class _Sampler:
+    """Who samples in a round, and how."""
+
+    teacher: str | None
+    weights: Weights
+    tokenizer: Any
+    prompts: PromptsManifest
+    sampling: Sampling
+
+
+@contextmanager
+def _sampler(run: Run, round_index: int, teacher: str | None) -> Iterator[_Sampler]:
+    """Give the student of a round, or a teacher, for the length of a block."""
+    if teacher is not None:
+        weights = teacher_weights(run, teacher)
+        tokenizer = model_tokenizer(weights.source)
+        reader = student_tokenizer(run, teacher, tokenizer)
+        prompts = prepare_prompts(run, "train", reader)
+        sampling = _sampling(run, tokenizer, weights.source, records=False)
+        yield _Sampler(teacher, weights, tokenizer, prompts, sampling)
+        return
+    policy = policy_of_round(run, round_index)
+    with opened_model(run, policy) as source:
+        tokenizer = stored_tokenizer(source)
+        prompts = prepare_prompts(run, "train", tokenizer)
+        sampling = _sampling(run, tokenizer, source, records=True)
+        yield _Sampler(None, student_weights(run, policy, source), tokenizer, prompts, sampling)
+
+
+def _sampling(run: Run, tokenizer: Any, source: ModelSource, *, records: bool) -> Sampling:
+    """Return how responses are drawn.
+
+    Args:
+        run: the run.
+        tokenizer: of the model.
+        source: the model.
+        records: whether ids beside the sampled ones are recorded, for objectives.
+    """
+    section = run.config.rollout
+    return Sampling(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        max_new_tokens=section.max_new_tokens,
+        stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, source),
+        vocab_size=vocabulary_size(tokenizer),
+        candidates=section.candidates if records else 0,
+        stop_strings=stop_strings(run, tokenizer),
+        sample=section.sample if records else 0,
+    )
+
+
+def _units(run: Run, round_index: int, table: pa.Table, teacher: str | None) -> list[Unit]:
+    """Return the units of a round; of a teacher those with the prompts that it teaches."""
     section = run.config.rollout
     drawn, epochs = draw_prompts(
-        rows,
+        table.num_rows,
         per_round=section.prompts_per_round,
         round_index=round_index,
         seed=run.config.run.seed,
     )
+    if teacher is not None:
+        named = table.column("teacher").fill_null(run.config.default_teacher)
+        mine = pc.equal(named, teacher).to_numpy()[drawn]
+        drawn, epochs = drawn[mine], epochs[mine]
     return cut_units(
         drawn,
         epochs,
@@ -132,42 +193,38 @@ def _units(run: Run, round_index: int, rows: int) -> list[Unit]:
 
 
 def _pinned_plan(
-    run: Run,
-    round_index: int,
-    policy: CheckpointManifest,
-    prompts: PromptsManifest,
-    *,
-    sampling: Sampling,
-    units: list[Unit],
+    run: Run, round_index: int, sampler: _Sampler, *, units: list[Unit]
 ) -> RolloutPlan:
     """Return the round's plan, fixed at the first call; refuse another one later."""
     facts: dict[str, Any] = {
         "run": run.name,
         "round": round_index,
-        "policy_version": policy.policy_version,
-        "prompts_fingerprint": prompts.fingerprint,
+        "policy_version": sampler.weights.version,
+        "prompts_fingerprint": sampler.prompts.fingerprint,
         "units": len(units),
         "rows": sum(len(unit.rows) for unit in units),
-        "sampling": {**sampling.words(), "seed": run.config.run.seed},
+        "sampling": {**sampler.sampling.words(), "seed": run.config.run.seed},
+        **({} if sampler.teacher is None else {"teacher": sampler.teacher}),
     }
     plan = RolloutPlan(**facts, fingerprint=fingerprint(facts))
-    key = plan_key(run.stage_folder(round_index, "rollout"))
+    key = plan_key(run.stage_folder(round_index, sample_stage(sampler.teacher)))
     stands = create_record(run.storage, key, plan)
     check_fingerprint(run.storage, key, stands.fingerprint, plan.fingerprint)
     return plan
 
 
 def _result(
-    run: Run, round_index: int, manifest: RolloutManifest | None, *, computed: int, start_s: float
+    run: Run, round_index: int, manifest: RolloutManifest | None, *, teacher: str | None
 ) -> StageResult:
-    key = run.manifest_key(round_index, "rollout")
+    """Return the result of a call that has computed nothing."""
+    key = run.manifest_key(round_index, sample_stage(teacher))
     return StageResult(
-        stage="rollout",
+        stage=ROLLOUT if teacher is None else SAMPLES,
         run=run.name,
         round=round_index,
-        units=computed,
+        units=0,
         rows=manifest.rows if manifest else 0,
         tokens=manifest.tokens if manifest else 0,
         manifest=run.storage.url(key) if manifest else None,
-        engine_start_s=start_s,
+        figures=None if teacher is None else SampleFigures(teacher),
     )

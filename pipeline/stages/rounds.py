@@ -8,7 +8,7 @@ from pipeline.runs.gate import judge
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run, check_run
-from pipeline.runs.status import next_round, wants_eval
+from pipeline.runs.tasks import next_round, wants_eval
 from pipeline.runs.units import Worker
 
 TrainCall = Callable[[int], StageResult]
@@ -40,9 +40,6 @@ def _rounds(
     from pipeline.admission.gate import begin, try_teachers
     from pipeline.admission.settings import look_at_grader
     from pipeline.stages.evaluate import run_eval
-    from pipeline.stages.grade import run_grade
-    from pipeline.stages.rollout import run_rollout
-    from pipeline.stages.score import run_score
     from pipeline.stages.subjects import baseline_subjects, round_subject
 
     alone, first = Worker(), next_round(run, rounds)
@@ -57,16 +54,31 @@ def _rounds(
         look_at_grader(run)
         try_teachers(run, note=progress.note)
     for index in range(first, rounds):
-        yield run_rollout(run, index, worker=alone, progress=progress, slot=slot)
-        if run.config.reward is not None:
-            yield run_grade(run, index, worker=alone, progress=progress)
-        yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
+        yield from _gathered(run, index, progress=progress, slot=slot)
         yield train(index)
         if wants_eval(run, index, rounds):
             subject = round_subject(run, index)
             yield run_eval(run, subject, worker=alone, progress=progress, slot=slot)
         if _is_over(run, index, progress):
             return
+
+
+def _gathered(
+    run: Run, index: int, *, progress: Progress, slot: EngineSlot
+) -> Iterator[StageResult]:
+    """Run the stages that give what a round trains on."""
+    from pipeline.stages.grade import run_grade
+    from pipeline.stages.rollout import run_rollout
+    from pipeline.stages.score import run_score
+
+    alone = Worker()
+    yield run_rollout(run, index, worker=alone, progress=progress, slot=slot)
+    if run.config.reward is not None:
+        yield run_grade(run, index, worker=alone, progress=progress)
+    for name in run.config.answering:
+        yield run_rollout(run, index, worker=alone, progress=progress, teacher=name)
+        yield run_grade(run, index, worker=alone, progress=progress, teacher=name)
+    yield from run_score(run, index, teacher=None, worker=alone, progress=progress)
 
 
 def _keeps_models(run: Run) -> bool:

@@ -1,8 +1,17 @@
-"""What an evaluation grades: the student of a round, the student as it came, a teacher."""
+"""Who samples: the student of a round, the student as it came, a teacher."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.checkpoints.opening import opened_model
+from pipeline.checkpoints.student import policy_of_round
+from pipeline.engines.vllm.slot import Weights
+from pipeline.models.source import find_model, model_identity
+from pipeline.models.tokenizer import stored_tokenizer
+from pipeline.models.tokenizeridentity import check_same_tokenizer
 from pipeline.runs.run import Run
+from schemas.errors import ConfigError
+from schemas.fingerprint import fingerprint
 from schemas.keys import STUDENT, baseline_folder, teacher_label
 
 
@@ -38,3 +47,39 @@ def baseline_subjects(run: Run) -> list[Subject]:
             folder = baseline_folder(run.name, label)
             subjects.append(Subject(label, None, folder, section.dtype, teacher=name))
     return subjects
+
+
+def check_teacher(run: Run, name: str) -> None:
+    """Make sure that a run has a teacher.
+
+    Raises:
+        ConfigError: it has none of this name.
+    """
+    if name not in run.config.teachers:
+        known = ", ".join(run.config.teachers)
+        raise ConfigError(f"there is no teacher {name!r}; known: {known}")
+
+
+def teacher_weights(run: Run, name: str) -> Weights:
+    """Return a teacher as the weights that a stage samples from."""
+    source = find_model(run.place, run.config.teachers[name], f"teachers.{name}")
+    version = fingerprint(model_identity(source))
+    return Weights(source, version, run.config.teachers[name].dtype)
+
+
+def student_tokenizer(run: Run, name: str, tokenizer: Any) -> Any:
+    """Return the student's tokenizer, which made the ids of the prompts.
+
+    Args:
+        run: the run.
+        name: of the teacher that samples.
+        tokenizer: the teacher's.
+
+    Raises:
+        IdentityError: the teacher would read other text.
+    """
+    with opened_model(run, policy_of_round(run, 0), weights=False) as policy:
+        student = stored_tokenizer(policy)
+    mode = run.config.teachers[name].tokenizer_check
+    check_same_tokenizer(student, tokenizer, teacher_name=name, mode=mode)
+    return student

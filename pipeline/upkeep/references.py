@@ -26,6 +26,7 @@ from schemas.keys import (
     REWARDS,
     ROLLOUTS,
     RUNS,
+    SAMPLES,
     SCORE,
     STATES,
     TEACHER,
@@ -95,9 +96,8 @@ def _records_below(storage: Storage, folder: str) -> Iterator[str]:
     for name in sorted(storage.names(folder)):
         if name.endswith(".json"):
             yield f"{folder}/{name}"
-    named_by_users = folder.endswith(
-        (f"/{SCORE}", f"/{TEACHER}")
-    )  # a teacher may be called `leases`
+    # a teacher may be called `leases`
+    named_by_users = folder.endswith((f"/{SCORE}", f"/{TEACHER}", f"/{SAMPLES}"))
     for name in sorted(storage.folders(folder)):
         if named_by_users or name != LEASES:
             yield from _records_below(storage, f"{folder}/{name}")

@@ -78,6 +78,12 @@ class RunConfig(Section):
         return next(iter(self.teachers))
 
     @property
+    def answering(self) -> list[str]:
+        """Names of the teachers whose graded samples a round waits for."""
+        gate = self.loss.gate
+        return list(self.teachers) if gate is not None and gate.teacher == "samples" else []
+
+    @property
     def objective(self) -> LossConfig:
         """The objective as it can be had of this rollout.
 
@@ -135,12 +141,12 @@ class RunConfig(Section):
         gate = self.loss.gate
         if gate is None:
             return
-        if gate.of_student and self.reward is None:
+        if (gate.of_student or gate.teacher == "samples") and self.reward is None:
             raise ValueError("loss.gate needs a [reward], which says what answers are right")
         if gate.teacher == "eval" and not (self.eval and self.eval.teachers):
             raise ValueError(
                 "loss.gate.teacher = 'eval' needs an [eval] with teachers = true, whose prompts "
-                "are those to train on"
+                "are those to train on; or say 'samples'"
             )
 
     def _check_kept(self) -> None:

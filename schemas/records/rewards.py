@@ -4,7 +4,7 @@ from typing import Any
 
 from schemas.fingerprint import fingerprint
 from schemas.forms import Count, Digest, FileName, Mark, Real, Words
-from schemas.keys import GRADE, REWARDS, manifest_key, stage_folder
+from schemas.keys import REWARDS, grade_stage, manifest_key, stage_folder
 from schemas.records.record import Versioned
 from schemas.records.shards import UnitShard
 from schemas.records.units import flaw_of_units
@@ -13,6 +13,7 @@ from schemas.records.units import flaw_of_units
 class RewardManifest(Versioned):
     """The rewards of a round's rollout by one grader, and how many rows have none."""
 
+    LATER = frozenset({"teacher"})
     run: FileName
     round: Count
     identity: dict[str, Any]
@@ -34,6 +35,8 @@ class RewardManifest(Versioned):
     """Prompts with a reward."""
     groups_without_spread: Count
     """Those whose rewards are all equal."""
+    teacher: FileName | None = None
+    """Whose samples are graded; None for the student's."""
 
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its units, its grader or its counts."""
@@ -52,5 +55,5 @@ class RewardManifest(Versioned):
 
     def misplaced(self, key: str) -> str | None:
         """Return which round it is of, where its key is another one's."""
-        home = manifest_key(stage_folder(self.run, self.round, GRADE))
+        home = manifest_key(stage_folder(self.run, self.round, grade_stage(self.teacher)))
         return None if key == home else f"the rewards of round {self.round} of run {self.run}"

@@ -14,6 +14,7 @@ from schemas.keys import (
     manifest_key,
     plan_key,
     run_key,
+    sample_stage,
     stage_folder,
 )
 from schemas.records.record import Versioned
@@ -64,6 +65,7 @@ class PromptsManifest(Versioned):
 class RolloutPlan(Versioned):
     """What a round samples, fixed before the first sample."""
 
+    LATER = frozenset({"teacher"})
     run: FileName
     round: Count
     policy_version: Mark
@@ -72,6 +74,8 @@ class RolloutPlan(Versioned):
     rows: Count
     sampling: dict[str, Any]
     fingerprint: Mark
+    teacher: FileName | None = None
+    """Who samples; None for the student."""
 
     def flaw(self) -> str | None:
         """Return how the plan contradicts itself: its fingerprint is another plan's."""
@@ -81,7 +85,7 @@ class RolloutPlan(Versioned):
 
     def misplaced(self, key: str) -> str | None:
         """Return which round it plans, where its key is another one's."""
-        home = plan_key(stage_folder(self.run, self.round, "rollout"))
+        home = plan_key(stage_folder(self.run, self.round, sample_stage(self.teacher)))
         return None if key == home else f"the plan of round {self.round} of run {self.run}"
 
 
@@ -102,8 +106,9 @@ class FailureRecord(Versioned):
 
 
 class RolloutManifest(Versioned):
-    """All sampled shards of a round, or of an evaluation."""
+    """All sampled shards of a round."""
 
+    LATER = frozenset({"teacher"})
     run: FileName
     round: Count
     policy_version: Mark
@@ -111,6 +116,8 @@ class RolloutManifest(Versioned):
     units: tuple[UnitShard, ...]
     rows: Count
     tokens: Count
+    teacher: FileName | None = None
+    """Who sampled; None for the student."""
 
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its units or their sums."""
@@ -118,7 +125,7 @@ class RolloutManifest(Versioned):
 
     def misplaced(self, key: str) -> str | None:
         """Return which round it is of, where its key is another one's."""
-        home = manifest_key(stage_folder(self.run, self.round, "rollout"))
+        home = manifest_key(stage_folder(self.run, self.round, sample_stage(self.teacher)))
         return None if key == home else f"the rollout of round {self.round} of run {self.run}"
 
     def departs(self, plan: RolloutPlan) -> str | None:

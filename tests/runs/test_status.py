@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.runs.leases import at_work
 from pipeline.runs.run import Run
-from pipeline.runs.status import AT_ONCE, next_round, run_status, wants_eval
+from pipeline.runs.status import AT_ONCE, run_status
+from pipeline.runs.tasks import next_round, wants_eval
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key
 from tests.support.minimal import EVAL, minimal_run
@@ -38,7 +39,7 @@ def test_status_reports_every_round_with_its_figures(run_copy: Path, cli: Cli) -
     assert [r["round"] for r in status["rounds"]] == [0, 1]
     for row in status["rounds"]:
         states = {name: stage["state"] for name, stage in row["stages"].items()}
-        assert states == dict.fromkeys(STAGES, "done") | {"grade": "off"}
+        assert states == dict.fromkeys(STAGES, "done") | {"grade": "off", "samples": "off"}
         assert row["teacher_tokens"] > 0
         assert row["reused_rows"] == 0
         assert row["reverse_kl"] > 0
@@ -91,7 +92,7 @@ def test_a_stage_is_missing_then_partial_then_done(memory: Storage) -> None:
     assert run_status(run).rounds == run_status(run, 0).rounds == []
     put_plan(run, 0)
     missing = dict.fromkeys(("rollout", "score", "train", "eval"), ("missing", 0))
-    missing["grade"] = ("off", 0)
+    missing |= {"grade": ("off", 0), "samples": ("off", 0)}
     assert states(run) == missing
     for stage in ("rollout", "score/main"):
         memory.put(commit_key(run.stage_folder(0, stage), "u00000"), b"{}")
@@ -108,6 +109,7 @@ def test_a_stage_is_missing_then_partial_then_done(memory: Storage) -> None:
     assert states(run) == {
         "rollout": ("done", UNITS),
         "grade": ("off", 0),
+        "samples": ("off", 0),
         "score": ("done", UNITS),
         "train": ("done", 3),
         "eval": ("done", UNITS),

@@ -93,9 +93,10 @@ def spelled_by_keys() -> set[str]:
         *(keys.name_key("<name>"), keys.pin_key(scorer), keys.probe_key("<random>")),
         keys.sweep_key(),
     }
-    stages = ("rollout", teacher, keys.GRADE, "eval")
+    answers = keys.sample_stage("<teacher>"), keys.grade_stage("<teacher>")
+    stages = (keys.sample_stage(None), teacher, keys.grade_stage(None), "eval", *answers)
     folders = [keys.stage_folder(run, 0, stage) for stage in stages]
-    found |= {keys.plan_key(folders[0]), keys.drift_key(folders[1])}
+    found |= {*(keys.plan_key(folders[at]) for at in (0, 4)), keys.drift_key(folders[1])}
     labels = (keys.STUDENT, keys.teacher_label("<name>"))
     for folder in (*folders, *(keys.baseline_folder(run, label) for label in labels)):
         found |= {keys.commit_key(folder, unit), keys.lease_key(folder, unit)}

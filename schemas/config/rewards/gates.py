@@ -17,9 +17,9 @@ class LossGate(Section):
     The weights of a response multiply.
     """
 
-    teacher: Literal["any", "eval"] = "any"
-    """`eval`: distil only prompts on which the teacher itself was right, as its evaluation says
-    (`eval.teachers`)."""
+    teacher: Literal["any", "eval", "samples"] = "any"
+    """`eval`, `samples`: distil only prompts on which the teacher itself was right, as its
+    evaluation (`eval.teachers`) or its graded samples (`opd rollout --teacher`) say."""
     teacher_rate: Fraction = 0.5
     """Share of right answers with which a teacher counts as right on a prompt."""
     student: Literal["any", "wrong", "right"] = "any"

@@ -27,9 +27,9 @@ GATES = [
     LossGate(pass_rate="hard", unknown=0.5),
     LossGate(pass_rate="middle"),
     LossGate(pass_rate="easy", student="wrong", right=0.5),
-    LossGate(teacher="eval", unknown=0.75),
+    LossGate(teacher="samples", unknown=0.75),
     LossGate(teacher="eval", teacher_rate=1.0, unknown=0.0),
-    LossGate(teacher="eval", student="wrong", pass_rate="hard", unknown=0.5),
+    LossGate(teacher="samples", student="wrong", pass_rate="hard", unknown=0.5),
 ]
 
 
@@ -100,9 +100,7 @@ def test_each_row_distils_as_far_as_what_is_known_of_it_says(
     stored = Stored(stored.tables, stored.scores, rollout, stored.manifests)
     rewards, answers, known = given(stored), {}, {}
     if gate.teacher != "any":  # nobody knows of the second teacher
-        answers["main"], known["main"] = answered(
-            memory, stored, "eval" if gate.unknown else "samples"
-        )
+        answers["main"], known["main"] = answered(memory, stored, gate.teacher)
     flat = [reward for unit in rewards for reward in unit]
     rows = [row for table in stored.tables for row in table.to_pylist()]
     rows = [{**row, "own": reward} for row, reward in zip(rows, flat, strict=True)]
