@@ -56,6 +56,7 @@ Some keys depend on each other; these checks raise, they never change a value:
   a `kl_type` other than `"advantage"` refuses the keys about advantages.
 - `[eval]` needs `prompts.eval`; `eval.pattern` belongs to `eval.reward = "regex"`;
   `eval.samples_per_prompt` above 1 needs `eval.temperature` above 0.
+- `loss.kind = "sft"` learns from one teacher, and refuses `loss.rl_weight` and `[loss.gate]`.
 - `[loss.gate]` needs `[reward]` where it asks for rewards, `loss.gate.teacher = "eval"` an `[eval]`
   with `teachers = true`, and `loss.gate.compress_nats` `loss.kind = "policy_gradient"`.
 - `reward.pattern` belongs to `reward.grader = "regex"`.

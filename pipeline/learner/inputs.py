@@ -8,7 +8,7 @@ from pipeline.learner.feed.advantages import RewardInputs
 from pipeline.learner.feed.gates import GateInputs
 from pipeline.learner.rewards import find_gate, find_rewards
 from pipeline.runs.ownfile import OwnFunction, own_loss
-from pipeline.runs.run import Run, check_run
+from pipeline.runs.run import Run, check_run, rollout_command
 from pipeline.store.records import check_fingerprint, read_record
 from schemas.config.run import signal_of
 from schemas.errors import ConfigError, DataError, IdentityError
@@ -76,6 +76,8 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
         IdentityError: the scores are of another teacher, another rollout or another run; or the
             rewards of another grader.
     """
+    if run.config.is_supervised:
+        return _supervised(run, round_index)
     rollout = run.rollout(round_index)
     if rollout is None:
         raise ConfigError(
@@ -98,6 +100,19 @@ def find_inputs(run: Run, round_index: int) -> TrainInputs:
         own_loss=own_loss(run.config.loss, run.place),
         gate=find_gate(run, round_index),
     )
+
+
+def _supervised(run: Run, round_index: int) -> TrainInputs:
+    """Return what the teacher sampled, which nobody scores."""
+    teacher = run.config.default_teacher
+    rollout = run.rollout(round_index, teacher)
+    if rollout is None:
+        raise ConfigError(
+            f"round {round_index} has no samples of its teacher, which loss.kind = 'sft' learns: "
+            f"run `{rollout_command(round_index, teacher)}` first, or `opd run` for everything"
+        )
+    policy = policy_of_round(run, round_index)
+    return TrainInputs(round_index, rollout, {}, policy, _first_step(run, round_index))
 
 
 def _scores(run: Run, round_index: int, teacher: str, rollout: RolloutManifest) -> ScoreManifest:

@@ -117,7 +117,8 @@ def drew_its_own(run: Run) -> bool:
     """Return whether a round's samples are draws from the very student that is trained on them."""
     rollout = run.config.rollout
     whole = rollout.temperature == 1.0 and rollout.top_p == 1.0 and rollout.top_k == 0
-    return whole and run.config.train.max_staleness == 0
+    stale = run.config.train.max_staleness > 0 or run.config.is_supervised
+    return whole and not stale
 
 
 def check_first_step(

@@ -94,6 +94,7 @@ def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
 LOSSES: dict[str, _PerToken] = {
     **dict.fromkeys(DIVERGENCES, _divergence),
     POLICY: policy_gradient,
+    "sft": lambda sides, _: -sides.student_token_logprob_T,
 }
 """The loss of each token in nats, by `loss.kind`."""
 

@@ -224,6 +224,8 @@ def _samples(run: Run, index: int) -> StageStatus:
 
 
 def _rollout(run: Run, index: int, plan: RolloutPlan | None, seconds: float) -> StageStatus:
+    if run.config.is_supervised:
+        return StageStatus("off", seconds=seconds)
     manifest = run.rollout(index, plan=plan)
     if manifest is not None:
         units = len(manifest.units)
@@ -253,6 +255,8 @@ def _score(
     *,
     seconds: float,
 ) -> StageStatus:
+    if run.config.is_supervised:
+        return StageStatus("off", seconds=seconds)
     units, found, tokens = None if planned is None else planned * len(scores), 0, 0
     for name, manifest in scores.items():
         if manifest is not None:

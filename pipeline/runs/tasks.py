@@ -79,6 +79,11 @@ def round_tasks(
     unknown = [name for name in teachers if name not in names]
     if unknown:
         raise ConfigError(f"there is no teacher {unknown[0]!r}; known: {', '.join(names)}")
+    if run.config.is_supervised and workers:
+        raise ConfigError(
+            "loss.kind = 'sft' is a baseline that `opd run` makes on one machine: schedulers have "
+            "no tasks for it"
+        )
     if round_index not in rounds:
         asked = f"rounds {rounds.start} to {rounds.stop - 1} are" if rounds else "none is"
         return RoundTasks("outside", f"{asked} asked for")

@@ -72,6 +72,10 @@ def _gathered(
     from pipeline.stages.score import run_score
 
     alone = Worker()
+    if run.config.is_supervised:
+        teacher = run.config.default_teacher
+        yield run_rollout(run, index, worker=alone, progress=progress, teacher=teacher)
+        return
     yield run_rollout(run, index, worker=alone, progress=progress, slot=slot)
     if run.config.reward is not None:
         yield run_grade(run, index, worker=alone, progress=progress)

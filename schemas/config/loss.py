@@ -20,7 +20,7 @@ DivergenceKind = Literal[
     "alpha",
 ]
 
-LossKind = Literal[DivergenceKind, "policy_gradient"]
+LossKind = Literal[DivergenceKind, "policy_gradient", "sft"]
 
 POLICY: LossKind = "policy_gradient"
 
@@ -56,6 +56,7 @@ SAMPLES: dict[str, tuple[SampleOf, ...]] = {
     "tvd": ("student",),
     "alpha": (),
     "policy_gradient": ("student",),
+    "sft": (),
 }
 """Whose samples keep the variance of a divergence's gradient bounded, the better one first.
 
@@ -71,7 +72,8 @@ class LossConfig(Section):
     """`forward_kl` = KL(teacher‖student), `reverse_kl` = KL(student‖teacher), `jsd` or `gkd` =
     generalised Jensen-Shannon, `skew_kl` and `skew_reverse_kl` = the KLs to a mixture with
     the other side, `tvd` = total variation, `alpha` = the α-divergence between both KLs,
-    `policy_gradient` or `opd` = sampled token, advantage log p_teacher − log q_student; or
+    `policy_gradient` or `opd` = sampled token, advantage log p_teacher − log q_student; `sft` =
+    −log q_student of what the teacher has sampled (`opd rollout --teacher`), to compare with; or
     `losses.py:function` = a function of your own, in a file beside the TOML."""
     estimator: Literal["auto", "bucket", "sampled"] = later("auto")
     """`bucket` sums over the support and one bucket for the rest: no noise, but a bias that no
@@ -115,6 +117,11 @@ class LossConfig(Section):
     def _check(self) -> "LossConfig":
         if not self.rl_weight and not self.distill_weight:
             raise ValueError("rl_weight and distill_weight are both 0: there is nothing to learn")
+        if self.kind == "sft" and (self.rl_weight or self.gate is not None):
+            raise ValueError(
+                "kind = 'sft' learns what a teacher has sampled, where rl_weight and gate have no "
+                "meaning: take them out"
+            )
         if self.gate is not None:
             self._check_gate(self.gate)
         if self.estimator == "sampled" and not SAMPLES.get(self.kind):

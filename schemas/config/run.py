@@ -78,6 +78,11 @@ class RunConfig(Section):
         return next(iter(self.teachers))
 
     @property
+    def is_supervised(self) -> bool:
+        """Whether a round learns what its teacher samples: the student samples nothing to learn."""
+        return self.loss.kind == "sft"
+
+    @property
     def answering(self) -> list[str]:
         """Names of the teachers whose graded samples a round waits for."""
         gate = self.loss.gate
@@ -130,6 +135,8 @@ class RunConfig(Section):
         graded = self.gate and (self.gate.target_accuracy or self.gate.max_accuracy_drop)
         if graded and self.eval is None:
             raise ValueError("[gate] waits for an accuracy, which needs an [eval]")
+        if self.loss.kind == "sft" and len(self.teachers) > 1:
+            raise ValueError("loss.kind = 'sft' learns from one teacher: leave one in [teachers]")
         self._check_kept()
         self._check_servers()
         known = self.student.sft_teacher

@@ -21,6 +21,7 @@ from tests.support.lossreference import (
     OFF_POLICY,
     ON_POLICY,
     REVERSE,
+    SFT,
     TVD,
     assert_matches_reference,
     build,
@@ -94,8 +95,20 @@ def rollout_kl(log_q_T: Tensor, targets: Targets) -> Tensor:
     return ratio_T - 1 - ratio_T.log()
 
 
+def test_what_a_teacher_has_sampled_is_learnt_by_its_log_probability() -> None:
+    logits_TV, tokens_T = random_logits(6, 9), torch.arange(6)
+    targets = build(raw_columns(random_logits(6, 9, seed=1), tokens_T, 4))
+    loss_T, grad_TV = loss_and_gradient(logits_TV, targets, SFT)
+    log_q_TV = logits_TV.log_softmax(-1)
+    expected_TV = log_q_TV.exp() - torch.nn.functional.one_hot(tokens_T, 9)
+    torch.testing.assert_close(
+        loss_T.double(), -log_q_TV[torch.arange(6), tokens_T], rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(grad_TV.double(), expected_TV, rtol=1e-5, atol=1e-6)
+
+
 def test_every_kind_of_the_configuration_has_its_loss_and_is_tested_here() -> None:
-    assert set(LOSSES) == set(get_args(LossKind)) == {loss.kind for loss in ALL}
+    assert set(LOSSES) == set(get_args(LossKind)) == {loss.kind for loss in [*ALL, SFT]}
 
 
 def test_the_estimate_of_the_rollouts_kl_is_unbiased() -> None:

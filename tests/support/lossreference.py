@@ -22,6 +22,7 @@ SKEW_REVERSE = LossConfig(kind="skew_reverse_kl", skew=0.2)
 TVD = LossConfig(kind="tvd")
 ALPHA = LossConfig(kind="alpha", alpha=0.4)
 DIVERGENCES = [FORWARD, REVERSE, JSD, GKD, SKEW, SKEW_REVERSE, TVD, ALPHA]
+SFT = LossConfig(kind="sft")
 ALL = [*DIVERGENCES, ON_POLICY, OFF_POLICY]
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.learner.feed.advantages import Advantages, RewardInputs, read_advantages
 from pipeline.learner.feed.gates import GATE_COLUMNS, GateInputs, Gates
-from pipeline.learner.feed.scored import check_policy, teacher_columns
+from pipeline.learner.feed.scored import check_policy, labels, teacher_columns
 from pipeline.learner.sequences import (
     Batch,
     Lengths,
@@ -70,7 +70,7 @@ class RoundData:
         Args:
             storage: the store.
             rollout: the sampled shards.
-            scores: score manifest of each teacher.
+            scores: score manifest of each teacher; none where the tokens are what is learnt.
             keep: units held in memory.
             rewards: those of the rollout, where there are any; read when the first row is.
             gate: what says how much each row distils; None where all do alike.
@@ -225,7 +225,12 @@ class RoundData:
         return int(self._unit_rows_U[:index].sum())
 
     def _teacher_columns(self, index: int, table: pa.Table, responses: Rows) -> TeacherColumns:
-        """Return the scores of a unit's tokens, each row by its own teacher."""
+        """Return the scores of a unit's tokens, each row by its own teacher.
+
+        Where nobody scores, the tokens themselves are what is learnt.
+        """
+        if not self._scores:
+            return labels(flat_values(table, "response_ids"))
         parts, places = [], []
         teachers = table.column("teacher")
         for name, manifest in self._scores.items():

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pipeline.learner.feed.samples import sample_columns
 from pipeline.learner.sequences import TeacherColumns
 from pipeline.scores.columns import scores_of
-from schemas.columns import list_lengths
+from schemas.columns import Ids, list_lengths
 from schemas.config.loss import SampleOf
 from schemas.errors import DataError, IdentityError
 from schemas.records.runs import RolloutManifest
@@ -38,6 +38,17 @@ def teacher_columns(
         tail_TB=scores.tail_logprobs.reshape(len(scores.token_logprob), -1),
         token_logprob_T=scores.token_logprob,
         sample=next((sample for sample in found if sample is not None), None),
+    )
+
+
+def labels(token_ids_T: Ids) -> TeacherColumns:
+    """Return what tokens say that are to be learnt as they stand: each has all the mass."""
+    certain_T = np.zeros(len(token_ids_T), np.float32)
+    return TeacherColumns(
+        topk_ids_TK=token_ids_T[:, None],
+        topk_logprobs_TK=certain_T[:, None],
+        tail_TB=np.full((len(token_ids_T), 1), -np.inf, np.float32),
+        token_logprob_T=certain_T,
     )
 
 
