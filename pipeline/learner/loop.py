@@ -16,7 +16,7 @@ from pipeline.learner.feed.probe import probe_rows
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, Micro
 from pipeline.learner.metrics import applied, check_first_step, skip_note
-from pipeline.learner.objective.rounds import round_settings
+from pipeline.learner.objective.rounds import round_settings, what_it_reads
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
 from pipeline.learner.sequences import Lengths, Rows
 from pipeline.learner.settings import (
@@ -78,7 +78,7 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
         keep=keep,
         rewards=inputs.rewards,
         gate=inputs.gate,
-        samples=run.config.objective.samples,
+        **what_it_reads(run, inputs),
     )
     oldest_round = inputs.round_index - train.max_staleness
     lengths = from_main(lambda: data.read_lengths(oldest_round=oldest_round))

@@ -92,6 +92,8 @@ class TeacherColumns:
     """Of the token that stands there."""
     sample: SampleColumns | None = None
     """What single ids beside the top-k are known of."""
+    log_z_T: Floats | None = None
+    """Log-normaliser at the objective's temperature, NaN where it was not scored; None at 1."""
 
     @property
     def tail_T(self) -> Floats:
@@ -106,6 +108,7 @@ class TeacherColumns:
             tail_TB=self.tail_TB[tokens],
             token_logprob_T=self.token_logprob_T[tokens],
             sample=None if self.sample is None else self.sample.take(tokens),
+            log_z_T=None if self.log_z_T is None else self.log_z_T[tokens],
         )
 
 
@@ -198,6 +201,7 @@ def join_teachers(parts: Sequence[TeacherColumns]) -> TeacherColumns:
     """
     width = max(part.topk_ids_TK.shape[1] for part in parts)
     tails = [part.tail_TB for part in parts]
+    normalisers = [part.log_z_T for part in parts if part.log_z_T is not None]
     if len({tail.shape[1] for tail in tails}) > 1:
         tails = [one_bucket(tail) for tail in tails]
     return TeacherColumns(
@@ -208,6 +212,7 @@ def join_teachers(parts: Sequence[TeacherColumns]) -> TeacherColumns:
         tail_TB=np.concatenate(tails),
         token_logprob_T=np.concatenate([part.token_logprob_T for part in parts]),
         sample=_join_samples([part.sample for part in parts]),
+        log_z_T=np.concatenate(normalisers) if len(normalisers) == len(parts) else None,
     )
 
 

@@ -159,17 +159,26 @@ class _Chunks:
         """
         head, logits_NV = self._head, self._logits(hidden_NH)
         slope_NV = head.slope_of_cap(logits_NV)
-        ids_NG = part.gathered_TG
+        ids_NG, cold = part.gathered_TG, _tempered(logits_NV, part)
         view, outside = _viewed(logits_NV, part)
-        inputs = (view.logits_TG.requires_grad_(), view.outside_TB.requires_grad_())
+        inputs = [view.logits_TG.requires_grad_(), view.outside_TB.requires_grad_()]
+        inputs += [] if cold is None else [cold.outside.log_sum_NB.requires_grad_()]
         with torch.enable_grad():
-            loss_N, values = losses_of(Sides(view, part), self._loss)
+            sides = Sides(view, part, None if cold is None else cold.sides(view))
+            loss_N, values = losses_of(sides, self._loss)
             chunk_loss = (loss_N * part.weight_T).sum() * self._scale
 
         def gradient() -> Tensor:
-            of_ids_NG, of_sum_NB = torch.autograd.grad(chunk_loss, inputs, materialize_grads=True)
+            of_ids_NG, of_sum_NB, *of_cold = torch.autograd.grad(
+                chunk_loss, inputs, materialize_grads=True
+            )
             dtype = hidden_NH.dtype if slope_NV is None else torch.float32
-            grad_NV = outside.gradient(of_sum_NB * head.scale, dtype)
+            if cold is None:
+                grad_NV = outside.gradient(of_sum_NB * head.scale, dtype)
+            else:
+                grad_NV = cold.gradient(of_cold[0] * head.scale, dtype)
+                if self._loss.rl_weight:  # the only term at temperature 1 that has a gradient
+                    grad_NV += outside.gradient(of_sum_NB * head.scale, dtype)
             grad_NV.scatter_add_(1, ids_NG, (of_ids_NG * head.scale).to(dtype))
             return grad_NV if slope_NV is None else grad_NV.mul_(slope_NV).to(hidden_NH.dtype)
 
@@ -204,6 +213,37 @@ def _viewed(logits_NV: Tensor, part: Targets) -> tuple[View, Outside]:
     logits_NG, outside = logits_NV.gather(1, part.gathered_TG), _outside(logits_NV, part)
     view = View(logits_NG, outside.log_sum_NB, outside.mean_N, logits_NV.shape[1])
     return view, outside
+
+
+@dataclass(frozen=True, eq=False)
+class _Tempered:
+    """The ids outside the support at another temperature, in a buffer of their own."""
+
+    outside: Outside
+    targets: Targets
+    temperature: float
+
+    def sides(self, view: View) -> Sides:
+        """Return both sides at the temperature; gradients go to the logits at temperature 1."""
+        cold = View(
+            logits_TG=view.logits_TG / self.temperature,
+            outside_TB=self.outside.log_sum_NB,
+            outside_mean_T=self.outside.mean_N,
+            vocab_size=view.vocab_size,
+        )
+        return Sides(cold, self.targets)
+
+    def gradient(self, of_log_sum_NB: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the gradient of the logits at temperature 1."""
+        return self.outside.gradient(of_log_sum_NB / self.temperature, dtype)
+
+
+def _tempered(logits_NV: Tensor, part: Targets) -> _Tempered | None:
+    """Return a look at a chunk's logits at the objective's temperature, None where that is 1."""
+    if part.tempered is None:
+        return None
+    cold, temperature = part.at(part.tempered), part.tempered.temperature
+    return _Tempered(_outside(logits_NV / temperature, cold), cold, temperature)
 
 
 def _outside(logits_NV: Tensor, part: Targets) -> Outside:

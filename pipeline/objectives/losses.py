@@ -13,7 +13,7 @@ from pipeline.objectives.divergences import DIVERGENCES
 from pipeline.objectives.estimators import estimated, over_categories
 from pipeline.objectives.own.objective import OwnObjective
 from pipeline.objectives.rewardterm import BESIDE, gated, reward_term
-from pipeline.objectives.sides import Sides, plain_view
+from pipeline.objectives.sides import Sides, plain_sides
 from pipeline.objectives.targets import Targets
 from pipeline.objectives.tokens import policy, seen
 from pipeline.objectives.tokens.policy import MAX_LOG_RATIO, policy_gradient
@@ -47,11 +47,11 @@ def token_losses(
     logits_TV = logits_TV.float()
     if not bool(live_T.all()):  # a copy of the logits, so only where there is something to hide
         logits_TV = logits_TV.masked_fill(~live_T[:, None], 0.0)
-    view = plain_view(logits_TV, targets)
+    sides = plain_sides(logits_TV, targets)
     if loss.is_planned:
-        said = look(Sides(view, targets), loss) if loss.of_responses else no_look(targets)
-        targets = planned(targets, said, loss)
-    loss_T, values = losses_of(Sides(view, targets), loss)
+        seen_T = look(sides, loss) if loss.of_responses else no_look(targets)
+        sides = plain_sides(logits_TV, planned(targets, seen_T, loss))
+    loss_T, values = losses_of(sides, loss)
     values = {name: torch.where(live_T, value_T, 0.0) for name, value_T in values.items()}
     return torch.where(live_T, loss_T, 0.0), values
 
@@ -80,6 +80,7 @@ def _weighted(sides: Sides, loss: LossConfig) -> Tensor:
 
 def _distilled(sides: Sides, loss: LossConfig) -> Tensor:
     """Return the distillation loss of each token, with its own weight and that of its gate."""
+    sides = sides.tempered or sides
     own = loss.per_token(sides) if isinstance(loss, OwnObjective) else None
     found_T = LOSSES[loss.kind](sides, loss) if own is None else own
     plan = sides.targets.plan

@@ -4,7 +4,7 @@ Shapes: T tokens, S support, N ids of a sample, G gathered = S, the sampled toke
 buckets, C categories = S and B, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -43,6 +43,8 @@ class Sides:
 
     view: View
     targets: Targets
+    tempered: "Sides | None" = None
+    """Both at the temperature of the objective; None where that is 1."""
 
     @property
     def num_support(self) -> int:
@@ -94,6 +96,16 @@ class Sides:
         inside_T = (q_TC * log_q_TC)[:, : self.num_support].sum(-1)
         outside_T = self.view.outside_mean_T - self.log_z_T
         return -(inside_T + q_TC[:, self.num_support :].sum(-1) * outside_T)
+
+
+def plain_sides(logits_TV: Tensor, targets: Targets) -> Sides:
+    """Return both sides of float32 logits, through which autograd sees all of them."""
+    plain = Sides(plain_view(logits_TV, targets), targets)
+    if targets.tempered is None:
+        return plain
+    cold = targets.at(targets.tempered)
+    cold_TV = logits_TV / targets.tempered.temperature
+    return replace(plain, tempered=Sides(plain_view(cold_TV, cold), cold))
 
 
 def plain_view(logits_TV: Tensor, targets: Targets) -> View:

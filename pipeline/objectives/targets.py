@@ -41,6 +41,16 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
+class Tempered:
+    """The teacher at another temperature, on the support and one tail bucket."""
+
+    temperature: float
+    logprobs_TS: Tensor
+    tail_TB: Tensor
+    token_logprob_T: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Targets:
     """Teacher side of T positions, checked and normalised: made by `build_targets`.
 
@@ -80,6 +90,8 @@ class Targets:
     """float32 weight of the distillation of each token's response; None where all are 1."""
     distill: float = 1.0
     """Share of its weight that all distillation has."""
+    tempered: Tempered | None = None
+    """The teacher at the temperature of the objective; None where that is 1."""
 
     @property
     def tail_T(self) -> Tensor:
@@ -91,6 +103,16 @@ class Targets:
         """Return the ids whose logits objectives look at: support, sampled token, sample."""
         sampled = [] if self.sample is None else [self.sample.ids_TN]
         return torch.cat([self.ids_TS, self.token_ids_T[:, None], *sampled], dim=-1)
+
+    def at(self, tempered: Tempered) -> "Targets":
+        """Return the targets with the teacher at a temperature."""
+        return replace(
+            self,
+            logprobs_TS=tempered.logprobs_TS,
+            tail_TB=tempered.tail_TB,
+            token_logprob_T=tempered.token_logprob_T,
+            tempered=None,
+        )
 
     def in_step(self, tokens: int, *, distill: float = 1.0) -> "Targets":
         """Return the targets as an optimizer step of so many trained tokens takes them."""

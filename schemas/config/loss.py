@@ -79,6 +79,9 @@ class LossConfig(Section):
     """`bucket` sums over the support and one bucket for the rest: no noise, but a bias that no
     number of positions mends. `sampled` adds what a sample says of the rest: a stored threshold
     sample, or the sampled token. `auto` is `sampled` where a sample suits the divergence."""
+    temperature: Annotated[float, Field(ge=0.01, le=100.0)] = later(1.0)
+    """Temperature of both sides in the divergence. Other than 1 it needs its log Z among
+    `score.temperatures`; below 1, scores of a peaked teacher may do without."""
     beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """`jsd` only: 0 is the forward KL, 1 the reverse KL."""
     normalized: bool = later(False)
@@ -130,6 +133,8 @@ class LossConfig(Section):
                 "have no bounded variance or need none: leave estimator out"
             )
         self._check_policy()
+        if self.temperature != 1.0:
+            self._check_temperature()
         if self.normalized and self.kind in ("jsd", "gkd") and self.beta in (0.0, 1.0):
             raise ValueError(f"normalized divides by β(1 − β), which is 0 at beta = {self.beta:g}")
         return self
@@ -178,10 +183,25 @@ class LossConfig(Section):
                 f"{self.kind!r}: take it out"
             )
 
+    def _check_temperature(self) -> None:
+        if self.kind in (POLICY, "sft"):
+            raise ValueError(
+                f"temperature = {self.temperature:g} is not for kind = {self.kind!r}, whose "
+                "tokens were sampled from one distribution: leave temperature out"
+            )
+        if self.estimator == "sampled":
+            raise ValueError(
+                f"estimator = 'sampled' is not for temperature = {self.temperature:g}: samples "
+                "were drawn at temperature 1, so that their sums have heavy tails at others. Leave "
+                "estimator out"
+            )
+
     @property
     def samples(self) -> tuple[SampleOf, ...]:
         """Whose samples this objective may use, the better one first; none with `bucket`."""
-        if self.estimator == "bucket" or (self.kind == POLICY and self._of_one_token):
+        if self.estimator == "bucket" or self.temperature != 1.0:
+            return ()
+        if self.kind == POLICY and self._of_one_token:
             return ()
         forward = self.kind in ("jsd", "gkd") and self.beta == 0.0
         return SAMPLES.get("forward_kl" if forward else self.kind, ())

@@ -137,6 +137,7 @@ class RunConfig(Section):
             raise ValueError("[gate] waits for an accuracy, which needs an [eval]")
         if self.loss.kind == "sft" and len(self.teachers) > 1:
             raise ValueError("loss.kind = 'sft' learns from one teacher: leave one in [teachers]")
+        self._check_temperature(self.loss)
         self._check_kept()
         self._check_servers()
         known = self.student.sft_teacher
@@ -155,6 +156,18 @@ class RunConfig(Section):
                 "loss.gate.teacher = 'eval' needs an [eval] with teachers = true, whose prompts "
                 "are those to train on; or say 'samples'"
             )
+
+    def _check_temperature(self, loss: LossConfig) -> None:
+        if loss.temperature == 1.0:
+            return
+        if loss.temperature > 1.0 and loss.temperature not in self.score.temperatures:
+            raise ValueError(
+                f"loss.temperature = {loss.temperature:g} needs the teacher's log Z at this "
+                f"temperature: add it to score.temperatures (found "
+                f"{list(self.score.temperatures)}); what is scored without it is scored again"
+            )
+        if not self.score.k:
+            raise ValueError("loss.temperature tempers a top-k and its tail: set score.k above 0")
 
     def _check_kept(self) -> None:
         if not (self.score.k or self.score.sample or self.rollout.sample):

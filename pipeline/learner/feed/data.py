@@ -6,7 +6,7 @@ thread at a time, which may have other threads read ahead for it.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.learner.feed.advantages import Advantages, RewardInputs, read_advantages
 from pipeline.learner.feed.gates import GATE_COLUMNS, GateInputs, Gates
+from pipeline.learner.feed.normalisers import with_log_z
 from pipeline.learner.feed.scored import check_policy, labels, teacher_columns
 from pipeline.learner.sequences import (
     Batch,
@@ -64,6 +65,7 @@ class RoundData:
         rewards: RewardInputs | None = None,
         gate: GateInputs | None = None,
         samples: Sequence[SampleOf] = (),
+        normalisers: Mapping[str, int] | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -75,8 +77,9 @@ class RoundData:
             rewards: those of the rollout, where there are any; read when the first row is.
             gate: what says how much each row distils; None where all do alike.
             samples: whose threshold samples the objective can use, the better one first.
+            normalisers: place of the log Z that the objective reads, by teacher; None for none.
         """
-        self._gate = gate
+        self._gate, self._normalisers = gate, normalisers
         self._rewards, self._samples = rewards, tuple(samples)
         self._storage, self._rollout, self._scores = storage, rollout, scores
         self._keep: int = keep
@@ -241,7 +244,8 @@ class RoundData:
             scores = read_scores(self._storage, unit.shard, scorer=manifest.scorer)
             where = self._storage.url(unit.shard.key)
             mine = table.take(pa.array(rows))
-            parts.append(teacher_columns(scores, mine, self._samples, where=where))
+            columns = teacher_columns(scores, mine, self._samples, where=where)
+            parts.append(with_log_z(columns, scores, name, self._normalisers))
             places.append(token_index(responses, rows))
         covered = sum(len(place) for place in places)
         if covered != responses.sum():

@@ -9,6 +9,7 @@ from pipeline.learner.feed.weights import token_factors
 from pipeline.learner.sequences import Batch, SampleColumns
 from pipeline.objectives.samples import Sample, threshold_sample, token_sample
 from pipeline.objectives.targets import Targets, build_targets
+from pipeline.objectives.tempering import with_temperature
 from schemas.columns import Floats
 from schemas.config.loss import LossConfig
 from schemas.errors import ConfigError
@@ -19,7 +20,7 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
 
     Raises:
         DataError: as `build_targets`.
-        ConfigError: the objective wants a sample, and the rows have none.
+        ConfigError: the objective wants a sample, or a temperature, that the rows do not have.
     """
     teacher, sample = batch.teacher, _sample(batch, loss)
     targets = build_targets(
@@ -37,11 +38,15 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
     )
     factor_T = token_factors(batch, loss.weights)
     rows_B = np.arange(len(batch.response_tokens_B))
-    return replace(
+    targets = replace(
         targets,
         row_T=torch.from_numpy(np.repeat(rows_B, batch.response_tokens_B)),
         factor_T=None if factor_T is None else torch.from_numpy(factor_T),
     )
+    if loss.temperature == 1.0:
+        return targets
+    log_z_T = None if teacher.log_z_T is None else torch.from_numpy(teacher.log_z_T)
+    return with_temperature(targets, loss.temperature, log_z_T, vocab_size=vocab_size)
 
 
 def _of_tokens(batch: Batch, values_B: Floats | None) -> torch.Tensor | None:
