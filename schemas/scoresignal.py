@@ -14,6 +14,9 @@ from typing import Any, Literal, Self
 from schemas.errors import ConfigError, DataError
 from schemas.foreign import shown
 
+SampleOf = Literal["teacher", "student"]
+"""Whose threshold sample an unbiased sum is taken over."""
+
 MOST = 1 << 24
 """Most values that a signal keeps of a position: as many as a vocabulary has ids."""
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.columns import Floats, Ids
-from schemas.config.loss import SampleOf
 from schemas.ragged import token_index
+from schemas.scoresignal import SampleOf
 
 Rows = NDArray[np.int64]
 

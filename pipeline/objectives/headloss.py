@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.models.head import Head
-from pipeline.objectives.losses import DIAGNOSTICS, losses_of
-from pipeline.objectives.matmuls import Sum, product, takes_low
+from pipeline.objectives.diagnostics import DIAGNOSTICS
+from pipeline.objectives.fused.matmuls import Sum, product, takes_low
+from pipeline.objectives.losses import look, losses_of
 from pipeline.objectives.outside import Outside, plain_outside
 from pipeline.objectives.sides import Sides, View
 from pipeline.objectives.targets import Targets
-from pipeline.objectives.tokens.seen import Seen, look, no_look, planned
+from pipeline.objectives.tokens.seen import Seen, no_look, planned
 from pipeline.scores.buckets import bucket_of
 from schemas.config.loss import LossConfig
 
@@ -250,7 +251,7 @@ def _outside(logits_NV: Tensor, part: Targets) -> Outside:
     """Return the ids outside the support by the fastest way that the device has."""
     num_buckets = part.tail_TB.shape[1]
     if logits_NV.is_cuda and num_buckets == 1:
-        from pipeline.objectives.kernels import fused_outside
+        from pipeline.objectives.fused.kernels import fused_outside
 
         return fused_outside(logits_NV, part.ids_TS)
     ids_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)

@@ -4,23 +4,19 @@ Pure: no I/O, no random numbers, no state. Shapes: T tokens (all sequences of a 
 S support = top-k and sampled token, C categories = S and one tail bucket, V vocabulary.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from pipeline.objectives.diagnostics import DIAGNOSTICS, PerToken
 from pipeline.objectives.divergences import DIVERGENCES
 from pipeline.objectives.estimators import estimated, over_categories
 from pipeline.objectives.own.objective import OwnObjective
-from pipeline.objectives.rewardterm import BESIDE, gated, reward_term
+from pipeline.objectives.rewardterm import gated, reward_term
 from pipeline.objectives.sides import Sides, plain_sides
 from pipeline.objectives.targets import Targets
-from pipeline.objectives.tokens import policy, seen
-from pipeline.objectives.tokens.policy import MAX_LOG_RATIO, policy_gradient
-from pipeline.objectives.tokens.seen import look, no_look, planned
-from schemas.config.loss import POLICY, SAMPLES, DivergenceKind, LossConfig
-
-_PerToken = Callable[[Sides, LossConfig], Tensor]
+from pipeline.objectives.tokens.policy import policy_gradient
+from pipeline.objectives.tokens.seen import Seen, log_ratio, no_look, planned
+from schemas.config.loss import POLICY, LossConfig
 
 
 def token_losses(
@@ -67,6 +63,18 @@ def losses_of(sides: Sides, loss: LossConfig) -> tuple[Tensor, dict[str, Tensor]
     return loss_T, values
 
 
+@torch.no_grad()
+def look(sides: Sides, loss: LossConfig) -> Seen:
+    """Return what the student says of some positions before their losses are computed."""
+    if loss.kind == POLICY:
+        size_T = log_ratio(sides.student_token_logprob_T, sides.targets, loss)
+    elif loss.kind in DIVERGENCES:
+        size_T = over_categories(sides, DIVERGENCES[loss.kind], loss)
+    else:
+        size_T = _of_kind(sides, loss)
+    return Seen(sides.student_token_logprob_T, sides.student_entropy_T, size_T.clamp(min=0.0))
+
+
 def _weighted(sides: Sides, loss: LossConfig) -> Tensor:
     """Return distillation and rewards, each with its weight; what has none is not computed."""
     if not loss.rl_weight:
@@ -79,81 +87,25 @@ def _weighted(sides: Sides, loss: LossConfig) -> Tensor:
 
 
 def _distilled(sides: Sides, loss: LossConfig) -> Tensor:
-    """Return the distillation loss of each token, with its own weight and that of its gate."""
+    """Return the distillation loss of each token, with its weight and its response's."""
     sides = sides.tempered or sides
-    own = loss.per_token(sides) if isinstance(loss, OwnObjective) else None
-    found_T = LOSSES[loss.kind](sides, loss) if own is None else own
-    plan = sides.targets.plan
-    weighted_T = found_T if plan is None or plan.weight_T is None else plan.weight_T * found_T
-    return gated(weighted_T, sides)
+    distilled_T, plan = gated(_of_kind(sides, loss), sides), sides.targets.plan
+    return distilled_T if plan is None or plan.weight_T is None else plan.weight_T * distilled_T
+
+
+def _of_kind(sides: Sides, loss: LossConfig) -> Tensor:
+    if isinstance(loss, OwnObjective):
+        return loss.per_token(sides)
+    return LOSSES[loss.kind](sides, loss)
 
 
 def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
     return estimated(sides, DIVERGENCES[loss.kind], loss)
 
 
-LOSSES: dict[str, _PerToken] = {
+LOSSES: dict[str, PerToken] = {
     **dict.fromkeys(DIVERGENCES, _divergence),
     POLICY: policy_gradient,
     "sft": lambda sides, _: -sides.student_token_logprob_T,
 }
 """The loss of each token in nats, by `loss.kind`."""
-
-
-def _told(kind: DivergenceKind) -> _PerToken:
-    """Return what tells of a divergence whichever is trained; by a sample only where it suits."""
-
-    def divergence(sides: Sides, loss: LossConfig) -> Tensor:
-        sample = sides.targets.sample
-        suits = sample is not None and sample.of in SAMPLES[kind]
-        return (estimated if suits else over_categories)(sides, DIVERGENCES[kind], loss)
-
-    return divergence
-
-
-def _sampled_reverse_kl(sides: Sides, loss: LossConfig) -> Tensor:
-    teacher_T = sides.targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor)
-    return sides.student_token_logprob_T - teacher_T
-
-
-def _student_mass(sides: Sides, loss: LossConfig) -> Tensor:
-    student_TS = sides.categories.log_q_TC[:, : sides.num_support].exp()
-    return student_TS.masked_fill(~sides.targets.valid_TS, 0.0).sum(-1)
-
-
-def _floored(sides: Sides, loss: LossConfig) -> Tensor:
-    log_p_TC, _, exists_TC = sides.categories
-    return ((log_p_TC < loss.teacher_logprob_floor) & exists_TC).any(-1)
-
-
-def _rollout_kl(sides: Sides, loss: LossConfig) -> Tensor:
-    """Return μ-samples' estimate r − 1 − log r of KL(μ‖q), r = q/μ, μ what the rollout drew from.
-
-    Source: the low-variance estimator k3 of Schulman, "Approximating KL divergence", 2020.
-    """
-    token_T, rollout_T = sides.student_token_logprob_T, sides.targets.rollout_logprob_T
-    if rollout_T is None:
-        return torch.zeros_like(token_T)
-    log_ratio_T = (token_T - rollout_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return torch.expm1(log_ratio_T) - log_ratio_T
-
-
-DIAGNOSTICS: dict[str, _PerToken] = {
-    "forward_kl": _told("forward_kl"),
-    "reverse_kl": _told("reverse_kl"),
-    "sampled_reverse_kl": _sampled_reverse_kl,
-    "student_mass": _student_mass,
-    "teacher_mass": lambda sides, _: sides.targets.logprobs_TS.exp().sum(-1),
-    "student_entropy": lambda sides, _: sides.student_entropy_T,
-    "student_token_logprob": lambda sides, _: sides.student_token_logprob_T,
-    "rollout_kl": _rollout_kl,
-    "floored": _floored,
-    "tail_clamped": lambda sides, _: sides.targets.tail_clamped_T,
-    "importance_cut": policy.weight_cut_share,
-    "policy_clipped": policy.clipped_share,
-    "token_kept": seen.kept_share,
-    "token_weight": seen.token_weight,
-    "divergence_clipped": seen.clipped_share,
-    **BESIDE,
-}
-"""What is told of each token beside its loss, by the name of its metric."""

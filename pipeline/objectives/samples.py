@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from schemas.config.loss import SampleOf
+from schemas.scoresignal import SampleOf
 
 NOISE_TOKENS = 20_000.0
 """Trained tokens of a step at which the sampled token's correction has as much noise as the bucket

@@ -8,6 +8,7 @@ from schemas.config.objective.policy import RATIOS, PolicySection
 from schemas.config.objective.weights import WeightsSection
 from schemas.config.rewards.gates import LossGate
 from schemas.config.section import Section, file_and_function, later
+from schemas.scoresignal import SampleOf
 
 DivergenceKind = Literal[
     "forward_kl",
@@ -42,9 +43,6 @@ _Kind = Annotated[
     AfterValidator(_known),
     WithJsonSchema({"anyOf": [{"enum": list(get_args(LossKind))}, {"type": "string"}]}),
 ]
-
-SampleOf = Literal["teacher", "student"]
-"""Whose threshold sample an unbiased sum is taken over."""
 
 SAMPLES: dict[str, tuple[SampleOf, ...]] = {
     "forward_kl": ("teacher",),

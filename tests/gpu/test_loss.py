@@ -65,7 +65,7 @@ def test_value_and_gradients_are_those_of_float64(
 @pytest.mark.parametrize("vocab", [1, 2, 100, 4096, 32_001])
 def test_the_kernel_looks_as_torchs_own_operations_do(vocab: int) -> None:
     """A row may have no id outside, one has -inf logits, one a mass far below its support's."""
-    from pipeline.objectives.kernels import fused_outside  # Triton comes with a GPU's torch
+    from pipeline.objectives.fused.kernels import fused_outside  # Triton comes with a GPU's torch
 
     generator = torch.Generator().manual_seed(vocab)
     logits_NV = 3 * torch.randn(50, vocab, generator=generator)

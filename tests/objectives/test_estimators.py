@@ -16,7 +16,8 @@ from pipeline.objectives.samples import Sample, threshold_sample, token_sample
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
 from pipeline.scores.buckets import bucket_of
-from schemas.config.loss import SAMPLES, DivergenceKind, LossConfig, SampleOf
+from schemas.config.loss import SAMPLES, DivergenceKind, LossConfig
+from schemas.scoresignal import SampleOf
 from tests.support.lossreference import NEG_INF, random_logits
 
 V = 12

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models.head import Head
+from pipeline.objectives.diagnostics import DIAGNOSTICS
 from pipeline.objectives.headloss import head_loss
-from pipeline.objectives.losses import DIAGNOSTICS, token_losses
+from pipeline.objectives.losses import token_losses
 from pipeline.objectives.targets import Targets, build_targets
 from schemas.config.loss import LossConfig
 from schemas.errors import DataError

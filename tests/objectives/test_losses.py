@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.objectives.losses import DIAGNOSTICS, LOSSES, token_losses
+from pipeline.objectives.diagnostics import DIAGNOSTICS
+from pipeline.objectives.losses import LOSSES, token_losses
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import LossConfig, LossKind
 from schemas.errors import DataError

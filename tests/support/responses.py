@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.objectives.losses import losses_of
+from pipeline.objectives.losses import look, losses_of
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
-from pipeline.objectives.tokens.seen import look, planned
+from pipeline.objectives.tokens.seen import planned
 from schemas.config.loss import LossConfig
 from tests.support.lossreference import random_logits
 

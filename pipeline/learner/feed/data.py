@@ -33,11 +33,11 @@ from pipeline.shards.scores import read_scores
 from pipeline.store import interrupts
 from pipeline.store.storage import Storage
 from schemas.columns import Floats, flat_values, list_lengths
-from schemas.config.loss import SampleOf
 from schemas.errors import DataError
 from schemas.ragged import row_sums, token_index
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
+from schemas.scoresignal import SampleOf
 
 LENGTH_COLUMNS = ("prompt_ids", "response_mask", "round", "policy_version")
 """Columns that lengths, age and policy of rows are read from."""

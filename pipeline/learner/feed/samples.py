@@ -14,8 +14,8 @@ from pipeline.scores.inclusion import inclusions, sampled_mass
 from pipeline.scores.scores import Scores
 from pipeline.shards.rollouts import OWN_SAMPLE
 from schemas.columns import Floats, flat_values
-from schemas.config.loss import SampleOf
 from schemas.errors import DataError
+from schemas.scoresignal import SampleOf
 
 
 def sample_columns(

@@ -10,9 +10,9 @@ from pipeline.learner.feed.samples import sample_columns
 from pipeline.learner.sequences import TeacherColumns
 from pipeline.scores.columns import scores_of
 from schemas.columns import Ids, list_lengths
-from schemas.config.loss import SampleOf
 from schemas.errors import DataError, IdentityError
 from schemas.records.runs import RolloutManifest
+from schemas.scoresignal import SampleOf
 
 
 def teacher_columns(

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.objectives.divergences import DIVERGENCES
-from pipeline.objectives.estimators import over_categories
 from pipeline.objectives.outside import LOWEST
 from pipeline.objectives.sides import Sides
 from pipeline.objectives.targets import Plan, Targets
@@ -27,12 +25,7 @@ class Seen(NamedTuple):
     token_logprob_T: Tensor
     entropy_T: Tensor
     divergence_T: Tensor
-
-
-@torch.no_grad()
-def look(sides: Sides, loss: LossConfig) -> Seen:
-    """Return what the student says of some positions."""
-    return Seen(sides.student_token_logprob_T, sides.student_entropy_T, _divergence(sides, loss))
+    """That of the objective, not negative; of the policy gradient, |log p(y) − log q(y)|."""
 
 
 def no_look(targets: Targets) -> Seen:
@@ -80,7 +73,7 @@ def clipped_share(sides: Sides, _: LossConfig) -> Tensor:
 
 def _weights(targets: Targets, seen: Seen, loss: LossConfig, grid: Grid) -> dict[str, Tensor]:
     """Return the fields of a plan about weights."""
-    keys, ratio_T = loss.weights, _log_ratio(seen.token_logprob_T, targets, loss)
+    keys, ratio_T = loss.weights, log_ratio(seen.token_logprob_T, targets, loss)
     weight_T = token_weights(
         Weighed(seen.entropy_T, seen.divergence_T, ratio_T),
         keys,
@@ -96,13 +89,7 @@ def _weights(targets: Targets, seen: Seen, loss: LossConfig, grid: Grid) -> dict
     }
 
 
-def _divergence(sides: Sides, loss: LossConfig) -> Tensor:
-    """Return the divergence over the categories; of the policy gradient, that of its token."""
-    if loss.kind == POLICY:
-        return _log_ratio(sides.student_token_logprob_T, sides.targets, loss)
-    return over_categories(sides, DIVERGENCES[loss.kind], loss).clamp(min=0.0)
-
-
-def _log_ratio(token_logprob_T: Tensor, targets: Targets, loss: LossConfig) -> Tensor:
+def log_ratio(token_logprob_T: Tensor, targets: Targets, loss: LossConfig) -> Tensor:
+    """Return |log p(y) − log q(y)|, finite."""
     teacher_T = targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor)
     return (teacher_T - token_logprob_T.clamp(min=LOWEST)).abs()

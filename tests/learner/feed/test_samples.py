@@ -10,7 +10,7 @@ import pytest
 from pipeline.learner.feed.data import RoundData
 from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
-from schemas.config.loss import SampleOf
+from schemas.scoresignal import SampleOf
 from tests.support.runs import Cli
 from tests.support.tiny import write_run
 

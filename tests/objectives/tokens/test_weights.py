@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.objectives.losses import token_losses
+from pipeline.objectives.own.objective import OwnObjective
 from pipeline.objectives.targets import Targets
 from pipeline.objectives.tokens.rows import grid_of
 from pipeline.objectives.tokens.weights import Weighed, token_weights
@@ -129,6 +130,7 @@ def problem(weight_T: Tensor | None = None) -> tuple[Tensor, Targets]:
     return logits_TV, replace(targets, row_T=torch.tensor([0, 0, 0, 0, 1, 2, 2, 2, 2]))
 
 
+WEIGHTLESS = WeightsSection()
 EVERY = {"entropy_share": 0.5, "divergence_share": 0.25, "prefix": 0.5, "divergence_clip": 0.3}
 
 
@@ -149,6 +151,23 @@ def test_weights_are_constants_that_scale_the_gradient_of_each_token(kind: str) 
     torch.testing.assert_close(found[1][1], weight_T[:, None] * found[0][1], rtol=1e-5, atol=1e-7)
     kept_T = values["divergence_clipped"] == 1
     assert bool(kept_T.any())
+
+
+def test_a_loss_of_ones_own_is_weighed_by_its_own_value() -> None:
+    given = {"kind": "losses.py:distance", "weights": {"divergence_share": 0.5}}
+    loss = OwnObjective.of(
+        LossConfig.model_validate(given),
+        lambda log_q, log_p: (log_p.exp() - log_q.exp()).abs().sum(-1),
+        gives_slope=False,
+    )
+    logits_TV, targets = problem()
+    loss_T, values = token_losses(logits_TV, targets, loss)
+    plain_T, _ = token_losses(logits_TV, targets, loss.model_copy(update={"weights": WEIGHTLESS}))
+    for row, count in ((0, 2), (1, 1), (2, 2)):
+        of_row = targets.row_T == row
+        least = plain_T[of_row].topk(count).values.min()
+        assert torch.equal(values["token_kept"][of_row], (plain_T[of_row] >= least).float())
+    torch.testing.assert_close(loss_T, plain_T * values["token_weight"])
 
 
 def test_a_clip_makes_the_divergence_of_a_token_that_of_the_clip() -> None:

@@ -1,0 +1,1 @@
+"""Kernels and products that the head loss is made of, by device."""
