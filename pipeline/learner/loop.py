@@ -12,6 +12,7 @@ from pipeline.learner.batches import StepPlan, plan_mark, round_steps, steps_of_
 from pipeline.learner.export import publish_student
 from pipeline.learner.feed.ahead import Ahead
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.domains import weigh_domains
 from pipeline.learner.feed.probe import probe_rows
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, Micro
@@ -91,7 +92,7 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
             processes=ranks.count,
         )
     )
-    for told in lengths.gate_words():
+    for told in (*lengths.gate_words(), *weigh_domains(data, run.config.loss)):
         progress.note(told)
     plan, older = plan_mark(steps), steps_of_old(lengths, train) == len(steps)
     plans = (plan, None) if older else (plan,)

@@ -5,7 +5,7 @@ K top-k; R rows of a round, in the order of its rollout manifest; U its units.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,11 @@ class Batch:
         prompts = np.split(self.prompt_ids_P, np.cumsum(self.prompt_tokens_B)[:-1])
         responses = np.split(self.token_ids_T, np.cumsum(self.response_tokens_B)[:-1])
         return [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+
+    def weighed(self, factor_B: Floats) -> "Batch":
+        """Return the same sequences, each with a factor of its distillation."""
+        gate_B = factor_B if self.gate_B is None else self.gate_B * factor_B
+        return replace(self, gate_B=gate_B)
 
     def take(self, rows: Rows) -> "Batch":
         """Return some sequences, in the order of `rows`."""

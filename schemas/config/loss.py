@@ -118,6 +118,8 @@ class LossConfig(Section):
     def _check(self) -> "LossConfig":
         if not self.rl_weight and not self.distill_weight:
             raise ValueError("rl_weight and distill_weight are both 0: there is nothing to learn")
+        if self.kind == "sft" and self.weights.domain is not None:
+            raise ValueError("weights.domain goes by a teacher's scores, and kind = 'sft' has none")
         if self.kind == "sft" and (self.rl_weight or self.gate is not None):
             raise ValueError(
                 "kind = 'sft' learns what a teacher has sampled, where rl_weight and gate have no "

@@ -86,6 +86,7 @@ class RoundData:
         self._held: OrderedDict[int, Batch] = OrderedDict()
         self._unscored: dict[int, pa.Table] = {}
         self._coming: _Coming | None = None
+        self._factor_R: Floats | None = None
         self._unit_rows_U: Rows = np.array([u.shard.rows for u in rollout.units], dtype=np.int64)
 
     def read_lengths(self, *, oldest_round: int) -> Lengths:
@@ -128,9 +129,24 @@ class RoundData:
             self._read_ahead(self._coming)
         parts = []
         for index in np.unique(units).tolist():
-            local = rows[units == index] - (ends[index] - self._unit_rows_U[index])
-            parts.append(self._unit(index).take(local))
+            mine = rows[units == index]
+            part = self._unit(index).take(mine - (ends[index] - self._unit_rows_U[index]))
+            parts.append(part if self._factor_R is None else part.weighed(self._factor_R[mine]))
         return join_batches(parts)
+
+    def each_unit(self, column: str) -> Iterator[tuple[pa.ChunkedArray, Batch]]:
+        """Yield the rows of every unit, beside a column of its rollout.
+
+        Raises:
+            DataError: a shard is missing, corrupt or misshapen.
+        """
+        for index, unit in enumerate(self._rollout.units):
+            table = read_rollout(self._storage, unit.shard, columns=(column,))
+            yield table.column(column), self._unit(index)
+
+    def weigh(self, factor_R: Floats) -> None:
+        """Make rows distil by factors of their own, beside their gates."""
+        self._factor_R = factor_R
 
     def _unit_lengths(
         self, index: int, oldest_round: int

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from schemas.config.section import MOST, Fraction, Section
+from schemas.config.section import MOST, Fraction, Section, Text
 
 Factor = Annotated[float, Field(ge=0.0, le=1e6)]
 
@@ -41,6 +41,9 @@ class WeightsSection(Section):
     """Weight of the tokens of `special_ids`, where they do not end a response."""
     end: Factor = 1.0
     """Weight of the token that ends a response by itself."""
+    domain: Text | None = None
+    """Free column of the prompts that names their domain. Each round its domains are weighed by the
+    inverse of how far teacher and student differ there, between a quarter and 4."""
     rescale: bool = False
     """Make the weights of each response 1 on average, unless all are 0."""
 
@@ -58,8 +61,8 @@ class WeightsSection(Section):
 
     @property
     def changed(self) -> bool:
-        """Return whether any token has another weight than 1."""
-        return self != type(self)()
+        """Return whether the tokens of a response have other weights than its domain's."""
+        return self.model_copy(update={"domain": None}) != type(self)()
 
     @property
     def of_student(self) -> bool:
