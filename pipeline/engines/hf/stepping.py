@@ -53,7 +53,7 @@ class Stepper:
         Raises:
             ConfigError: transformers has none that can be relied on.
         """
-        from transformers import DynamicCache
+        from pipeline.engines.hf.growing import growing_cache
 
         name = type(self._model).__name__
         supported: Any = self._model._supports_default_dynamic_cache
@@ -65,7 +65,7 @@ class Stepper:
                 "another model; as a teacher it can be used"
             )
         with explained(f"{name}: no cache can be made", advice=SETTINGS):
-            return DynamicCache(config=self._model.config.get_text_config(decoder=True))
+            return growing_cache(self._model.config.get_text_config(decoder=True))
 
     def next_states(self, current_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
         """Return the [B, H] states that predict the next token of each row.
