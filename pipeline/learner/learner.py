@@ -71,6 +71,9 @@ class Learner:
                 model=module, optimizer=optimizer, config=engine_config(settings)
             )
         self._settings, self._ranks = settings, ranks
+        self._is_plain = train.zero_stage == 0 and train.dtype == "float32"
+        if self._is_plain and ranks.count == 1:  # a gradient is the sum over all processes already
+            self._engine.enable_backward_allreduce = False
         self._check_masters()
 
     @contextmanager
@@ -244,8 +247,7 @@ class Learner:
 
         Where it is no number, nothing is changed, and DeepSpeed forgets the gradient.
         """
-        plain = self._settings.train.zero_stage == 0 and self._settings.train.dtype == "float32"
-        if plain:  # here DeepSpeed keeps no norm, and would clip by it whatever it is
+        if self._is_plain:  # here DeepSpeed keeps no norm, and would clip by it whatever it is
             grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(grads))
             if not math.isfinite(norm):
@@ -254,7 +256,7 @@ class Learner:
         self._engine.step()
         if not self._engine.was_step_applied():
             return math.nan
-        return norm if plain else self._engine.get_global_grad_norm()
+        return norm if self._is_plain else self._engine.get_global_grad_norm()
 
     def _check_masters(self) -> None:
         dtype = next(self._engine.module.parameters()).dtype

@@ -4,6 +4,7 @@ Must not: hold [tokens, vocabulary] logits at once. Shapes: B rows, T tokens, H 
 vocabulary.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +37,7 @@ class DistillationModule(nn.Module):
         import deepspeed
 
         super().__init__()
+        self._walks: dict[tuple[str, bool, bool], list[tuple[str, nn.Parameter]]] = {}
         self.student, self._mode = student, mode
         self.loss, self._chunk_tokens = loss, chunk_tokens
         self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call] # torch's gap
@@ -43,6 +45,15 @@ class DistillationModule(nn.Module):
         for tensor in (head.weight_VH, head.bias_V):
             if tensor is not None:
                 deepspeed.zero.register_external_parameter(self, tensor)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Return what any module does, from one walk: DeepSpeed asks several times at each step."""
+        asked = (prefix, recurse, remove_duplicate)
+        if asked not in self._walks:
+            self._walks[asked] = list(super().named_parameters(*asked))
+        return iter(self._walks[asked])
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode: the student's is what `LearningMode` makes of it."""

@@ -142,8 +142,9 @@ def gather_objects(value: Any) -> list[Any]:
     """Return the value of every process, in rank order, on every process."""
     import torch
 
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
+    values: list[Any] = [value] * torch.distributed.get_world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
     return values
 
 
@@ -151,7 +152,8 @@ def sum_over_ranks(values: "Tensor") -> list[float]:
     """Return the sums of some numbers over all processes, by each of which they are overwritten."""
     import torch
 
-    torch.distributed.all_reduce(values)
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(values)
     return [float(value) for value in values.tolist()]
 
 

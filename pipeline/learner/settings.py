@@ -91,4 +91,8 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Make what a step leaves out at random depend on seed, step and process alone."""
     import torch
 
-    torch.manual_seed(derived_seed("dropout", seed, step, rank))
+    number = derived_seed("dropout", seed, step, rank)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # the other notes where it was called from, for each kind of device that is not there
+        torch.default_generator.manual_seed(number)

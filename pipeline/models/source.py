@@ -7,6 +7,7 @@ before. Torch and transformers are imported inside functions only.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from pipeline.store.place import ConfigPlace
 from schemas.config.models import StudentSection, TeacherSection
 from schemas.errors import ConfigError, DataError, OpdError
 from schemas.fingerprint import fingerprint
+
+MOST_SETTINGS = 32
+
+_SETTINGS: dict[bytes, Any] = {}
+"""Text of a config.json → what transformers makes of it: a round asks a dozen times."""
 
 STUDENT = "student"
 """Key of the section of the model that learns."""
@@ -178,12 +184,31 @@ def whole_settings(source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     source = source.whole
-    with explained(f"cannot load {source.words}", blame=source.blame, advice=advice_of(source)):
-        return AutoConfig.from_pretrained(
-            source.location,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-        )
+    written = _written_settings(source)
+    found = None if written is None else _SETTINGS.get(written)
+    if found is None:
+        with explained(f"cannot load {source.words}", blame=source.blame, advice=advice_of(source)):
+            found = AutoConfig.from_pretrained(
+                source.location,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
+            )
+        if written is not None and len(_SETTINGS) < MOST_SETTINGS:
+            _SETTINGS[written] = found
+    copied = deepcopy(found)
+    copied.name_or_path = source.location
+    return copied
+
+
+def _written_settings(source: ModelSource) -> bytes | None:
+    """Return the text that all settings of a folder come from; None where other files add some."""
+    if not source.is_folder or source.trust_remote_code:
+        return None
+    try:
+        text = (Path(source.location) / "config.json").read_bytes()
+    except OSError:
+        return None  # transformers' own words are what is told
+    return None if b'"configuration_files"' in text else text
 
 
 def advice_of(source: ModelSource) -> str:

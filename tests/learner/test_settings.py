@@ -18,6 +18,7 @@ from pipeline.learner.settings import (
 )
 from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
+from schemas.randomness import derived_seed
 
 PEAK = 2e-3
 
@@ -116,6 +117,14 @@ def test_what_is_left_out_depends_on_seed_step_and_process() -> None:
             assert torch.rand(4).tolist() == first
             drawn.add(tuple(first))
     assert len(drawn) == 4
+
+
+def test_what_is_left_out_is_what_torch_draws_from_that_seed() -> None:
+    with torch.random.fork_rng():
+        seed_dropout(1, 2, 3)
+        found = torch.rand(4)
+        torch.manual_seed(derived_seed("dropout", 1, 2, 3))
+        assert torch.equal(torch.rand(4), found)
 
 
 LORA = {"rank": 2, "alpha": 4.0, "target_modules": "all-linear"}

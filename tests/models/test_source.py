@@ -12,6 +12,7 @@ from pipeline.models.source import (
     find_model,
     load_settings,
     model_identity,
+    whole_settings,
 )
 from pipeline.runs.configsource import load_config
 from pipeline.store.place import ConfigPlace
@@ -124,3 +125,14 @@ def test_a_damaged_folder_has_no_identity(folder: Path, damage: Callable[[Path],
     damage(folder)
     with pytest.raises(ConfigError, match=str(folder)):
         model_identity(source_of(folder))
+
+
+def test_settings_are_those_of_the_file_as_it_is_and_the_callers_own(folder: Path) -> None:
+    first = whole_settings(source_of(folder))
+    first.hidden_size, first.rope_parameters = 1, None
+    again = whole_settings(source_of(folder))
+    assert again.hidden_size > 1 and again.rope_parameters, "one caller changed another's settings"
+    edit_config(folder, rms_norm_eps=0.5)
+    assert whole_settings(source_of(folder)).rms_norm_eps == 0.5
+    copy = shutil.copytree(folder, folder.with_name("other"))
+    assert whole_settings(source_of(copy)).name_or_path == str(copy)
