@@ -143,6 +143,7 @@ def plan(
 
     With --round, the JSON also lists the calls that a scheduler makes for that round.
     """
+    from pipeline.runs.curriculum.rounds import round_schedule, shown
     from pipeline.runs.forecast import forecast
     from pipeline.runs.run import check_run
     from pipeline.runs.tasks import next_round, round_tasks
@@ -153,8 +154,10 @@ def plan(
         _show_scale(run, days, as_json=as_json)
         return
     target = rounds or run.config.run.rounds
+    coming = next_round(run, target) if round_index is None else round_index
+    values = shown(round_schedule(run, coming)) if coming < target else {}
     if round_index is None:
-        ahead, tasks = forecast(run, first=next_round(run, target), rounds=target), None
+        ahead, tasks = forecast(run, first=coming, rounds=target), None
     else:
         last = min(round_index + 1, target)
         ahead = forecast(run, first=round_index, rounds=last)
@@ -167,13 +170,16 @@ def plan(
         )
     if as_json:
         head = {"stage": "plan", "run": run.name, "round": round_index, "target": target}
-        print_json({**head, **asdict(ahead), **(asdict(tasks) if tasks else {})})
+        further = asdict(tasks) if tasks else {}
+        print_json({**head, **asdict(ahead), "schedule": values, **further})
         return
     say(f"run {run.name} at {run.storage.root}: {_span(ahead.rounds, target, round_index)}")
     if tasks is not None and tasks.state != "due":
         say(f"round {round_index} is {tasks.state}: {tasks.reason}")
     elif ahead.rounds:
         print_forecast(ahead)
+    if values:
+        say(f"round {coming}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
 
 
 def gate(

@@ -241,6 +241,10 @@ def _kind(schema: Schema, whole: Schema) -> str:
     kind = schema["type"]
     if kind == "array":
         items = schema.get("prefixItems") or [schema["items"]]
+        kinds = {str(item.get("type")): "" for item in items}
+        if len(kinds) > 1:  # such as the points of a schedule: what each part is, in short
+            kinds = {kind: _kind({"type": kind}, whole) for kind in kinds}
+            return f"[{', '.join(kinds)}]"
         count = f"{len(items)} " if "prefixItems" in schema else ""
         word, *bounds = _kind(items[-1], whole).split(" ", 1)
         return " ".join([f"list of {count}{word}s", *bounds])

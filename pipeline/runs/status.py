@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from typing import Any
 
+from pipeline.runs.curriculum.rounds import shown
 from pipeline.runs.forecast import forecast
 from pipeline.runs.gate import mean_reverse_kl
 from pipeline.runs.leases import Holder, holders
@@ -61,6 +63,8 @@ class RoundStatus:
     """Mean of the rewards."""
     without_reward: dict[str, int] = field(default_factory=dict)
     """Rows that have none, by kind of fault."""
+    schedule: dict[str, Any] = field(default_factory=dict)
+    """What the round has of its own by `[schedule]`, by key."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,7 @@ def _round(run: Run, index: int, plan: RolloutPlan | None, samples: StageStatus)
         reused_rows=sum(s.reused_rows for s in done),
         reward=rewards.mean if rewards else None,
         without_reward=rewards.faults if rewards else {},
+        schedule=shown(plan.schedule) if plan else {},
     )
 
 

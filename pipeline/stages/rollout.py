@@ -21,6 +21,7 @@ from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
+from pipeline.runs.curriculum.rounds import round_schedule, round_teacher
 from pipeline.runs.figures import SampleFigures
 from pipeline.runs.plan import Unit, cut_units, draw_prompts
 from pipeline.runs.progress import Progress
@@ -34,6 +35,7 @@ from pipeline.store.records import check_fingerprint, create_record
 from schemas.fingerprint import fingerprint
 from schemas.keys import ROLLOUT, SAMPLES, manifest_key, plan_key, sample_stage
 from schemas.records.runs import PromptsManifest, RolloutManifest, RolloutPlan
+from schemas.records.schedule import RoundSchedule
 
 
 @keeps_failure("rollout")
@@ -84,16 +86,17 @@ def _sample_round(
     slot: EngineSlot | None,
 ) -> StageResult:
     folder = run.stage_folder(round_index, sample_stage(teacher))
+    schedule = None if teacher else round_schedule(run, round_index)
     with _sampler(run, round_index, teacher) as sampler:
         weights, table = sampler.weights, read_prompts(run.storage, sampler.prompts)
         units = _units(run, round_index, table, teacher)
-        plan = _pinned_plan(run, round_index, sampler, units=units)
+        plan = _pinned_plan(run, round_index, sampler, units=units, schedule=schedule)
         job = SampleJob(
             label="rollout" if teacher is None else f"samples of {teacher}",
             round_index=round_index,
             policy_version=weights.version,
             seed=run.config.run.seed,
-            default_teacher=run.config.default_teacher,
+            default_teacher=round_teacher(run, schedule),
             sampling=sampler.sampling,
             prompts=table,
         )
@@ -193,7 +196,12 @@ def _units(run: Run, round_index: int, table: pa.Table, teacher: str | None) -> 
 
 
 def _pinned_plan(
-    run: Run, round_index: int, sampler: _Sampler, *, units: list[Unit]
+    run: Run,
+    round_index: int,
+    sampler: _Sampler,
+    *,
+    units: list[Unit],
+    schedule: RoundSchedule | None,
 ) -> RolloutPlan:
     """Return the round's plan, fixed at the first call; refuse another one later."""
     facts: dict[str, Any] = {
@@ -206,6 +214,8 @@ def _pinned_plan(
         "sampling": {**sampler.sampling.words(), "seed": run.config.run.seed},
         **({} if sampler.teacher is None else {"teacher": sampler.teacher}),
     }
+    if schedule is not None:
+        facts["schedule"] = schedule.model_dump(mode="json")
     plan = RolloutPlan(**facts, fingerprint=fingerprint(facts))
     key = plan_key(run.stage_folder(round_index, sample_stage(sampler.teacher)))
     stands = create_record(run.storage, key, plan)

@@ -4,10 +4,11 @@ Owns every key, its unit, its default and its checks. Unknown keys are refused. 
 results have no default. Fields made with `tuning` affect speed or place only, never results.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from schemas.config.evaluation import EvalSection, RewardSection
 from schemas.config.gate import GateSection
@@ -15,8 +16,9 @@ from schemas.config.loss import LossConfig
 from schemas.config.models import StudentSection, TeacherSection
 from schemas.config.prompts import PromptsSection
 from schemas.config.rollout import RolloutSection
+from schemas.config.rounds.schedule import ScheduleSection
 from schemas.config.score import ScoreSection
-from schemas.config.section import Name, Place, Section, tuning
+from schemas.config.section import Name, Place, Section, later, tuning
 from schemas.config.storage import StorageSection
 from schemas.config.train import TrainSection
 from schemas.scoresignal import Signal, signal_for
@@ -67,6 +69,8 @@ class RunConfig(Section):
     """Grading of held-out prompts; without it nothing is graded."""
     reward: RewardSection | None = tuning(None)
     """Rewards of the responses that are trained on; without it there are none."""
+    schedule: ScheduleSection | None = later(None)
+    """What changes from round to round; without it nothing does."""
     gate: GateSection | None = tuning(None)
     """When to stop early: at a target, or because the student got worse."""
     storage: StorageSection = Field(default_factory=StorageSection)
@@ -98,6 +102,15 @@ class RunConfig(Section):
         if self._is_truncated and "student" in loss.samples and loss.estimator == "auto":
             return loss.model_copy(update={"estimator": "bucket"})
         return loss
+
+    def objective_with(self, values: Mapping[str, float]) -> LossConfig:
+        """Return the objective with some values of `[loss]` in the place of its own.
+
+        Raises:
+            ValueError: they cannot be.
+        """
+        loss = LossConfig.model_validate({**self.loss.model_dump(), **values})
+        return self.model_copy(update={"loss": loss}).objective if values else self.objective
 
     @property
     def _is_truncated(self) -> bool:
@@ -138,6 +151,7 @@ class RunConfig(Section):
         if self.loss.kind == "sft" and len(self.teachers) > 1:
             raise ValueError("loss.kind = 'sft' learns from one teacher: leave one in [teachers]")
         self._check_temperature(self.loss)
+        self._check_schedule()
         self._check_kept()
         self._check_servers()
         known = self.student.sft_teacher
@@ -156,6 +170,26 @@ class RunConfig(Section):
                 "loss.gate.teacher = 'eval' needs an [eval] with teachers = true, whose prompts "
                 "are those to train on; or say 'samples'"
             )
+
+    def _check_schedule(self) -> None:
+        """Make sure that each round's configuration is one that might have been written."""
+        if self.schedule is None:
+            return
+        unknown = [name for _, name in self.schedule.teacher or () if name not in self.teachers]
+        if unknown:
+            raise ValueError(
+                f"schedule.teacher names {unknown[0]!r}, which is not one of {list(self.teachers)}"
+            )
+        whole = self.model_dump()
+        for turn in self.schedule.turns:
+            loss = {**whole["loss"], **self.schedule.loss_at(turn)}
+            try:
+                type(self).model_validate({**whole, "loss": loss, "schedule": None})
+            except ValidationError as error:
+                words = error.errors()[0]["msg"].removeprefix("Value error, ")
+                where = ".".join(str(part) for part in error.errors()[0]["loc"])
+                told = f"{where}: {words}" if where else words
+                raise ValueError(f"[schedule.loss] at round {turn}: {told}") from None
 
     def _check_temperature(self, loss: LossConfig) -> None:
         if loss.temperature == 1.0:

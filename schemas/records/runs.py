@@ -18,6 +18,7 @@ from schemas.keys import (
     stage_folder,
 )
 from schemas.records.record import Versioned
+from schemas.records.schedule import RoundSchedule
 from schemas.records.shards import Shard, UnitShard
 from schemas.records.units import flaw_of_units
 
@@ -65,7 +66,7 @@ class PromptsManifest(Versioned):
 class RolloutPlan(Versioned):
     """What a round samples, fixed before the first sample."""
 
-    LATER = frozenset({"teacher"})
+    LATER = frozenset({"schedule", "teacher"})
     run: FileName
     round: Count
     policy_version: Mark
@@ -76,6 +77,8 @@ class RolloutPlan(Versioned):
     fingerprint: Mark
     teacher: FileName | None = None
     """Who samples; None for the student."""
+    schedule: RoundSchedule | None = None
+    """What the round has of its own by `[schedule]`; None where there is none."""
 
     def flaw(self) -> str | None:
         """Return how the plan contradicts itself: its fingerprint is another plan's."""

@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.objective.ownloss import with_function
 from pipeline.learner.settings import LearnerSettings
+from pipeline.runs.curriculum.rounds import round_objective
 from pipeline.runs.run import Run
 from pipeline.store.records import read_record
 from schemas.config.loss import LossConfig
@@ -19,12 +20,13 @@ def round_settings(run: Run, inputs: TrainInputs) -> LearnerSettings:
     Raises:
         ConfigError: a loss of the user's own cannot be used.
     """
-    return LearnerSettings(run.config.train, with_function(_objective(run), inputs.own_loss))
+    loss = round_objective(run, inputs.round_index)
+    return LearnerSettings(run.config.train, with_function(loss, inputs.own_loss))
 
 
 def what_it_reads(run: Run, inputs: TrainInputs) -> dict[str, Any]:
     """Return what a round's objective reads of scores beside the top-k, as `RoundData` takes it."""
-    loss = _objective(run)
+    loss = round_objective(run, inputs.round_index)
     if loss.temperature == 1.0:
         return {"samples": loss.samples}
     places = {name: _place(run, m.scorer, loss) for name, m in inputs.scores.items()}
@@ -32,10 +34,6 @@ def what_it_reads(run: Run, inputs: TrainInputs) -> dict[str, Any]:
         "samples": loss.samples,
         "normalisers": {name: place for name, place in places.items() if place is not None},
     }
-
-
-def _objective(run: Run) -> LossConfig:
-    return run.config.objective
 
 
 def _place(run: Run, scorer: str, loss: LossConfig) -> int | None:

@@ -1,0 +1,1 @@
+"""What changes from round to round: values of a schedule, and prompts drawn by difficulty."""

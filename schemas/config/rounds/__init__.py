@@ -1,0 +1,1 @@
+"""Tables of what changes from round to round."""
