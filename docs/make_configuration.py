@@ -59,7 +59,8 @@ Some keys depend on each other; these checks raise, they never change a value:
 - `loss.kind = "sft"` learns from one teacher, and refuses `loss.rl_weight` and `[loss.gate]`.
 - `[loss.gate]` needs `[reward]` where it asks for rewards, `loss.gate.teacher = "eval"` an `[eval]`
   with `teachers = true`, and `loss.gate.compress_nats` `loss.kind = "policy_gradient"`.
-- `reward.pattern` belongs to `reward.grader = "regex"`.
+- `reward.pattern` belongs to `reward.grader = "regex"`, and `reward.command` to `"command"`; so for
+  `[eval]`.
 - `rollout.engine` and `eval.engine = "server"` with `urls` need `{policy}` in `server.model`;
   `score.engine = "server"` refuses `score.tail_buckets` above 1, `score.draws`, `score.sample`,
   `score.temperatures`,

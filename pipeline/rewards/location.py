@@ -6,14 +6,18 @@ that declares it as a grader; from nowhere else.
 
 import base64
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from pipeline.runs.ownfile import Called, own_function
+from pipeline.runs.ownfile import Called, own_folder, own_function, own_path
+from pipeline.store.disk.files import file_sha256
 from pipeline.store.place import ConfigPlace
 from schemas.config.evaluation import (
+    BESIDE,
     BUILT_IN,
     HOW_TO_NAME,
     EvalSection,
@@ -25,6 +29,8 @@ from schemas.errors import ConfigError
 
 GROUP = "opd.graders"
 """Entry points of installed packages that are graders."""
+
+PACKAGED = f"Install it as a package with an entry point of the group {GROUP}"
 
 ARGUMENTS = ("response", "reference", "metadata")
 
@@ -71,12 +77,34 @@ def find_grader(section: EvalSection | RewardSection, place: ConfigPlace) -> Gra
         return _in_file(choice, *named, place=place)
     if choice.name in ("exact_match", "last_number"):
         return Grader(choice)
+    if choice.command is not None:
+        return _command(choice, choice.command, place=place)
     return _installed(choice)
 
 
+def _command(choice: GraderChoice, words: tuple[str, ...], *, place: ConfigPlace) -> Grader:
+    """Return a program beside the configuration, its arguments, and what its files hold."""
+    called = _called(choice)
+    folder, found, digests = own_folder(called, place, PACKAGED), list[str](), list[str]()
+    for word in words:
+        if word.startswith(BESIDE):
+            path = own_path(called, folder / word, folder)
+            digests.append(_digest(choice, path))
+        found.append(str(path) if word.startswith(BESIDE) else word)
+    if not os.access(found[0], os.X_OK):
+        raise ConfigError(f"{choice}: {found[0]} may not be executed: run `chmod +x` on it")
+    return Grader(choice, {"command": found}, (*words, *digests), is_own=True)
+
+
+def _digest(choice: GraderChoice, path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise ConfigError(f"{choice}: {path} cannot be read: {error}") from error
+
+
 def _in_file(choice: GraderChoice, file: str, function: str, *, place: ConfigPlace) -> Grader:
-    words = f"Install it as a package with an entry point of the group {GROUP}"
-    found = own_function(_called(choice), file, function, place=place, instead=words)
+    found = own_function(_called(choice), file, function, place=place, instead=PACKAGED)
     start = {
         "name": function,
         "path": str(found.path),

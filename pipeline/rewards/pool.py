@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.rewards.builtin import COMPARISONS, same_text
 from pipeline.rewards.graders import Response
 from pipeline.rewards.location import Grader
-from pipeline.rewards.process import LIVING, GraderFault, GraderProcess
+from pipeline.rewards.process import LIVING, UNREAD, GraderFault, GraderProcess
 from pipeline.store import interrupts
 from pipeline.store.disk.scratch import scratch
 from schemas.config.evaluation import RewardSection
@@ -178,6 +178,8 @@ class _Member:
             self._graded += 1
             if fault.kind not in LIVING:
                 self.close()
+            if fault.kind == UNREAD and self._graded == 1:
+                raise ConfigError(f"{self._grader.choice} cannot be used: it {fault}") from fault
             raise
         self._graded += 1
         return answer

@@ -35,14 +35,17 @@ PIECE, LONGEST_ANSWER, KEPT = 1 << 16, 1 << 17, 4000
 """Bytes of a read, of an answer, and of what a grader printed."""
 
 
-ANSWERS = {"ready", "value", "span", "error", "refused", "memory"}
+ANSWERS = {"ready", "begun", "value", "span", "error", "refused", "memory", "broken"}
 """What an answer has one of."""
 
-TOLD = {"error": "raised", "refused": "no_number", "memory": "memory"}
+TOLD = {"error": "raised", "refused": "no_number", "memory": "memory", "broken": "died"}
 """Answer that tells of a fault → kind of the fault."""
 
 LIVING = frozenset({"raised", "no_number"})
 """Kinds of faults after which the process can grade another row."""
+
+UNREAD = "unread"
+"""Kind of the fault that a command reads no responses, which is one of no row."""
 
 FAULTS = frozenset({*LIVING, "memory", "timed_out", "died"})
 """Kinds of faults that code which is not opd's may have on a row."""
@@ -105,6 +108,8 @@ class GraderProcess:
         self._in, self._out, self._err = (_pipe(self._process, n) for n in range(3))
         self._lines: deque[bytes] = deque()
         self._rest, self._said = b"", b""
+        self._begins = False
+        """Whether it says of each row when it has begun with it, for it may be starting."""
 
     def load(self, start: Mapping[str, Any], *, memory_bytes: int | None = None) -> None:
         """Have it load a grader.
@@ -117,6 +122,7 @@ class GraderProcess:
             GraderFault: it cannot be loaded.
         """
         list(self.answers({**start, "memory_bytes": memory_bytes}, 1, START_S))
+        self._begins = "command" in start
 
     def answers(
         self, request: Mapping[str, Any] | Sequence[Any], count: int, patience_s: float
@@ -137,12 +143,10 @@ class GraderProcess:
             for stream in (self._out, self._err):
                 selector.register(stream, selectors.EVENT_READ)
             for _ in range(count):
-                deadline = time.monotonic() + patience_s
-                while not self._lines:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise self._fault(f"gave no answer in {patience_s:g} s", "timed_out")
-                    unsent = self._move(selector, unsent, left)
+                if self._begins:
+                    unsent = self._wait(selector, unsent, START_S, UNREAD)
+                    self._checked(self._lines.popleft())
+                unsent = self._wait(selector, unsent, patience_s, "timed_out")
                 yield self._checked(self._lines.popleft())
 
     def kill(self) -> None:
@@ -157,6 +161,19 @@ class GraderProcess:
         for stream in (self._in, self._out, self._err):
             with suppress(OSError):
                 stream.close()
+
+    def _wait(
+        self, selector: selectors.BaseSelector, unsent: memoryview, patience_s: float, kind: str
+    ) -> memoryview:
+        """Write and read until there is a line; return what is still to be written."""
+        deadline = time.monotonic() + patience_s
+        while not self._lines:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                did = "did not read a response" if kind == UNREAD else "gave no answer"
+                raise self._fault(f"{did} in {patience_s:g} s", kind)
+            unsent = self._move(selector, unsent, left)
+        return unsent
 
     def _move(
         self, selector: selectors.BaseSelector, unsent: memoryview, left: float

@@ -4,8 +4,11 @@ Runs as a file of its own, with the standard library alone, so that nothing of o
 a grader. What a grader prints goes to stderr; answers go to where stdout was when it started.
 """
 
+import array
 import base64
 import contextlib
+import ctypes
+import fcntl
 import importlib.metadata
 import inspect
 import json
@@ -14,7 +17,11 @@ import os
 import re
 import reprlib
 import resource
+import signal
+import subprocess
 import sys
+import termios
+import time
 import traceback
 import types
 import warnings
@@ -28,6 +35,16 @@ LARGEST = 3.4028234663852886e38
 
 WORDS = 2000
 """Characters of an error that are passed on."""
+
+LONGEST_LINE = 1 << 16
+"""Bytes of a command's answer."""
+
+END_S, POLL_S = 0.2, 0.002
+"""Seconds in which a command that closed its output ends by itself, and between two looks."""
+
+Put = Callable[[dict[str, Any]], None]
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 MODULE = "opd_grader"
 """Name of the module that a grader's file becomes."""
@@ -50,7 +67,7 @@ def main() -> None:
     try:
         start = json.loads(requests.readline())
         bound_memory(start.get("memory_bytes"))
-        grade = loaded(start)
+        grade = loaded(start, put)
     except BaseException as error:  # a user's module may raise anything while it is loaded
         put(told(error))
         return
@@ -73,12 +90,18 @@ def bound_memory(most: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def loaded(given: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Return what answers a row, for a pattern, an entry point or the source of a file.
+def loaded(given: dict[str, Any], put: Put) -> Callable[..., dict[str, Any]]:
+    """Return what answers a row, for a command, a pattern, an entry point or the source of a file.
+
+    Args:
+        given: which one.
+        put: sends what a command says before it answers.
 
     Raises:
         TypeError: it is no function of a response, its reference and its metadata.
     """
+    if "command" in given:
+        return Command(given["command"], put).answer
     if "pattern" in given:
         warnings.simplefilter("ignore")
         compiled = re.compile(given["pattern"])
@@ -98,6 +121,77 @@ def loaded(given: dict[str, Any]) -> Callable[..., dict[str, Any]]:
                 f"metadata): {error}"
             ) from None
     return lambda response, reference, metadata: valued(function(response, reference, metadata))
+
+
+class BrokenError(Exception):
+    """A command that broke the protocol, so that nothing more can be asked of it."""
+
+
+class Command:
+    """A program that reads a JSON line for each response, and answers it with one."""
+
+    def __init__(self, words: list[str], put: Put) -> None:
+        """Start it, without a shell; its errors go where prints of a grader go."""
+        self._put = put
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=ended_with_parent
+        )
+        self._asked = 0
+
+    def answer(self, response: str, reference: str | None, metadata: Any) -> dict[str, Any]:
+        """Return the answer to a row."""
+        self._asked += 1
+        row = {"id": self._asked, "response": response, "reference": reference}
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps({**row, "metadata": metadata}).encode() + b"\n")
+            stdin.flush()
+            self._wait_until_read(stdin.fileno())
+            line = stdout.readline(LONGEST_LINE + 1)
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise BrokenError(self._end())
+        if len(line) > LONGEST_LINE:
+            raise BrokenError(f"answered with a line of more than {LONGEST_LINE} bytes")
+        return self._valued(line)
+
+    def _wait_until_read(self, pipe: int) -> None:
+        """Say that it has begun with a row: until then it may still be starting."""
+        left = array.array("i", [1])
+        while left[0] and self._process.poll() is None:
+            fcntl.ioctl(pipe, termios.FIONREAD, left)
+            time.sleep(POLL_S if left[0] else 0.0)
+        self._put({"begun": True})
+
+    def _valued(self, line: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or "id" not in found or line[-1:] != b"\n":
+            raise BrokenError(f"answered {_shown(line)}, expected a JSON object with id and reward")
+        if isinstance(found["id"], bool) or found["id"] != self._asked:
+            raise BrokenError(f"answered id {_shown(found['id'])}, asked was id {self._asked}")
+        if "error" in found:
+            return {"error": f"an error: {str(found['error'])[:WORDS]}"}
+        if "reward" not in found:
+            raise BrokenError(f"answered {_shown(line)}, which has no reward")
+        return valued(found["reward"])
+
+    def _end(self) -> str:
+        try:
+            code = self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            return "closed its output"
+        return f"ended with exit status {code}" if code >= 0 else f"was killed by signal {-code}"
+
+
+def ended_with_parent() -> None:
+    """Have the kernel end this process with the one that started it, on Linux."""
+    if LIBC is not None:
+        LIBC.prctl(1, signal.SIGKILL)
 
 
 def graded(grade: Callable[..., dict[str, Any]], row: list[Any]) -> dict[str, Any]:
@@ -136,6 +230,8 @@ def told(error: BaseException) -> dict[str, Any]:
     if isinstance(error, MemoryError):
         bound_memory(None)  # there may be none left to tell it with
         return {"memory": "ran out of memory: it raised MemoryError"}
+    if isinstance(error, BrokenError):
+        return {"broken": str(error)}
     words = "".join(traceback.format_exception_only(error)).strip()
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if frame.filename != __file__]

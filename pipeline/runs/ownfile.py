@@ -71,14 +71,9 @@ def own_function(
     Raises:
         ConfigError: it is not there, or cannot be called so.
     """
-    if "://" in place.base:
-        raise ConfigError(
-            f"{called} names a file beside the configuration, and that is at "
-            f"{place.base}: code is not taken from a store. "
-            f"{f'{instead}, or run' if instead else 'Run'} from a folder of this machine"
-        )
-    path = Path(place.base) / file
-    source = _source(called, path, Path(place.base))
+    folder = own_folder(called, place, instead)
+    path = folder / file
+    source = _source(called, path, folder)
     _check_function(called, path, source, function)
     return OwnFunction(str(called), function, path, source)
 
@@ -95,8 +90,27 @@ def own_loss(loss: LossConfig, place: ConfigPlace) -> OwnFunction | None:
     return own_function(called, *loss.own, place=place)
 
 
-def _source(called: Called, path: Path, folder: Path) -> bytes:
-    """Return the bytes of a function's file, which must lie in a folder."""
+def own_folder(called: Called, place: ConfigPlace, instead: str = "") -> Path:
+    """Return the folder of the configuration, from which alone code is taken.
+
+    Raises:
+        ConfigError: it is in a store.
+    """
+    if "://" in place.base:
+        raise ConfigError(
+            f"{called} names a file beside the configuration, and that is at "
+            f"{place.base}: code is not taken from a store. "
+            f"{f'{instead}, or run' if instead else 'Run'} from a folder of this machine"
+        )
+    return Path(place.base)
+
+
+def own_path(called: Called, path: Path, folder: Path) -> Path:
+    """Return where a file really is, which must lie in a folder.
+
+    Raises:
+        ConfigError: it is not there, is elsewhere, or is no plain file.
+    """
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(folder.resolve()):
@@ -104,17 +118,30 @@ def _source(called: Called, path: Path, folder: Path) -> bytes:
                 f"{called}: {path} is a link to {real}, outside the folder of the "
                 "configuration; put the file itself there"
             )
-        found = real.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-            raise ConfigError(
-                f"{called}: {path} is no file of at most {MOST_BYTES} bytes, as a {called.role} "
-                "has to be"
-            )
-        return real.read_bytes()
+        if not stat.S_ISREG(real.stat().st_mode):
+            raise _too_much(called, path)
+        return real
     except FileNotFoundError:
         raise ConfigError(f"{called}: there is no {path}; {called.how}") from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{called}: {path} cannot be read: {error}") from error
+
+
+def _source(called: Called, path: Path, folder: Path) -> bytes:
+    """Return the bytes of a function's file."""
+    real = own_path(called, path, folder)
+    try:
+        if real.stat().st_size > MOST_BYTES:
+            raise _too_much(called, path)
+        return real.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{called}: {path} cannot be read: {error}") from error
+
+
+def _too_much(called: Called, path: Path) -> ConfigError:
+    return ConfigError(
+        f"{called}: {path} is no file of at most {MOST_BYTES} bytes, as a {called.role} has to be"
+    )
 
 
 def _check_function(called: Called, path: Path, source: bytes, function: str) -> None:

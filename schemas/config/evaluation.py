@@ -15,16 +15,25 @@ from schemas.config.section import (
     Positive,
     Section,
     file_and_function,
+    later,
     tuning,
 )
 
 BUILT_IN = ("exact_match", "last_number", "regex")
 """Graders that opd brings."""
 
+COMMAND, BESIDE = "command", "./"
+"""Grader that is a program of its own, and how words begin that name a file beside the TOML."""
+
 HOW_TO_NAME = (
     f"a grader is {', '.join(BUILT_IN)}, 'grader.py:function' for a function of a file beside the "
-    "configuration, or the name of an entry point of the group opd.graders of an installed package"
+    "configuration, the name of an entry point of the group opd.graders of an installed package, "
+    "or 'command' with the words of a program beside the configuration"
 )
+
+Word = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+
+CommandWords = Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
 
 
 AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
@@ -40,6 +49,7 @@ class GraderChoice:
     """Such as `eval.reward`."""
     name: str
     pattern: str | None
+    command: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         """Return the choice as the TOML writes it."""
@@ -53,9 +63,16 @@ class GraderChoice:
         """
         if file_grader(self) is None and not re.fullmatch(NAME_PATTERN, self.name):
             raise _unnamed(self)
+        key = self.key.rpartition(".")[2]
         if (self.name == "regex") != (self.pattern is not None):
-            key = self.key.rpartition(".")[2]
             raise ValueError(f"pattern belongs to {key} = 'regex', which needs it")
+        if (self.name == COMMAND) != (self.command is not None):
+            raise ValueError(f"command belongs to {key} = 'command', which needs it")
+        if self.command is not None and not self.command[0].startswith(BESIDE):
+            raise ValueError(
+                f"command begins with {self.command[0]!r}, expected a program beside the "
+                f"configuration, such as {BESIDE}grade.sh; its first line names its interpreter"
+            )
         if self.pattern is not None:
             _check_pattern(self.pattern)
 
@@ -85,9 +102,12 @@ class EvalSection(EngineSection):
 
     reward: str
     """Grader: `exact_match`, `last_number`, `regex`, `grader.py:function` for a function of a file
-    beside the TOML, or an entry point `opd.graders` of an installed package."""
+    beside the TOML, an entry point `opd.graders` of an installed package, or `command`."""
     pattern: str | None = None
     """`regex` only: its first group (or the whole match) is compared with the reference."""
+    command: CommandWords | None = later(None)
+    """`command` only: program and arguments. Words that begin with `./`, as the first has to, are
+    files beside the TOML. It answers a JSON line for each response with one, without a shell."""
     require_stop: bool = True
     """Count a response as wrong if it did not end by itself."""
     max_prompts: Positive | None = None
@@ -117,7 +137,7 @@ class EvalSection(EngineSection):
     @property
     def choice(self) -> GraderChoice:
         """Return the grader."""
-        return GraderChoice("eval.reward", self.reward, self.pattern)
+        return GraderChoice("eval.reward", self.reward, self.pattern, self.command)
 
     @model_validator(mode="after")
     def _check(self) -> "EvalSection":
@@ -136,6 +156,8 @@ class RewardSection(Section):
     """Grader: as `eval.reward`, on the prompts to train on. It may return any finite number."""
     pattern: str | None = tuning(None)
     """`regex` only: its first group (or the whole match) is compared with the reference."""
+    command: CommandWords | None = tuning(None)
+    """`command` only: as `eval.command`."""
     unfinished: Literal["zero", "grade", "none"] = tuning("zero")
     """Of a response that did not end by itself: reward 0 (`zero`), that of the grader (`grade`), or
     no reward at all (`none`)."""
@@ -153,11 +175,12 @@ class RewardSection(Section):
     @property
     def choice(self) -> GraderChoice:
         """Return the grader."""
-        return GraderChoice("reward.grader", self.grader, self.pattern)
+        return GraderChoice("reward.grader", self.grader, self.pattern, self.command)
 
     def words(self) -> dict[str, Any]:
         """Return what a reward depends on beside the grader's code."""
-        return {"grader": self.grader, "pattern": self.pattern, "unfinished": self.unfinished}
+        words = {"grader": self.grader, "pattern": self.pattern, "unfinished": self.unfinished}
+        return words if self.command is None else {**words, "command": list(self.command)}
 
     @model_validator(mode="after")
     def _check(self) -> "RewardSection":

@@ -16,6 +16,15 @@ def linked_grader(folder: Path) -> None:
     (folder / "grader.py").symlink_to(outside)
 
 
+def no_program(folder: Path) -> None:
+    """Make a command of a file that may be executed and holds no program."""
+    (folder / "grade.sh").write_bytes(bytes(range(256)))
+    (folder / "grade.sh").chmod(0o755)
+    path = folder / "run.toml"
+    new = 'reward = "command"\ncommand = ["./grade.sh"]'
+    path.write_text(path.read_text().replace('reward = "exact_match"', new))
+
+
 def pipe_grader(folder: Path) -> None:
     """Make the grader a pipe that nobody writes to."""
     os.mkfifo(folder / "grader.py")
