@@ -10,6 +10,9 @@ from cli.options import JsonOption, SetOption, load_run
 from cli.output import in_bytes, print_json
 from cli.terminal import say
 
+MOST_ROWS = 10_000
+"""Most sequences that a page is made of; its bytes are bounded besides."""
+
 ConfigsOption = Annotated[
     list[str],
     typer.Option(
@@ -28,6 +31,24 @@ def report(
         Path,
         typer.Option("--out", "-o", metavar="FILE", help="The page; an older one is replaced."),
     ] = Path("report.html"),
+    rows: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MOST_ROWS,
+            help="Sequences of a round that are looked at token by token, and transcripts in all.",
+        ),
+    ] = 200,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Free column of the prompt file that divides prompts into families; default the "
+            "one that tells the most apart.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,7 +61,7 @@ def report(
 
     runs = [load_run(config, overrides) for config in configs]
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    made = write_report(runs, out, written_at=now)
+    made = write_report(runs, out, rows=rows, column=by, written_at=now)
     if as_json:
         print_json({"stage": "report", "runs": [run.name for run in runs], **made.fields()})
     else:

@@ -97,7 +97,9 @@ QUALITY = Group(
 
 SHAPE = Group(
     "What the student writes",
-    "Lengths, certainty, and how much of both distributions the stored ids cover.",
+    "Lengths, certainty, and how much of both distributions the stored ids cover. Quantiles, the "
+    "share cut off, the teacher's entropy, sampled tokens and overlap are those of the sequences "
+    "that were read.",
     (
         Figure(
             "Response length",

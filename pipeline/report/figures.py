@@ -7,9 +7,31 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.report.records import RunRecords, read_records
-from pipeline.report.rounds import round_frame, step_frame
+from pipeline.report.stored.records import RunRecords, read_records
+from pipeline.report.stored.rounds import round_frame, step_frame
+from pipeline.report.tokens.looked import Looked
+from pipeline.report.tokens.places import (
+    by_family,
+    by_position,
+    by_round,
+    by_token,
+    family_column,
+)
+from pipeline.report.tokens.reading import Sample, read_sample
 from pipeline.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the KL of a round's samples sits; frames as `tokens.places` makes them."""
+
+    round: int
+    rows: int
+    """Sequences that this was taken of."""
+    positions: pl.DataFrame
+    tokens: pl.DataFrame
+    families: pl.DataFrame | None
+    """None where no column of the prompt file divides the prompts."""
 
 
 @dataclass(frozen=True)
@@ -17,29 +39,64 @@ class RunFigures:
     """Everything that is shown of one run but its transcripts."""
 
     name: str
-    """What the page calls the run: its own name, with its root where two are called the same."""
+    """What the page calls the run: its own name, with a number where two are called the same."""
     records: RunRecords
     rounds: pl.DataFrame
-    """A row for each round, as `round_frame` makes them."""
+    """A row for each round, as `round_frame` and `by_round` make them."""
     steps: pl.DataFrame
     """A row for each optimizer step."""
+    sample: Sample
+    """Sequences that were read, with their tokens."""
+    column: str | None
+    """Free column of the prompt file that divides prompts into families."""
+    places: tuple[Places, ...]
+    """Of the first and of the newest round that was looked at."""
 
     @property
     def last(self) -> dict[str, float | None]:
         """The newest value of each figure of a round; rounds may still lack some."""
-        if self.rounds.is_empty():
-            return {}
         return {name: _newest(self.rounds[name]) for name in self.rounds.columns}
 
 
-def gather(run: Run, name: str) -> RunFigures:
+def gather(run: Run, name: str, *, rows: int, column: str | None = None) -> RunFigures:
     """Return the figures of a run.
+
+    Args:
+        run: the run.
+        name: what the page calls it.
+        rows: sequences of a round whose tokens are looked at, at most.
+        column: free column of the prompt file that divides prompts into families; None takes the
+            one that tells the most apart.
 
     Raises:
         DataError: a stored record is damaged.
     """
     records = read_records(run)
-    return RunFigures(name, records, round_frame(records), step_frame(records))
+    sample = read_sample(records, rows)
+    looked = sample.trained
+    column = column or family_column(looked)
+    numbers = looked.rows["round"].unique().sort().to_list()
+    ends = dict.fromkeys([*numbers[:1], *numbers[-1:]])
+    return RunFigures(
+        name=name,
+        records=records,
+        rounds=round_frame(records).join(by_round(looked), on="round", how="left"),
+        steps=step_frame(records),
+        sample=sample,
+        column=column,
+        places=tuple(_places(looked, number, column) for number in ends),
+    )
+
+
+def _places(looked: Looked, number: int, column: str | None) -> Places:
+    tokens = looked.tokens.filter(pl.col("round") == number)
+    return Places(
+        round=number,
+        rows=int((looked.rows["round"] == number).sum()),
+        positions=by_position(tokens),
+        tokens=by_token(tokens),
+        families=None if column is None else by_family(looked, column, tokens),
+    )
 
 
 def _newest(values: pl.Series) -> float | None:

@@ -58,9 +58,9 @@ def _skipped_steps(figures: RunFigures) -> Iterator[Finding]:
 
 
 def _gone(figures: RunFigures) -> Iterator[Finding]:
-    for one in figures.records.rounds:
-        for note in one.notes:
-            yield Finding("note", note, one.round, "Restore the object where you want its figures")
+    notes = [(one.round, note) for one in figures.records.rounds for note in one.notes]
+    for since, note in (*notes, *((None, note) for note in figures.sample.notes)):
+        yield Finding("note", f"Left out: {note}", since, "Restore it to see its figures")
 
 
 CHECKS: tuple[Callable[[RunFigures], Iterator[Finding]], ...] = (

@@ -7,26 +7,50 @@ run, and no text of others is anything but text.
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 
-from pipeline.report.charts import draw
+from pipeline.report.drawing.charts import Chart, draw
+from pipeline.report.drawing.plots import Plotted, plotted
 from pipeline.report.figures import RunFigures
 from pipeline.report.findings import findings
 from pipeline.report.markup import Html, joined, raw, tag
-from pipeline.report.plots import Plotted, plotted
 from pipeline.report.tables import difference_table, round_table, stage_table
+from pipeline.report.transcripts.packing import Pack
+from pipeline.report.transcripts.pieces import Pieces
+from pipeline.report.transcripts.section import transcript_section
+from pipeline.report.where import Part, where
 from pipeline.report.words import headlines
 
-SCRIPTS = ("page.js",)
+WHERE = "Where the KL sits"
+
+SCRIPTS = ("page.js", "transcripts.js")
+
+STYLES = ("page.css", "transcripts.css")
 
 
-def page(runs: Sequence[RunFigures], *, written_at: str) -> str:
+@dataclass(frozen=True)
+class View:
+    """What the page has of one run."""
+
+    figures: RunFigures
+    pieces: Pieces
+    """Its ids as text."""
+    untold: str | None
+    """Why they are numbers, where they are."""
+    transcripts: Pack
+
+
+def page(views: Sequence[View], *, written_at: str) -> str:
     """Return the page of one run, or of several that are compared.
 
     Args:
-        runs: their figures.
+        views: the runs.
         written_at: when it was made, in words.
     """
+    runs = [view.figures for view in views]
+    places = where([(view.figures, view.pieces) for view in views])
+    told = transcript_section([(v.figures.name, v.transcripts, v.untold) for v in views])
     names = ", ".join(run.name for run in runs)
     groups = plotted(runs)
     body = [
@@ -35,8 +59,16 @@ def page(runs: Sequence[RunFigures], *, written_at: str) -> str:
             tag("h1", names),
             tag("p", f"Report of stored records, {written_at}", class_="soft"),
         ),
-        _navigation(groups, several=len(runs) > 1),
-        tag("main", *(_head(run, several=len(runs) > 1) for run in runs), *_parts(runs, groups)),
+        _navigation(groups, [len(runs) > 1, bool(places), told is not None]),
+        tag(
+            "main",
+            tag("div", *(_head(run, several=len(runs) > 1) for run in runs), id="top"),
+            _compared(runs) if len(runs) > 1 else None,
+            *(_group(one) for one in groups if one.charts),
+            _where(places) if places else None,
+            told,
+            _rounds(runs),
+        ),
         tag("footer", _not_stored(groups)),
         *(tag("script", raw(_asset(name))) for name in SCRIPTS),
     ]
@@ -44,7 +76,7 @@ def page(runs: Sequence[RunFigures], *, written_at: str) -> str:
 
 
 def _top(names: str) -> Html:
-    style = _asset("page.css")
+    style = "".join(map(_asset, STYLES))
     policy = (
         f"default-src 'none'; img-src data:; style-src {_digest(style)}; "
         f"script-src {' '.join(_digest(_asset(name)) for name in SCRIPTS)}; "
@@ -62,15 +94,22 @@ def _top(names: str) -> Html:
     )
 
 
-def _parts(runs: Sequence[RunFigures], groups: Sequence[Plotted]) -> list[Html]:
-    compared = [_compared(runs)] if len(runs) > 1 else []
-    return [*compared, *(_group(one) for one in groups if one.charts), _rounds(runs)]
-
-
-def _navigation(groups: Sequence[Plotted], *, several: bool) -> Html:
-    compared = [("compare", "Differences")] if several else []
-    places = [*compared, *((_anchor(one), one.group.title) for one in groups if one.charts)]
-    links = [("top", "In words"), *places, ("rounds", "All figures")]
+def _navigation(groups: Sequence[Plotted], there: Sequence[bool]) -> Html:
+    shown = [(_anchor(one), one.group.title) for one in groups if one.charts]
+    some = zip(
+        ("compare", "where", "transcripts"), ("Differences", WHERE, "Transcripts"), strict=True
+    )
+    compared, *later = [
+        [link] if is_there else [] for link, is_there in zip(some, there, strict=True)
+    ]
+    links = [
+        ("top", "In words"),
+        *compared,
+        *shown,
+        *later[0],
+        *later[1],
+        ("rounds", "All figures"),
+    ]
     found = [tag("a", words, href=f"#{place}") for place, words in links]
     return tag("nav", tag("div", *found), aria_label="Parts of the report")
 
@@ -81,7 +120,7 @@ def _head(run: RunFigures, *, several: bool) -> Html:
         for title, lines in headlines(run)
     ]
     title = tag("h2", run.name) if several else None
-    return tag("section", title, tag("div", *cards, _wrong(run), class_="cards"), id="top")
+    return tag("section", title, tag("div", *cards, _wrong(run), class_="cards"))
 
 
 def _wrong(run: RunFigures) -> Html:
@@ -110,22 +149,41 @@ def _compared(runs: Sequence[RunFigures]) -> Html:
 
 
 def _group(one: Plotted) -> Html:
-    shown = [
-        tag(
-            "figure",
-            tag("h3", figure.title),
-            tag("p", figure.meaning),
-            draw(chart),
-            tag("p", class_="told", aria_live="polite"),
-            class_="chart",
-            tabindex="0",
-            aria_label=f"{figure.title}. Arrow keys go from point to point.",
-        )
-        for figure, chart in one.charts
-    ]
+    shown = [_drawn(chart, figure.meaning) for figure, chart in one.charts]
     words = tag("p", one.group.words, class_="soft")
     charts = tag("div", *shown, class_="charts")
     return tag("section", tag("h2", one.group.title), words, charts, id=_anchor(one))
+
+
+def _drawn(chart: Chart, meaning: str, *below: Html) -> Html:
+    return tag(
+        "figure",
+        tag("h3", chart.title),
+        tag("p", meaning),
+        draw(chart),
+        tag("p", class_="told", aria_live="polite"),
+        *below,
+        class_="chart",
+        tabindex="0",
+        aria_label=f"{chart.title}. Arrow keys go from point to point.",
+    )
+
+
+def _where(parts: Sequence[Part]) -> Html:
+    words = (
+        "KL is that of the sampled tokens, log q − log p, where q is what the student sampled from "
+        "and p its teacher. A negative mean says that the teacher was surer there."
+    )
+    shown = [
+        _drawn(
+            one.chart,
+            one.meaning,
+            tag("details", tag("summary", "The worst ten"), tag("div", one.table, class_="scroll")),
+        )
+        for one in parts
+    ]
+    title, charts = tag("h2", WHERE), tag("div", *shown, class_="charts")
+    return tag("section", title, tag("p", words, class_="soft"), charts, id="where")
 
 
 def _rounds(runs: Sequence[RunFigures]) -> Html:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline.report.catalogue import COST, GROUPS, LEARNING, Figure, Form, Series
 from pipeline.report.figures import RunFigures
 from pipeline.report.markup import Html, tag
-from pipeline.report.records import STAGES
+from pipeline.report.stored.records import STAGES
 from pipeline.report.written import written
 
 SUMMED = frozenset(one.name for f in COST.figures if f.kind == "stack" for one in f.series)
@@ -65,7 +65,8 @@ def stage_table(run: RunFigures) -> Html:
 def difference_table(runs: Sequence[RunFigures]) -> Html:
     """Return a row for each figure: its newest value, or its sum, in each run."""
     head = [tag("th", "figure"), *(tag("th", run.name) for run in runs)]
-    rows = []
+    trained = [sum(r.train is not None for r in run.records.rounds) for run in runs]
+    rows = [tag("tr", tag("td", "Rounds trained"), *(tag("td", str(n)) for n in trained))]
     for figure, one in known_columns(runs):
         values = [_value(run, one.name) for run in runs]
         cells = [_cell(values[0], figure.form)]
@@ -86,7 +87,9 @@ def _against(value: float | None, first: float | None, form: Form) -> Html:
     words = written(value, form)
     if value is None or first is None:
         return tag("td", words)
-    sign = "+" if value >= first else "−"
+    if value == first:
+        return tag("td", words, tag("span", " =", class_="soft"))
+    sign = "+" if value > first else "−"
     return tag(
         "td", words, tag("span", f" {sign}{written(abs(value - first), form)}", class_="soft")
     )

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.report.figures import RunFigures
-from pipeline.report.intervals import Interval, accuracy_interval
-from pipeline.report.records import STAGES
+from pipeline.report.stored.intervals import Interval, accuracy_interval
+from pipeline.report.stored.records import STAGES
 from pipeline.report.written import in_bytes, in_time, written
 from schemas.foreign import without_secrets
 from schemas.records.runs import EvalManifest

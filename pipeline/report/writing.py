@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.charts import require_library
-from pipeline.report.figures import gather
-from pipeline.report.page import page
+from pipeline.report.drawing.charts import require_library
+from pipeline.report.figures import RunFigures, gather
+from pipeline.report.page import View, page
+from pipeline.report.transcripts.packing import MOST_BYTES, pack
+from pipeline.report.transcripts.pieces import student_pieces
 from pipeline.runs.run import Run
 from pipeline.store.disk.files import replace
 from schemas.errors import ConfigError
@@ -31,12 +33,16 @@ class Report:
         return asdict(self)
 
 
-def write_report(runs: Sequence[Run], path: Path, *, written_at: str) -> Report:
+def write_report(
+    runs: Sequence[Run], path: Path, *, rows: int, column: str | None, written_at: str
+) -> Report:
     """Write the report of some runs in place of what was there.
 
     Args:
         runs: the runs.
         path: the file.
+        rows: sequences of a round that are looked at, and transcripts of the page, at most.
+        column: free column of the prompt file that divides prompts into families.
         written_at: the time, as the page tells it.
 
     Raises:
@@ -45,17 +51,30 @@ def write_report(runs: Sequence[Run], path: Path, *, written_at: str) -> Report:
     """
     require_library()
     _check_free(path)
-    figures = [gather(run, name) for run, name in zip(runs, _names(runs), strict=True)]
-    for one in figures:
-        if not one.records.rounds:
-            run = one.records.run
-            raise ConfigError(
-                f"run {run.name} at {run.storage.root} has not begun: there is nothing to report. "
-                "Start it with `opd run`, or correct run.name and run.root"
-            )
-    data = page(figures, written_at=written_at).encode()
+    figures = []
+    for run, name in zip(runs, _names(runs), strict=True):
+        figures.append(gather(run, name, rows=rows, column=column))
+        _check_begun(figures[-1])
+    views = [_view(one, rows, len(runs)) for one in figures]
+    data = page(views, written_at=written_at).encode()
     replace(path, data)
     return Report(str(path), len(data), sum(len(one.rounds) for one in figures))
+
+
+def _view(figures: RunFigures, rows: int, runs: int) -> View:
+    pieces, untold = student_pieces(figures.records.run)
+    most, size = max(rows // runs, 1), MOST_BYTES // runs
+    packed = pack(figures.sample, pieces, most_rows=most, most_bytes=size)
+    return View(figures, pieces, untold, packed)
+
+
+def _check_begun(figures: RunFigures) -> None:
+    run = figures.records.run
+    if not figures.records.rounds:
+        raise ConfigError(
+            f"run {run.name} at {run.storage.root} has not begun: there is nothing to report. "
+            "Start it with `opd run`, or correct run.name and run.root"
+        )
 
 
 def _check_free(path: Path) -> None:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.report.figures import RunFigures, gather
-from pipeline.report.intervals import accuracy_interval, wilson
-from pipeline.report.rounds import thinned
+from pipeline.report.stored.intervals import accuracy_interval, wilson
+from pipeline.report.stored.rounds import thinned
 from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
 from schemas.records.runs import EvalManifest
@@ -26,7 +26,7 @@ def run(finished_run: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def figures(run: Run) -> RunFigures:
-    return gather(run, run.name)
+    return gather(run, run.name, rows=4)
 
 
 def record(folder: Path, *parts: str) -> dict[str, Any]:

@@ -7,18 +7,12 @@ from typing import Any
 import polars as pl
 
 from pipeline.report.catalogue import GROUPS, Figure, Group, Series
-from pipeline.report.charts import FRAME, Chart
+from pipeline.report.drawing.charts import Chart, points_of
 from pipeline.report.figures import RunFigures
-from pipeline.report.intervals import accuracy_interval
-from pipeline.report.rounds import thinned
+from pipeline.report.stored.rounds import thinned
 from pipeline.report.written import written
 
 SPENT = "teacher_tokens_so_far"
-
-SCHEMA = {
-    **{name: pl.Float64 for name in ("x", "value", "low", "high")},
-    **{name: pl.String for name in ("run", "series", "label")},
-}
 
 
 @dataclass(frozen=True)
@@ -68,15 +62,17 @@ def _chart(figure: Figure, group: Group, points: pl.DataFrame, runs: Sequence[Ru
 def _totals(figure: Figure, points: pl.DataFrame) -> Chart:
     """Return one bar for each run: stacks of several runs would hide each other."""
     sums = points.group_by("run", "series", maintain_order=True).agg(pl.col("value").sum())
-    labels = [
-        f"{row['run']}, {row['series']}: {written(row['value'], figure.form)} in all rounds"
+    rows = [
+        {
+            **row,
+            "x": row["run"],
+            "label": f"{row['run']}, {row['series']}: {written(row['value'], figure.form)} "
+            "in all rounds",
+        }
         for row in sums.to_dicts()
     ]
-    empty = pl.lit(None, pl.Float64)
-    frame = sums.with_columns(
-        pl.col("run").alias("x"), empty.alias("low"), empty.alias("high"), label=pl.Series(labels)
-    )
-    return Chart(figure.title, frame.select(FRAME), figure.form, "all rounds", kind="bars")
+    frame = points_of(rows, named=True)
+    return Chart(figure.title, frame, figure.form, "all rounds", kind="bars")
 
 
 def _points(
@@ -90,7 +86,7 @@ def _points(
         for one in figure.series
         for row in _series(one, figure, run, x, frame)
     ]
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return points_of(rows)
 
 
 def _series(
@@ -118,13 +114,8 @@ def _label(
     row: dict[str, Any], one: Series, figure: Figure, run: str, ends: tuple[Any, Any]
 ) -> str:
     """Return what is told of a point under the pointer."""
-    place = (
-        f"round {row['round']}"
-        if "step" not in row
-        else f"step {row['step']}, round {row['round']}"
-    )
-    if "steps" in row:
-        place = f"round {row['round']}"
+    step = f"step {row['step']}, " if "step" in row else ""
+    place = f"{step}round {row['round']}"
     words = f"{run}, {place}, {one.label}: {written(row[one.name], figure.form)}"
     if ends[0] is not None:
         words += f" ({written(ends[0], figure.form)} to {written(ends[1], figure.form)})"
@@ -134,21 +125,21 @@ def _label(
 
 
 def _levels(runs: Sequence[RunFigures]) -> Iterator[dict[str, Any]]:
-    """Yield the accuracies to compare with: that at the start, and those of teachers."""
+    """Yield the accuracies to compare with: that at the start, and those of teachers.
+
+    A level that several runs share is one.
+    """
+    found: dict[tuple[str, float], list[str]] = {}
     for run in runs:
-        whose = f" of {run.name}" if len(runs) > 1 else ""
-        section = run.records.run.config.eval
-        samples = 1 if section is None else section.samples_per_prompt
         graded = {f"teacher {name}": one for name, one in run.records.teachers.items()}
         if run.records.start is not None:
             graded["start"] = run.records.start
         for words, one in graded.items():
-            found = accuracy_interval(one, samples=samples)
-            yield {
-                "value": found.mean,
-                "label": f"{words}{whose} {written(found.mean, 'share')}",
-                "run": run.name,
-            }
+            found.setdefault((words, one.accuracy), []).append(run.name)
+    levels = [words for words, _ in found]
+    for (words, value), names in found.items():
+        whose = f" of {', '.join(names)}" if levels.count(words) > 1 else ""
+        yield {"value": value, "label": f"{words}{whose} {written(value, 'share')}"}
 
 
 def _spans(values: pl.Series) -> bool:

@@ -5,7 +5,7 @@ drawing; each point says in words what it is, for pointers, keyboards and screen
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,11 @@ AXES: dict[Form, str] = {
 }
 """How the marks of an axis are written, in d3's words."""
 
-FRAME = ("x", "value", "low", "high", "run", "series", "label")
+FRAME: dict[str, Any] = {
+    **{name: pl.Float64 for name in ("x", "value", "low", "high")},
+    **{name: pl.String for name in ("run", "series", "label")},
+}
+"""Columns of what is drawn; `x` of bars is a text."""
 
 MOST_BARS_WHISKERS = 40
 """Points of a line whose intervals are drawn one by one; of more they are a band."""
@@ -51,6 +55,20 @@ class Chart:
     log: bool = False
     rules: Sequence[dict[str, Any]] = field(default=())
     """Levels to compare with: `value`, `label`, `run`."""
+
+
+def points_of(rows: Iterable[Mapping[str, Any]], *, named: bool = False) -> pl.DataFrame:
+    """Return the points of a chart, all texts in them plain.
+
+    Args:
+        rows: with the keys of `FRAME`; `low` and `high` may be left out.
+        named: whether `x` is a name.
+    """
+    schema = {**FRAME, "x": pl.String} if named else FRAME
+    plained = [
+        {key: _value(v) for key, v in {"low": None, "high": None, **row}.items()} for row in rows
+    ]
+    return pl.DataFrame(plained, schema=schema)
 
 
 def require_library() -> Any:
@@ -89,15 +107,14 @@ def specification(chart: Chart) -> dict[str, Any]:
         layers = _stack(chart)
     else:
         layers = [*_intervals(chart, points), *_lines(chart, points), *_rules(chart)]
-    values = [{key: _value(v) for key, v in row.items()} for row in points.to_dicts()]
     names = points["x"].n_unique() if chart.kind == "bars" else 0
     return {
         "width": WIDTH,
         "height": max(HEIGHT, 60 + 22 * names),
         "autosize": {"type": "fit", "contains": "padding"},
         "background": None,
-        "padding": 4,
-        "data": {"values": values},
+        "padding": {"left": 10, "right": 12, "top": 6, "bottom": 4},
+        "data": {"values": points.to_dicts()},
         "layer": layers,
         "config": CONFIG,
     }
@@ -170,6 +187,7 @@ def _bars(chart: Chart) -> list[dict[str, Any]]:
 
 def _x(chart: Chart) -> dict[str, Any]:
     axis = {"title": chart.x_title, "format": "~s", "tickCount": 6, "tickMinStep": 1, "grid": False}
+    axis |= {"labelFlush": False}
     return {"field": "x", "type": "quantitative", "axis": axis, "scale": {"zero": False}}
 
 
@@ -217,7 +235,12 @@ CONFIG: dict[str, Any] = {
         "labelFontSize": 11,
         "titleFontSize": 11,
     },
-    "legend": {"labelColor": "var(--ink)", "labelFontSize": 11, "symbolSize": 60},
+    "legend": {
+        "labelColor": "var(--ink)",
+        "labelFontSize": 11,
+        "symbolSize": 60,
+        "symbolOpacity": 1,
+    },
     "view": {"stroke": None},
     "bar": {"discreteBandSize": {"band": 0.8}},
 }
