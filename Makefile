@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 TORCH := 2.13.0
-PINNED := core report train vllm airflow dev peers
+PINNED := core report graders train vllm airflow dev peers
 JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -82,7 +82,11 @@ clean: ## remove caches and build output; .venv and results stay
 	$(PIP) --no-deps -r $<
 	@touch $@
 
-.venv/.dev: requirements/dev.txt .venv/.vllm .venv/.report
+.venv/.graders: requirements/graders.txt .venv/.core
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.vllm .venv/.report .venv/.graders
 	$(PIP) --no-deps -r $<
 	@touch $@
 

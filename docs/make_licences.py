@@ -19,6 +19,7 @@ TARGET = Path(__file__).with_name("licences.md")
 FILES = {
     "core": "opd itself: command line, storage and cache tools",
     "report": "charts of `opd report`",
+    "graders": "the graders `math` and `json_schema`",
     "train": "the learner and the engine `hf`",
     "vllm": "the engine `vllm`",
     "airflow": "the DAGs, in an environment of their own",

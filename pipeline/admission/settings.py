@@ -14,11 +14,15 @@ from pipeline.models.tokenizer import vocabulary_size
 from pipeline.prompts.encoding import Tally, prompt_tables
 from pipeline.prompts.files import require_prompt_file
 from pipeline.rewards.graders import Response, check_references, try_grader
+from pipeline.rewards.libraries.judging import open_evaluator
 from pipeline.rewards.location import find_grader
 from pipeline.runs.ownfile import own_loss
 from pipeline.runs.run import Run
 from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError
+
+TRIED = 16
+"""References that a grader of a library is tried on before a run begins."""
 
 
 def engine_sections(run: Run) -> dict[str, EngineSection]:
@@ -148,11 +152,15 @@ def look_at_references(one: Candidate) -> Finding:
     if section is None or location is None:
         return Finding("references", "ok", "none are needed: there is no [eval]")
     file = require_prompt_file(run.place, location, key="prompts.eval", config=run.config)
-    left, seen = section.max_prompts, 0
+    left, seen, grader = section.max_prompts, 0, find_grader(section, run.place)
     for table in prompt_tables(file, run.config, one.tokenizer, tally=Tally()):
         columns = [table.column(name).to_pylist() for name in ("prompt_id", "reference")]
         rows = [Response(prompt, "", answer, None) for prompt, answer in zip(*columns, strict=True)]
-        check_references(section.choice, rows if left is None else rows[: max(0, left - seen)])
+        rows = rows if left is None else rows[: max(0, left - seen)]
+        check_references(section.choice, rows)
+        if grader.of_library and not seen:
+            with open_evaluator(grader, timeout_s=section.grader_timeout_s) as grade:
+                grade(rows[:TRIED])
         seen += len(rows)
     return Finding("references", "ok", f"{section.reward} can use those of {seen} prompts")
 

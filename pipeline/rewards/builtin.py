@@ -7,6 +7,7 @@ space; numbers are equal where their values are.
 import unicodedata
 from collections.abc import Callable, Mapping
 
+from pipeline.rewards.choices import same_choice
 from pipeline.rewards.lastnumber import last_number
 
 
@@ -30,6 +31,7 @@ def same_number(response: str, reference: str) -> float:
 COMPARISONS: Mapping[str, Callable[[str, str], float]] = {
     "exact_match": same_text,
     "last_number": same_number,
+    "choice": same_choice,
 }
 """Name → comparison of a response with its reference."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.rewards.builtin import COMPARISONS, same_text
 from pipeline.rewards.location import Grader
 from pipeline.rewards.process import GraderFault, GraderProcess, running_grader
-from schemas.config.evaluation import GraderChoice
+from schemas.config.evaluation import BUILT_IN, GraderChoice
 from schemas.errors import ConfigError
 from schemas.foreign import excerpt
 
@@ -76,7 +76,7 @@ def check_references(choice: GraderChoice, rows: Sequence[Response]) -> None:
     """
     if choice.name in COMPARISONS:
         _compared(choice, rows)
-    elif choice.name == "regex":
+    elif choice.name in BUILT_IN:
         for index, row in enumerate(rows):
             _reference(choice, index, row)
 

@@ -32,6 +32,13 @@ GROUP = "opd.graders"
 
 PACKAGED = f"Install it as a package with an entry point of the group {GROUP}"
 
+
+LIBRARIES = {
+    "math": ("math-verify", "mathematics.py"),
+    "json_schema": ("jsonschema", "jsonschemas.py"),
+}
+"""Grader → the package that it needs, and its file below `libraries`."""
+
 ARGUMENTS = ("response", "reference", "metadata")
 
 
@@ -47,6 +54,8 @@ class Grader:
     """What its grades depend on beside the configuration."""
     is_own: bool = False
     """Whether it is code of the user's."""
+    of_library: bool = False
+    """Whether it is a library's, which may end on what a model wrote."""
 
     @property
     def name(self) -> str:
@@ -75,7 +84,9 @@ def find_grader(section: EvalSection | RewardSection, place: ConfigPlace) -> Gra
     named = file_grader(choice)
     if named is not None:
         return _in_file(choice, *named, place=place)
-    if choice.name in ("exact_match", "last_number"):
+    if choice.name in LIBRARIES:
+        return _of_library(choice)
+    if choice.name in BUILT_IN:
         return Grader(choice)
     if choice.command is not None:
         return _command(choice, choice.command, place=place)
@@ -101,6 +112,21 @@ def _digest(choice: GraderChoice, path: Path) -> str:
         return file_sha256(path)
     except OSError as error:
         raise ConfigError(f"{choice}: {path} cannot be read: {error}") from error
+
+
+def _of_library(choice: GraderChoice) -> Grader:
+    """Return a grader that is made of a library; its version is part of what its grades are."""
+    package, file = LIBRARIES[choice.name]
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise ConfigError(
+            f"{choice} needs the package {package}: pip install 'opd[graders]'"
+        ) from None
+    path = Path(__file__).with_name("libraries") / file
+    source = base64.b64encode(path.read_bytes()).decode()
+    start = {"name": "grade", "path": str(path), "source": source}
+    return Grader(choice, start, (f"{package} {version}",), of_library=True)
 
 
 def _in_file(choice: GraderChoice, file: str, function: str, *, place: ConfigPlace) -> Grader:

@@ -138,7 +138,7 @@ class _Member:
     def verdict(self, response: Response) -> Verdict:
         """Return the verdict on a response."""
         pattern = "pattern" in self._grader.start
-        if pattern and (unanswered := _unanswered(response)):
+        if self._grader.compares and (unanswered := _unanswered(response)):
             return unanswered
         try:
             answer = self._asked(_row(response, pattern=pattern))

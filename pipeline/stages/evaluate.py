@@ -24,7 +24,8 @@ from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
-from pipeline.rewards.graders import Grade, Response, open_grader
+from pipeline.rewards.graders import Grade, Response
+from pipeline.rewards.libraries.judging import open_evaluator
 from pipeline.rewards.location import Grader, find_grader
 from pipeline.runs.figures import Accuracy, EvalFigures
 from pipeline.runs.plan import cut_units
@@ -93,7 +94,7 @@ def run_eval(
     if subject.round_index is not None:
         _policy(run, subject)  # a round that is not trained begins no run
     begin(run, stage="eval", note=progress.note)
-    with open_grader(grader, timeout_s=section.grader_timeout_s) as grade:
+    with open_evaluator(grader, timeout_s=section.grader_timeout_s) as grade:
         grading = _Grading(section, grader, grade)
         return _grade(run, subject, grading, worker=worker, progress=progress, slot=own)
 

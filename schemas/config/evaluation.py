@@ -19,7 +19,7 @@ from schemas.config.section import (
     tuning,
 )
 
-BUILT_IN = ("exact_match", "last_number", "regex")
+BUILT_IN = ("exact_match", "last_number", "choice", "regex", "math", "json_schema")
 """Graders that opd brings."""
 
 COMMAND, BESIDE = "command", "./"
@@ -101,8 +101,9 @@ class EvalSection(EngineSection):
     """`[eval]`: held-out prompts, sampled and graded after each round."""
 
     reward: str
-    """Grader: `exact_match`, `last_number`, `regex`, `grader.py:function` for a function of a file
-    beside the TOML, an entry point `opd.graders` of an installed package, or `command`."""
+    """Grader: `exact_match`, `last_number`, `choice`, `regex`, `math`, `json_schema`,
+    `grader.py:function` for a function of a file beside the TOML, an entry point `opd.graders` of
+    an installed package, or `command`."""
     pattern: str | None = None
     """`regex` only: its first group (or the whole match) is compared with the reference."""
     command: CommandWords | None = later(None)
@@ -125,7 +126,7 @@ class EvalSection(EngineSection):
     every_rounds: Positive = tuning(1)
     """Rounds from one eval of `opd run` to the next; the last round is always graded."""
     grader_timeout_s: TimeLimit = tuning(10.0)
-    """Seconds that `regex`, or a grader of your own, has for one response."""
+    """Seconds that `regex`, a library, or a grader of your own has for one response."""
     teachers: bool = tuning(True)
     """Also grade the teachers, once, as the accuracy to reach."""
 

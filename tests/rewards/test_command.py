@@ -120,7 +120,7 @@ def _group(pid: int) -> int:
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return str(process.status()) != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
