@@ -1,5 +1,7 @@
 """Head and loss on a GPU against float64 on the CPU, for all objectives, both codecs' targets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,13 @@ from tests.support.lossreference import ALL, build, name_of, random_logits, raw_
 pytestmark = pytest.mark.gpu
 
 ROWS, HIDDEN, VOCAB, K, SCALE = 300, 64, 5_000, 16, 1e-2
+OF_RESPONSES = [
+    LossConfig.model_validate({"kind": kind, "importance": "geometric", **keys})
+    for kind, keys in (
+        ("opd", {"policy": {"discount": 0.9, "baseline": "before", "standardize": True}}),
+        ("reverse_kl", {"weights": {"prefix": 0.5, "divergence_clip": 0.5, "rescale": True}}),
+    )
+]
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest distance of a gradient from its reference, as a share of the reference's norm."""
 
@@ -34,12 +43,12 @@ def on(device: str, columns: dict[str, Tensor]) -> Targets:
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in columns.items()
     }
-    return build(moved)
+    return replace(build(moved), row_T=torch.arange(ROWS, device=device) // 7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("chunk", [64, 1024])
-@pytest.mark.parametrize("loss", ALL, ids=name_of)
+@pytest.mark.parametrize("loss", [*ALL, *OF_RESPONSES], ids=name_of)
 def test_value_and_gradients_are_those_of_float64(
     loss: LossConfig, chunk: int, dtype: torch.dtype
 ) -> None:
