@@ -7,7 +7,7 @@ thread at a time, which may have other threads read ahead for it.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.learner.feed.advantages import Advantages, RewardInputs, read_advantages
+from pipeline.learner.feed.coming import Coming, result_of
 from pipeline.learner.feed.gates import GATE_COLUMNS, GateInputs, Gates
 from pipeline.learner.feed.normalisers import with_log_z
 from pipeline.learner.feed.scored import check_policy, labels, teacher_columns
@@ -30,7 +31,6 @@ from pipeline.learner.sequences import (
 )
 from pipeline.shards.rollouts import OWN_SAMPLE, read_rollout
 from pipeline.shards.scores import read_scores
-from pipeline.store import interrupts
 from pipeline.store.storage import Storage
 from schemas.columns import Floats, flat_values, list_lengths
 from schemas.errors import DataError
@@ -85,7 +85,7 @@ class RoundData:
         self._keep: int = keep
         self._held: OrderedDict[int, Batch] = OrderedDict()
         self._unscored: dict[int, pa.Table] = {}
-        self._coming: _Coming | None = None
+        self._coming: Coming | None = None
         self._factor_R: Floats | None = None
         self._unit_rows_U: Rows = np.array([u.shard.rows for u in rollout.units], dtype=np.int64)
 
@@ -115,7 +115,7 @@ class RoundData:
             order: rows of each batch that is asked for in the block.
         """
         with ThreadPoolExecutor(READERS, "opd-units") as pool:
-            self._coming = _Coming(pool, [np.unique(self._units(rows)) for rows in order])
+            self._coming = Coming(pool, [np.unique(self._units(rows)) for rows in order])
             try:
                 yield
             finally:
@@ -169,7 +169,7 @@ class RoundData:
         ends = np.cumsum(self._unit_rows_U)
         return np.asarray(np.searchsorted(ends, rows, side="right"), dtype=np.int64)
 
-    def _read_ahead(self, coming: "_Coming") -> None:
+    def _read_ahead(self, coming: Coming) -> None:
         """Have the units read that are needed next, in the place of those that are not."""
         wanted = coming.next_units(self._keep)
         unwanted = [index for index in self._held if index not in wanted]
@@ -187,7 +187,7 @@ class RoundData:
             self._held.move_to_end(index)
             return self._held[index]
         ahead = self._coming.loading.pop(index, None) if self._coming else None
-        unit = self._load(index) if ahead is None else _result(ahead)
+        unit = self._load(index) if ahead is None else result_of(ahead)
         self._held[index] = unit
         while len(self._held) > self._keep:
             self._held.popitem(last=False)
@@ -271,31 +271,3 @@ class RoundData:
             )
         back = np.argsort(np.concatenate(places), kind="stable")
         return join_teachers(parts).take(back)
-
-
-class _Coming:
-    """Batches to come, and the units that are read for them."""
-
-    def __init__(self, pool: ThreadPoolExecutor, uses: Sequence[Rows]) -> None:
-        self.pool = pool
-        self.loading: dict[int, Future[Batch]] = {}
-        self._ends = np.cumsum([0, *map(len, uses)])
-        self._uses = np.concatenate([np.empty(0, dtype=np.int64), *uses])
-        self._at = 0
-
-    def next_units(self, most: int) -> list[int]:
-        """Return the units that are needed next, in order, and go on to the next batch."""
-        uses = self._uses[self._ends[min(self._at, len(self._ends) - 1)] :]
-        self._at += 1
-        size, first = most, np.empty(0, dtype=np.int64)
-        while len(first) < most and size < 2 * max(len(uses), most):
-            size *= 2
-            first = np.unique(uses[:size], return_index=True)[1]
-        return [int(unit) for unit in uses[np.sort(first)[:most]]]
-
-
-def _result(future: Future[Batch]) -> Batch:
-    """Return what another thread reads, once it has; a safe point while it waits."""
-    while not wait([future], timeout=interrupts.POLL_S).done:
-        interrupts.check()
-    return future.result()
