@@ -16,6 +16,7 @@ from pipeline.objectives.losses import token_losses
 from pipeline.objectives.targets import Targets
 from pipeline.objectives.tempering import cool, with_temperature
 from schemas.config.loss import LossConfig
+from schemas.config.objective.weights import WeightsSection
 from schemas.errors import ConfigError
 from tests.support.lossreference import (
     DIVERGENCES,
@@ -108,17 +109,20 @@ def test_value_and_gradient_are_those_of_both_sides_at_the_temperature(
     torch.testing.assert_close(found_TV.double(), expected_TV, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("weights", [{}, {"prefix": 0.5, "divergence_share": 0.5}], ids=len)
 @pytest.mark.parametrize("rl_weight", [0.0, 0.7])
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_the_fused_head_gives_what_the_plain_form_gives(
-    temperature: float, rl_weight: float
+    temperature: float, rl_weight: float, weights: dict[str, float]
 ) -> None:
-    changes = {"temperature": temperature, "rl_weight": rl_weight}
+    changes: dict[str, Any] = {"temperature": temperature, "rl_weight": rl_weight}
+    changes["weights"] = WeightsSection.model_validate(weights)
     loss = LossConfig(kind="reverse_kl").model_copy(update=changes)
     _, _, targets = tempered_case(loss, 4)
     advantage_T = torch.linspace(-1.0, 1.0, len(targets))
     mu_T = targets.token_logprob_T - 0.1
     targets = replace(targets, advantage_T=advantage_T, rollout_logprob_T=mu_T)
+    targets = replace(targets, row_T=torch.arange(len(targets)) // 4)
     random = torch.Generator().manual_seed(7)
     hidden_TH = torch.randn(len(targets), 5, generator=random).requires_grad_()
     weight_VH = torch.randn(VOCAB, 5, generator=random).requires_grad_()
