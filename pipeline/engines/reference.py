@@ -19,6 +19,7 @@ from pipeline.engines.start import Note, Start
 from pipeline.models.loading import load_model
 from pipeline.models.look.settings import quantization_of
 from pipeline.models.own.attention import require_agreement
+from pipeline.models.own.causality import require_causality
 from pipeline.models.source import ModelSource, local_folder, whole_settings
 from pipeline.scores.drift import Gap, gap_of
 from pipeline.scores.tolerances import noise_limit
@@ -171,6 +172,7 @@ def _logprobs(source: ModelSource, prompts: list[Ids], responses: list[Ids]) -> 
     import torch
 
     model = load_model(source, dtype="float32", device="cpu")
+    require_causality(model, source)
     longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
     require_agreement(model, source, tokens=longest)
     found = []

@@ -25,6 +25,7 @@ from pipeline.engines.start import Start
 from pipeline.models.head import check_head, decoder_of, head_of, rows_in
 from pipeline.models.loading import load_model
 from pipeline.models.own.attention import require_agreement
+from pipeline.models.own.causality import require_causality
 from pipeline.models.padding import length_batches, padded, response_positions
 from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
@@ -62,6 +63,7 @@ class HfEngine:
         self.context_length = int(getattr(config, "max_position_embeddings", 2**31))
         probe = torch.arange(min(4, self.vocab_size), device=self._model.device)[None]
         check_head(self._model, self._head, probe)
+        require_causality(self._model, start.source)
         tokens = compared_tokens(config, start.max_tokens)
         require_agreement(self._model, start.source, tokens=tokens)
         self._stepper = Stepper(self._model, self._head, start.dtype)

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.engines.environment import MODELS, passed_on
 from pipeline.engines.processes import SAFE_PATH, end_with_parent
+from pipeline.engines.vllm.refusals import ADVICE
 from pipeline.store import interrupts
 from schemas.errors import CapacityError, ConfigError
 from schemas.foreign import excerpt
@@ -156,8 +157,13 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _start_error(tail: str) -> Exception:
-    kind = CapacityError if "out of memory" in tail.lower() else ConfigError
-    return kind(f"the vLLM server cannot start. Its last words:\n{tail}")
+    words = f"the vLLM server cannot start. Its last words:\n{tail}"
+    full = "out of memory" in tail.lower()
+    return (
+        CapacityError(words)
+        if full
+        else ConfigError(f"{words}\nWhere that is of the model: {ADVICE}")
+    )
 
 
 def _is_healthy(url: str) -> bool:

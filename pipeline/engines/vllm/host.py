@@ -24,6 +24,7 @@ from pipeline.engines.start import Start
 from pipeline.engines.vllm.adapter import NAME, Held
 from pipeline.engines.vllm.arguments import executor_argument, model_arguments, worker_environment
 from pipeline.engines.vllm.processstate import ProcessState, collected_once, quiet, unprinted
+from pipeline.engines.vllm.refusals import cannot_run
 from pipeline.engines.vllm.worker import Packed
 from pipeline.models.border import reason_of
 from pipeline.models.source import ModelSource
@@ -291,6 +292,5 @@ def _explained(source: ModelSource) -> Iterator[None]:
             raise full_disk(fault, error) from error
         if is_full:
             raise CapacityError(f"vLLM cannot start with {source.location}: {words}") from error
-        raise ConfigError(  # whole files that transformers loads: vLLM has no place for them
-            f"vLLM cannot run the model {source.location}: {words}"
-        ) from error
+        # whole files that transformers loads: vLLM has no place for them
+        raise ConfigError(cannot_run(source.location, words)) from error

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.models.border import explained
 from pipeline.models.look.jsonfiles import read_object
@@ -69,8 +70,7 @@ def require_agreement(model: "PreTrainedModel", source: ModelSource, *, tokens: 
     """
     mine = model.config._attn_implementation
     other = SDPA if mine == EAGER else EAGER
-    settings = json.dumps(model.config.to_dict(), default=str, sort_keys=True)
-    mark = fingerprint([PLACE.sub("", settings), mine, str(model.dtype), model.device.type])
+    mark = settings_mark(model)
     if mark in _AGREED or is_capped(model.config):
         return
     chosen = _is_chosen(source)
@@ -146,16 +146,36 @@ def _of_twin(model: "PreTrainedModel", other: str, tokens: int) -> Iterator[Floa
 
 def _logprobs(model: "PreTrainedModel", tokens: int) -> Floats:
     """Return the log-probabilities of the last tokens of one row of random ids."""
+    size = int(model.config.get_text_config().vocab_size)
+    row = np.random.default_rng(0).integers(0, size, tokens)
+    return logprobs_of(model, row, last=COMPARED)
+
+
+def logprobs_of(
+    model: "PreTrainedModel", row: NDArray[np.int64], *, last: int | None = None
+) -> Floats:
+    """Return the log-probabilities of a row's tokens but the first, read in one forward.
+
+    Args:
+        model: the model.
+        row: ids.
+        last: at most so many, at its end; None for all.
+    """
     import torch
 
     from pipeline.models.head import decoder_of, head_of
 
-    size = int(model.config.get_text_config().vocab_size)
-    row = torch.from_numpy(np.random.default_rng(0).integers(0, size, tokens))
-    ids_1T = row[None].to(model.device)
-    last = min(COMPARED, tokens - 1)
+    ids_1T = torch.from_numpy(row)[None].to(model.device)
+    wanted = len(row) - 1 if last is None else min(last, len(row) - 1)
     with torch.inference_mode():
         states = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
-        logprobs = head_of(model).logits(states[0, -last - 1 : -1]).float().log_softmax(-1)
-        found = logprobs.gather(1, ids_1T[0, -last:, None])[:, 0]
+        logprobs = head_of(model).logits(states[0, -wanted - 1 : -1]).float().log_softmax(-1)
+        found = logprobs.gather(1, ids_1T[0, -wanted:, None])[:, 0]
     return np.asarray(found.cpu().numpy(), np.float32)
+
+
+def settings_mark(model: "PreTrainedModel") -> str:
+    """Return a digest of all that decides which code computes a model: its weights are not seen."""
+    settings = json.dumps(model.config.to_dict(), default=str, sort_keys=True)
+    way = model.config._attn_implementation
+    return fingerprint([PLACE.sub("", settings), way, str(model.dtype), model.device.type])
