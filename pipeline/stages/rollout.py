@@ -21,9 +21,10 @@ from pipeline.engines.vllm.slot import EngineSlot, Weights
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import model_tokenizer, stored_tokenizer, vocabulary_size
 from pipeline.prompts.pinning import prepare_prompts, read_prompts
-from pipeline.runs.curriculum.rounds import round_schedule, round_teacher
+from pipeline.runs.curriculum.planning import Draw, draw_round
+from pipeline.runs.curriculum.rounds import round_teacher
 from pipeline.runs.figures import SampleFigures
-from pipeline.runs.plan import Unit, cut_units, draw_prompts
+from pipeline.runs.plan import Unit, cut_units
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult, keeps_failure
 from pipeline.runs.run import Run, check_run
@@ -35,7 +36,6 @@ from pipeline.store.records import check_fingerprint, create_record
 from schemas.fingerprint import fingerprint
 from schemas.keys import ROLLOUT, SAMPLES, manifest_key, plan_key, sample_stage
 from schemas.records.runs import PromptsManifest, RolloutManifest, RolloutPlan
-from schemas.records.schedule import RoundSchedule
 
 
 @keeps_failure("rollout")
@@ -86,17 +86,19 @@ def _sample_round(
     slot: EngineSlot | None,
 ) -> StageResult:
     folder = run.stage_folder(round_index, sample_stage(teacher))
-    schedule = None if teacher else round_schedule(run, round_index)
     with _sampler(run, round_index, teacher) as sampler:
         weights, table = sampler.weights, read_prompts(run.storage, sampler.prompts)
-        units = _units(run, round_index, table, teacher)
-        plan = _pinned_plan(run, round_index, sampler, units=units, schedule=schedule)
+        draw = draw_round(run, round_index, table.column("prompt_id"))
+        units = _units(run, draw, table, teacher)
+        draw.keep(run.storage)
+        plan = _pinned_plan(run, round_index, sampler, units=units, draw=draw)
+        draw.keep(run.storage)
         job = SampleJob(
             label="rollout" if teacher is None else f"samples of {teacher}",
             round_index=round_index,
             policy_version=weights.version,
             seed=run.config.run.seed,
-            default_teacher=round_teacher(run, schedule),
+            default_teacher=round_teacher(run, draw.schedule),
             sampling=sampler.sampling,
             prompts=table,
         )
@@ -174,21 +176,15 @@ def _sampling(run: Run, tokenizer: Any, source: ModelSource, *, records: bool) -
     )
 
 
-def _units(run: Run, round_index: int, table: pa.Table, teacher: str | None) -> list[Unit]:
+def _units(run: Run, draw: Draw, table: pa.Table, teacher: str | None) -> list[Unit]:
     """Return the units of a round; of a teacher those with the prompts that it teaches."""
-    section = run.config.rollout
-    drawn, epochs = draw_prompts(
-        table.num_rows,
-        per_round=section.prompts_per_round,
-        round_index=round_index,
-        seed=run.config.run.seed,
-    )
+    section, rows, epochs = run.config.rollout, draw.rows, draw.epochs
     if teacher is not None:
-        named = table.column("teacher").fill_null(run.config.default_teacher)
-        mine = pc.equal(named, teacher).to_numpy()[drawn]
-        drawn, epochs = drawn[mine], epochs[mine]
+        named = table.column("teacher").fill_null(round_teacher(run, draw.schedule))
+        mine = pc.equal(named, teacher).to_numpy()[rows]
+        rows, epochs = rows[mine], epochs[mine]
     return cut_units(
-        drawn,
+        rows,
         epochs,
         samples_per_prompt=section.samples_per_prompt,
         prompts_per_unit=section.prompts_per_unit,
@@ -201,7 +197,7 @@ def _pinned_plan(
     sampler: _Sampler,
     *,
     units: list[Unit],
-    schedule: RoundSchedule | None,
+    draw: Draw,
 ) -> RolloutPlan:
     """Return the round's plan, fixed at the first call; refuse another one later."""
     facts: dict[str, Any] = {
@@ -214,8 +210,8 @@ def _pinned_plan(
         "sampling": {**sampler.sampling.words(), "seed": run.config.run.seed},
         **({} if sampler.teacher is None else {"teacher": sampler.teacher}),
     }
-    if schedule is not None:
-        facts["schedule"] = schedule.model_dump(mode="json")
+    if draw.schedule is not None:
+        facts["schedule"] = draw.schedule.model_dump(mode="json")
     plan = RolloutPlan(**facts, fingerprint=fingerprint(facts))
     key = plan_key(run.stage_folder(round_index, sample_stage(sampler.teacher)))
     stands = create_record(run.storage, key, plan)

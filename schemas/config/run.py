@@ -180,6 +180,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"schedule.teacher names {unknown[0]!r}, which is not one of {list(self.teachers)}"
             )
+        prompts = self.schedule.prompts
+        if prompts is not None and prompts.by == "reward" and self.reward is None:
+            raise ValueError(
+                "schedule.prompts.by = 'reward' needs a [reward], which says how responses are "
+                "graded"
+            )
         whole = self.model_dump()
         for turn in self.schedule.turns:
             loss = {**whole["loss"], **self.schedule.loss_at(turn)}

@@ -2,13 +2,26 @@
 
 from schemas.forms import FileName, Real, Words
 from schemas.records.record import Record
+from schemas.records.shards import Shard
+
+
+class PromptSchedule(Record):
+    """How the prompts of a round are drawn."""
+
+    hardness: Real
+    floor: Real
+    difficulty: Shard | None = None
+    """Difficulty of each prompt of the run's table when the round was planned; None where nothing
+    was measured before it, so that prompts are drawn in their random order."""
 
 
 class RoundSchedule(Record):
     """What a round has of its own."""
 
-    LATER = frozenset({"teacher"})
+    LATER = frozenset({"teacher", "prompts"})
     loss: dict[Words, Real]
     """Values of `[loss]` in the place of the configuration's."""
     teacher: FileName | None = None
     """Who scores prompts that name no teacher; None for the run's default."""
+    prompts: PromptSchedule | None = None
+    """How prompts are drawn by difficulty; None where they are drawn in a random order."""

@@ -7,18 +7,31 @@ from typing import Any
 
 from pipeline.runs.run import Run
 from schemas.config.loss import LossConfig
-from schemas.records.schedule import RoundSchedule
+from schemas.config.rounds.schedule import on_line
+from schemas.config.run import RunConfig
+from schemas.records.schedule import PromptSchedule, RoundSchedule
 
 
 def round_schedule(run: Run, round_index: int) -> RoundSchedule | None:
     """Return what a round has of its own, as planned or as it will be; None without a schedule."""
     plan = run.plan(round_index)
-    if plan is not None:
-        return plan.schedule
-    section = run.config.schedule
+    return announced(run.config, round_index) if plan is None else plan.schedule
+
+
+def announced(config: RunConfig, round_index: int) -> RoundSchedule | None:
+    """Return what a round has of its own by the configuration; None without a schedule."""
+    section = config.schedule
     if section is None:
         return None
-    return RoundSchedule(loss=section.loss_at(round_index), teacher=section.teacher_at(round_index))
+    prompts = None
+    if section.prompts is not None:
+        hardness = on_line(section.prompts.hardness, round_index)
+        prompts = PromptSchedule(hardness=hardness, floor=section.prompts.floor)
+    return RoundSchedule(
+        loss=section.loss_at(round_index),
+        teacher=section.teacher_at(round_index),
+        prompts=prompts,
+    )
 
 
 def round_objective(run: Run, round_index: int) -> LossConfig:
@@ -38,4 +51,6 @@ def shown(schedule: RoundSchedule | None) -> dict[str, Any]:
     if schedule is None:
         return {}
     values: dict[str, Any] = {f"loss.{name}": value for name, value in schedule.loss.items()}
+    if schedule.prompts is not None:
+        values["prompts.hardness"] = schedule.prompts.hardness
     return values if schedule.teacher is None else {"teacher": schedule.teacher, **values}

@@ -1,11 +1,11 @@
 """`[schedule]`: what changes from round to round, as functions of the round alone. Pure."""
 
 from itertools import pairwise
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from schemas.config.section import MOST, Name, Section, later
+from schemas.config.section import MOST, Fraction, Name, Section, later
 
 Value = TypeVar("Value")
 
@@ -101,6 +101,26 @@ class LossSchedule(Section):
         return rounds | {number - 1 for number in rounds if number}  # the end before a jump
 
 
+class PromptsSchedule(Section):
+    """`[schedule.prompts]`: prompts drawn by what the rounds before measured of them."""
+
+    by: Literal["kl", "reward"]
+    """What makes a prompt hard: `kl` = a large KL of student to teacher on its responses, `reward`
+    = a low mean reward. The newest round in which a prompt was drawn counts."""
+    hardness: Line
+    """Points [round, value] from 0 to 1: 0 prefers the easiest prompts, 1 the hardest, 0.5 none;
+    linear between them. A prompt that was never drawn counts as the middle one."""
+    floor: Fraction
+    """Share of its uniform chance that every prompt keeps, whatever its difficulty."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        outside = [value for _, value in self.hardness if not 0.0 <= value <= 1.0]
+        if outside:
+            raise ValueError(f"hardness is from 0 to 1 (found {outside[0]:g})")
+        return self
+
+
 class ScheduleSection(Section):
     """`[schedule]`: what changes from round to round. A round's values are fixed by its plan."""
 
@@ -108,6 +128,8 @@ class ScheduleSection(Section):
     """Steps [round, teacher], each from its round on: who scores prompts that name no teacher."""
     loss: LossSchedule | None = later(None)
     """Values of `[loss]` by round."""
+    prompts: PromptsSchedule | None = later(None)
+    """Which prompts a round draws; without it each epoch has all of them in a random order."""
 
     @model_validator(mode="before")
     @classmethod
