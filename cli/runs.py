@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.look.statuspage import print_next, print_status
 from cli.options import (
     LAST_ROUND,
     MAX_WORKERS,
@@ -14,7 +15,7 @@ from cli.options import (
     SetOption,
     load_run,
 )
-from cli.output import in_bytes, print_json, print_next, print_status, print_table
+from cli.output import in_bytes, print_json, print_table
 from cli.terminal import clear_screen, say
 from schemas.config.run import MAX_ROUNDS
 

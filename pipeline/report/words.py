@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.report.figures import RunFigures
-from pipeline.report.stored.intervals import Interval, accuracy_interval
 from pipeline.report.stored.records import STAGES
 from pipeline.report.written import in_bytes, in_time, written
+from pipeline.runs.grades.intervals import Interval, accuracy_interval
 from schemas.foreign import without_secrets
 from schemas.records.runs import EvalManifest
 

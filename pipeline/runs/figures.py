@@ -1,6 +1,6 @@
 """What a stage tells beside the counts that every stage has: further fields of its JSON line."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from schemas.errors import DataError
@@ -122,7 +122,28 @@ class Accuracy:
     """How much of an evaluation was right."""
 
     accuracy: float
+    """Mean of the grades: with several samples of a prompt it is avg@n."""
     standard_error: float
+    accuracy_low: float = 0.0
+    accuracy_high: float = 1.0
+    """Ends of its 95 % interval."""
+    samples: int = 1
+    """Responses of each prompt."""
+    pass_at: dict[str, float] = field(default_factory=dict)
+    """k → how often one of k responses of a prompt is right."""
+
+    @property
+    def words(self) -> str:
+        """Return it in words."""
+        name = "accuracy" if self.samples == 1 else f"avg@{self.samples}"
+        found = f"{name} {in_percent(self.accuracy, self.accuracy_low, self.accuracy_high)}"
+        most = str(self.samples)
+        return f"{found}, pass@{most} {self.pass_at[most]:.1%}" if most in self.pass_at else found
+
+
+def in_percent(mean: float, low: float, high: float) -> str:
+    """Return an accuracy with the ends of its interval."""
+    return f"{mean:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 @dataclass(frozen=True)

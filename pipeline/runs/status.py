@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.runs.curriculum.rounds import shown
 from pipeline.runs.forecast import forecast
 from pipeline.runs.gate import mean_reverse_kl
+from pipeline.runs.grades.intervals import accuracy_interval
 from pipeline.runs.leases import Holder, holders
 from pipeline.runs.reporting import last_failure, stage_seconds
 from pipeline.runs.run import Run, changed_settings
@@ -56,6 +57,11 @@ class RoundStatus:
     round: int
     stages: dict[str, StageStatus]
     accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    """Ends of its 95 % interval."""
+    pass_at: dict[str, float] = field(default_factory=dict)
+    """k → how often one of k responses of a prompt is right; empty with one response."""
     reverse_kl: float | None = None
     teacher_tokens: int = 0
     reused_rows: int = 0
@@ -182,10 +188,14 @@ def _round(run: Run, index: int, plan: RolloutPlan | None, samples: StageStatus)
         "train": _train(run, index, seconds.get("train", 0.0)),
         "eval": _graded(run, graded, seconds.get("eval", 0.0)),
     }
+    interval = _interval(run, graded)
     return RoundStatus(
         round=index,
         stages={name: _looked_at(run, index, name, stage) for name, stage in stages.items()},
         accuracy=_accuracy(graded),
+        accuracy_low=interval[0],
+        accuracy_high=interval[1],
+        pass_at=dict(graded.pass_at) if graded else {},
         reverse_kl=mean_reverse_kl(done),
         teacher_tokens=sum(s.teacher_tokens for s in done),
         reused_rows=sum(s.reused_rows for s in done),
@@ -285,6 +295,14 @@ def _graded(run: Run, manifest: EvalManifest | None, seconds: float) -> StageSta
         units = len(manifest.units)
         return StageStatus("done", units, units, manifest.tokens, seconds)
     return StageStatus("off" if run.config.eval is None else "missing", seconds=seconds)
+
+
+def _interval(run: Run, graded: EvalManifest | None) -> tuple[float | None, float | None]:
+    if graded is None:
+        return None, None
+    samples = run.config.eval.samples_per_prompt if run.config.eval else graded.samples
+    found = accuracy_interval(graded, samples=samples)
+    return found.low, found.high
 
 
 def _accuracy(graded: EvalManifest | None) -> float | None:

@@ -28,6 +28,8 @@ from pipeline.rewards.graders import Grade, Response
 from pipeline.rewards.libraries.judging import open_evaluator
 from pipeline.rewards.location import Grader, find_grader
 from pipeline.runs.figures import Accuracy, EvalFigures
+from pipeline.runs.grades.intervals import accuracy_interval
+from pipeline.runs.grades.passing import pass_at
 from pipeline.runs.plan import cut_units
 from pipeline.runs.progress import Progress
 from pipeline.runs.reporting import StageResult, keeps_failure
@@ -227,7 +229,8 @@ def _summary(
             "evaluation and run the same command again"
         )
     samples = run.config.eval.samples_per_prompt if run.config.eval else 1
-    by_prompt = rewards.reshape(-1, samples).mean(1)
+    grades_PN = rewards.reshape(-1, samples)
+    by_prompt = grades_PN.mean(1)
     spread = float(by_prompt.std(ddof=1)) if len(by_prompt) > 1 else 0.0
     stopped = [reason == "stop" for reason in table.column("finish_reason").to_pylist()]
     return EvalManifest(
@@ -242,13 +245,29 @@ def _summary(
         accuracy=float(rewards.mean()),
         standard_error=spread / math.sqrt(len(by_prompt)),
         stopped=float(np.mean(stopped)),
+        samples=samples,
+        pass_at=pass_at(grades_PN),
+    )
+
+
+def _accuracy(run: Run, manifest: EvalManifest) -> Accuracy:
+    # an older opd did not write how many samples there are; they are fixed with the run
+    samples = run.config.eval.samples_per_prompt if run.config.eval else manifest.samples
+    found = accuracy_interval(manifest, samples=samples)
+    return Accuracy(
+        accuracy=manifest.accuracy,
+        standard_error=manifest.standard_error,
+        accuracy_low=found.low,
+        accuracy_high=found.high,
+        samples=samples,
+        pass_at=dict(manifest.pass_at),
     )
 
 
 def _result(
     run: Run, subject: Subject, manifest: EvalManifest | None, *, computed: int, start_s: float
 ) -> StageResult:
-    found = Accuracy(manifest.accuracy, manifest.standard_error) if manifest else None
+    found = None if manifest is None else _accuracy(run, manifest)
     return StageResult(
         stage="eval",
         run=run.name,

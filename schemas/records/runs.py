@@ -179,6 +179,7 @@ class TeacherRecord(Versioned):
 class EvalManifest(Versioned):
     """Graded samples and their summary."""
 
+    LATER = frozenset({"samples", "pass_at"})
     run: FileName
     round: Count | None
     subject: Label
@@ -190,11 +191,18 @@ class EvalManifest(Versioned):
     accuracy: Real
     standard_error: Real
     stopped: Real
+    samples: Count = 1
+    """Responses of each prompt."""
+    pass_at: dict[Words, Real] = {}
+    """k → how often one of k responses of a prompt is right, without bias; empty with one response,
+    or where a grade is neither right nor wrong."""
 
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its units, their sums, or a share."""
         if not 0.0 <= self.stopped <= 1.0:
             return f"a share of {self.stopped} stopped, which is none"
+        if stray := [share for share in self.pass_at.values() if not 0.0 <= share <= 1.0]:
+            return f"a share of {stray[0]} passed, which is none"
         return flaw_of_units(self.units, folder=ROLLOUTS, rows=self.rows, tokens=self.tokens)
 
     def misplaced(self, key: str) -> str | None:

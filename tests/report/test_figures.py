@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.report.figures import RunFigures, gather
-from pipeline.report.stored.intervals import accuracy_interval, wilson
 from pipeline.report.stored.rounds import thinned
 from pipeline.runs.configsource import load_config
+from pipeline.runs.grades.intervals import accuracy_interval, wilson
 from pipeline.runs.run import Run, open_run
 from schemas.records.runs import EvalManifest
 

@@ -54,8 +54,9 @@ SUMMARY = {"grad_norm": 0.5, "loss": 1.5, "reverse_kl": 0.25}
         ),
         (
             "eval",
-            EvalFigures("teacher/main", Accuracy(0.5, 0.125)),
-            ', "subject": "teacher/main", "accuracy": 0.5, "standard_error": 0.125',
+            EvalFigures("teacher/main", Accuracy(0.5, 0.125, 0.25, 0.75, 2, {"2": 0.625})),
+            ', "subject": "teacher/main", "accuracy": 0.5, "standard_error": 0.125, '
+            '"accuracy_low": 0.25, "accuracy_high": 0.75, "samples": 2, "pass_at": {"2": 0.625}',
         ),
         ("eval", EvalFigures("student", None), ', "subject": "student"'),
     ],

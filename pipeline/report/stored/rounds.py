@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.report.stored.intervals import Interval, accuracy_interval
 from pipeline.report.stored.records import STAGES, RoundRecords, RunRecords
 from pipeline.runs.gate import mean_reverse_kl
+from pipeline.runs.grades.intervals import Interval, accuracy_interval
 from schemas.records.runs import EvalManifest
 from schemas.records.scores import ScoreManifest
 
