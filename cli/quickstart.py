@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from cli.look.statuspage import print_status
 from cli.options import JsonOption, load_run
-from cli.output import make_progress, print_status
+from cli.output import make_progress
 from cli.stages import drive
 from cli.terminal import say
 from schemas.config.file import parse_config
