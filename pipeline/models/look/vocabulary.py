@@ -82,6 +82,11 @@ def _vocabulary_faults(value: Mapping[str, Any], vocab_size: int | None) -> Iter
     if not isinstance(model, Mapping):
         yield f"model is {shown(model)}, expected an object with the vocabulary"
         return
+    if model.get("dropout"):
+        yield (
+            f"model.dropout is {shown(model['dropout'])}: merges would be left out at random, so "
+            "that a text has other ids each time. Set it to null, as the model was used"
+        )
     added = value.get("added_tokens") or []
     pieces = model.get("vocab")
     if not isinstance(pieces, Mapping | list) or not isinstance(added, list):
