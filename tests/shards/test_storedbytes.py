@@ -29,6 +29,7 @@ SIGNALS = {
     "all": Signal(5, top_p=0.9, min_k=2, tail_buckets=4, candidates=3, draws=6),
     "sampled": Signal(3, sample=4),
     "alone": Signal(0, sample=4, candidates=2, entropy=False),
+    "tempered": Signal(2, temperatures=(2.0, 0.5), entropy=False),
 }
 
 WRITER = "parquet-cpp-arrow version 26.0.1"
@@ -131,6 +132,22 @@ GOLDEN = {
         "40fb831abded7bfddf3d4af0d1e3a0e694dac3182cf5ab6ae626a49ad00a34e0",
         "78da0058198e48cc163c3c0fa7bcaf25ca63ad5598bac0c19849a8c892894d6e",
     ),
+    ("tempered", "typed-v1", 1000): (
+        "12f478a3441f32e1e54c97ad2bfcb101b06e2774610487f29276cee58a835ab0",
+        "d50678300dc726328815c471f33e1aab7892ee4e44fff4e070bd7e172e10cf69",
+    ),
+    ("tempered", "typed-v1", 70000): (
+        "ddda4dcec1b76a617d398a1a4d8e3866c149535c1bf7198c309bca88850d20c8",
+        "1278efce2595c8ad77cacc6ec45be3be9e99cda2c8bc4cfe1da5d6c198037d49",
+    ),
+    ("tempered", "packed-v1", 1000): (
+        "08a6a30ea7b9dc4761f310e52f0edeae7c3f6a5746c30ef122e2f9703e196d7f",
+        "13426c318e46cfd525931c502123e86819e496afd7459453a5ad2b7620ae4e11",
+    ),
+    ("tempered", "packed-v1", 70000): (
+        "f79236f9be71b2dc38dee224272104b77e2ebf850bff15a7ddb1474dcbf09cfa",
+        "c1a9d2e35938902f9e219474b16c9cc4bd63b5321ea7c62efe039907ae80c3d7",
+    ),
 }
 """Signal, codec and vocabulary → digest of the stored columns, and of the whole file."""
 
@@ -179,6 +196,9 @@ def scores(signal: Signal, vocab: int) -> Scores:
         arrays["sample_ids"] = np.where(cut, -1, own).astype(np.int32)
         arrays["sample_logprobs"] = np.where(cut, -np.inf, falling).astype(np.float32)
         arrays["sample_threshold"] = logprobs(16, TOKENS)
+    if n := len(signal.temperatures):
+        numbers = (noise(17, TOKENS, n) % 8192 - 4096) / 256
+        arrays["log_normalisers"] = numbers.astype(np.float32)
     return Scores.of(arrays)
 
 
