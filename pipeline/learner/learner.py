@@ -219,7 +219,9 @@ class Learner:
     def _micro_of(self, batch: Batch) -> Micro:
         return (
             *batch_inputs(batch, "cpu"),
-            batch_targets(batch, self._settings.loss, self.vocab_size),
+            batch_targets(
+                batch, self._settings.loss, self.vocab_size, by_row=self._settings.by_row
+            ),
         )
 
     def _taken(

@@ -13,7 +13,9 @@ from pipeline.shards.parquet import write_table
 from pipeline.store.commit import content_shard
 from schemas.errors import ConfigError, DataError
 from schemas.keys import metrics_folder
+from schemas.records.joins import standard_error
 from schemas.records.runs import RolloutPlan
+from schemas.records.scores import RowSquares
 from schemas.records.shards import Shard
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ TOO_HIGH = (
 """What to do about numbers that ran away; targets are checked before they are trained on."""
 
 Step = dict[str, float | None]
+
+OF_ROWS = ("own_kl", "own_mass", "own_kl_kl", "own_kl_mass", "own_mass_mass", "own_rows")
+"""Sums over a step's rows, which `head_loss` gives where it is asked for them."""
 
 
 MOST_SKIPPED = 2
@@ -41,6 +46,7 @@ def step_metrics(
     that are no numbers are None.
     """
     loss, weight = totals.pop("loss"), totals.pop("weight")
+    own = _of_student({name: totals.pop(name) for name in OF_ROWS if name in totals})
     means = {name: total / max(weight, 1e-9) for name, total in totals.items()}
     figures = {
         "loss": loss / max(plan.trained_tokens, 1),
@@ -48,10 +54,24 @@ def step_metrics(
         "learning_rate": learning_rate,
         "grad_norm": None if norm is None else float(norm),
         **means,
+        **own,
     }
     numbers = {n: v if v is None or math.isfinite(v) else None for n, v in figures.items()}
     lost = numbers["loss"] is None or (norm is not None and numbers["grad_norm"] is None)
     return {**numbers, "skipped": float(lost)}
+
+
+def _of_student(sums: dict[str, float]) -> dict[str, float | None]:
+    """Return the reverse KL of the student itself and its error, from weighted sums over rows."""
+    if not sums:
+        return {}
+    mass = sums["own_mass"]
+    mean = sums["own_kl"] / mass if mass > 0.0 else math.nan
+    squares = RowSquares.model_construct(
+        values=sums["own_kl_kl"], products=sums["own_kl_mass"], weights=sums["own_mass_mass"]
+    )
+    error = standard_error(mean, mass, squares, rows=int(sums["own_rows"]))
+    return {"own_reverse_kl": mean, "own_reverse_kl_error": error}
 
 
 def applied(steps: Sequence[Step]) -> list[Step]:
@@ -115,10 +135,8 @@ def _means(names: Sequence[str], steps: Sequence[Step]) -> dict[str, float]:
 
 def drew_its_own(run: Run) -> bool:
     """Return whether a round's samples are draws from the very student that is trained on them."""
-    rollout = run.config.rollout
-    whole = rollout.temperature == 1.0 and rollout.top_p == 1.0 and rollout.top_k == 0
     stale = run.config.train.max_staleness > 0 or run.config.is_supervised
-    return whole and not stale
+    return run.config.rollout.is_whole and not stale
 
 
 def check_first_step(

@@ -18,6 +18,8 @@ class LearnerSettings:
 
     train: TrainSection
     loss: LossConfig
+    by_row: bool = False
+    """Whether the reverse KL of the student itself is asked for, beside that of its samples."""
 
 
 def engine_config(settings: LearnerSettings) -> dict[str, Any]:

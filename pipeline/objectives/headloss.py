@@ -24,6 +24,8 @@ from pipeline.objectives.tokens.seen import Seen, no_look, planned
 from pipeline.scores.buckets import bucket_of
 from schemas.config.loss import LossConfig
 
+MAX_LOG_RATIO = 20.0
+
 
 @dataclass
 class _Gradients:
@@ -121,6 +123,7 @@ def head_loss(
     gradients = _Gradients.zeros(hidden_TH, head)
     total = torch.zeros((), dtype=torch.float32, device=hidden_TH.device)
     sums = {name: total.clone() for name in DIAGNOSTICS}
+    now_T = torch.zeros_like(targets.weight_T)
     with torch.no_grad():
         cast = head.to(hidden_TH.dtype)
         chunks = _Chunks(cast if takes_low(hidden_TH) else head.to(torch.float32), loss, scale)
@@ -135,13 +138,42 @@ def head_loss(
                 alone = len(rows_T) <= chunk_tokens
                 gradients.add(rows_N, gradient(), hidden_NH, head=cast, alone=alone)
             total += chunk_loss
+            now_T[rows_N] = values["student_token_logprob"]
             for name, value_N in values.items():
                 sums[name] += (value_N * part.weight_T).sum()
             del gradient  # it holds a chunk's logits
         pairs = gradients.paired(hidden_TH, head)
+        sums |= _of_rows(now_T, targets, loss)
     inputs, ready = [x for x, _ in pairs], [g for _, g in pairs]
     total = _Ready.apply(total, ready, *inputs)  # type: ignore[no-untyped-call] # torch's gap
     return total, sums
+
+
+def _of_rows(now_T: Tensor, targets: Targets, loss: LossConfig) -> dict[str, Tensor]:
+    """Return sums over responses of log q − log p weighed by q/μ, and of squares: for its error.
+
+    Args:
+        now_T: log q of the sampled tokens.
+        targets: of the same positions.
+        loss: says how low log p may be.
+    """
+    mu_T, row_T = targets.rollout_logprob_T, targets.row_T
+    if row_T is None or mu_T is None:
+        return {}
+    live_T = targets.weight_T > 0
+    gap_T = now_T - targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor)
+    weight_T = (now_T - mu_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().masked_fill(~live_T, 0.0)
+    zeros_B = torch.zeros(int(row_T.max()) + 1, dtype=torch.float64, device=row_T.device)
+    mass_B = zeros_B.index_add(0, row_T, weight_T.double())
+    kl_B = zeros_B.index_add(0, row_T, (weight_T * gap_T).double())
+    return {
+        "own_kl": kl_B.sum(),
+        "own_mass": mass_B.sum(),
+        "own_kl_kl": kl_B @ kl_B,
+        "own_kl_mass": kl_B @ mass_B,
+        "own_mass_mass": mass_B @ mass_B,
+        "own_rows": (mass_B > 0).sum(),
+    }
 
 
 class _Chunks:

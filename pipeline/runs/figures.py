@@ -46,7 +46,8 @@ class ScoreFigures:
     noise: Noise | None
     """What the self-test found; None where the teacher was not needed."""
     reverse_kl: float | None
-    """Of the whole round; None while units are missing."""
+    """Of the whole round; None while units are missing, and where the rollout was tempered or cut:
+    then the learner has that of the student."""
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of the CLI's JSON line, in order."""

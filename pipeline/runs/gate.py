@@ -1,9 +1,11 @@
 """After a round: go on, stop because the target is reached, or fail because the student got worse.
 
-A pure function of the manifests of the round and of the one before, and of `[gate]`: nothing is
-stored, and each caller finds the same.
+Promises: no difference of reverse KLs within their errors decides. A pure function of the manifests
+of the round and of the one before, and of `[gate]`: nothing is stored, and each caller finds the
+same.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +15,9 @@ from schemas.config.gate import GateSection
 from schemas.errors import ConfigError, RegressionError
 from schemas.keys import STUDENT
 from schemas.records.scores import ScoreManifest
+
+SURE = 2.0
+"""Standard errors that a difference has to exceed before it decides."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,21 @@ class Verdict:
     """Of the student that the round trained; None where it was not graded."""
     reverse_kl: float | None
     """Of the student that sampled in the round, nats per token."""
+    reverse_kl_error: float | None
+    """Its standard error; None where it is not known."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The reverse KL of a student to its teachers, nats per token, and its standard error."""
+
+    value: float
+    error: float | None = None
+
+    @property
+    def most(self) -> float:
+        """Return the most it may be, within its error."""
+        return self.value + SURE * (self.error or 0.0)
 
 
 def judge(run: Run, round_index: int) -> Verdict:
@@ -51,14 +71,15 @@ def judge(run: Run, round_index: int) -> Verdict:
             )
     if gate.max_reverse_kl_rise is not None and gap is not None and round_index:
         last = reverse_kl_of(run, round_index - 1)
-        if last is not None and gap > last + gate.max_reverse_kl_rise:
+        if last is not None and _rise(gap, last) > gate.max_reverse_kl_rise:
             raise RegressionError(
-                f"{told}, up from {last:.4f} nats: more than gate.max_reverse_kl_rise = "
+                f"{told}, up from {_nats(last)}: more than gate.max_reverse_kl_rise = "
                 f"{gate.max_reverse_kl_rise:g}. {_way_out(run, round_index)}"
             )
+    known = (None, None) if gap is None else (gap.value, gap.error)
     if reached := _reached(gate, accuracy, gap):
-        return Verdict("stop", f"{told}; {reached} is reached", accuracy, gap)
-    return Verdict("go", told, accuracy, gap)
+        return Verdict("stop", f"{told}; {reached} is reached", accuracy, *known)
+    return Verdict("go", told, accuracy, *known)
 
 
 def accuracy_of(run: Run, round_index: int) -> float | None:
@@ -67,23 +88,58 @@ def accuracy_of(run: Run, round_index: int) -> float | None:
     return None if graded is None else graded.accuracy
 
 
-def reverse_kl_of(run: Run, round_index: int) -> float | None:
+def reverse_kl_of(run: Run, round_index: int) -> Gap | None:
     """Return the reverse KL of the student that sampled in a round, nats per token."""
-    return mean_reverse_kl([run.score(round_index, name) for name in run.config.teachers])
+    scores = [run.score(round_index, name) for name in run.config.teachers]
+    return measured_gap(run, round_index, scores)
 
 
-def mean_reverse_kl(scores: Sequence[ScoreManifest | None]) -> float | None:
+def measured_gap(run: Run, round_index: int, scores: Sequence[ScoreManifest | None]) -> Gap | None:
+    """Return the reverse KL of the student that sampled in a round, nats per token.
+
+    What was drawn from a tempered or truncated rollout says it of another distribution than the
+    student's; there the learner has weighed it, once the round is trained.
+
+    Args:
+        run: the run.
+        round_index: the round.
+        scores: by its teachers.
+    """
+    if run.config.rollout.is_whole:
+        return mean_reverse_kl(scores)
+    trained = run.train(round_index)
+    if trained is None:
+        return None
+    if trained.reverse_kl is None:  # an older opd has trained it
+        return mean_reverse_kl(scores)
+    return Gap(trained.reverse_kl, trained.reverse_kl_error)
+
+
+def mean_reverse_kl(scores: Sequence[ScoreManifest | None]) -> Gap | None:
     """Return the mean reverse KL over the teachers of a round, weighted by tokens."""
-    gaps = [(s.reverse_kl, s.tokens) for s in scores if s is not None and s.reverse_kl is not None]
-    tokens = sum(count for _, count in gaps)
-    return sum(gap * count for gap, count in gaps) / tokens if tokens else None
+    known = [s for s in scores if s is not None and s.reverse_kl is not None]
+    tokens = sum(s.tokens for s in known)
+    if not tokens:
+        return None
+    value = sum((s.reverse_kl or 0.0) * s.tokens for s in known) / tokens
+    errors = [s.reverse_kl_error for s in known]
+    if None in errors:
+        return Gap(value)
+    parts = ((e or 0.0) * s.tokens / tokens for e, s in zip(errors, known, strict=True))
+    return Gap(value, math.hypot(*parts))
 
 
-def _reached(gate: GateSection, accuracy: float | None, gap: float | None) -> str | None:
+def _rise(now: Gap, before: Gap) -> float:
+    """Return by how much a reverse KL has risen for sure."""
+    error = math.hypot(now.error or 0.0, before.error or 0.0)
+    return now.value - before.value - SURE * error
+
+
+def _reached(gate: GateSection, accuracy: float | None, gap: Gap | None) -> str | None:
     target, limit = gate.target_accuracy, gate.target_reverse_kl
     if target is not None and accuracy is not None and accuracy >= target:
         return f"gate.target_accuracy = {target:g}"
-    if limit is not None and gap is not None and gap <= limit:
+    if limit is not None and gap is not None and gap.most <= limit:
         return f"gate.target_reverse_kl = {limit:g}"
     return None
 
@@ -99,9 +155,14 @@ def _accuracy_before(run: Run, round_index: int) -> float | None:
     return None if initial is None else initial.accuracy
 
 
-def _shown(accuracy: float | None, gap: float | None) -> str:
+def _nats(gap: Gap) -> str:
+    error = "" if gap.error is None else f" ± {gap.error:.4f}"
+    return f"{gap.value:.4f}{error} nats"
+
+
+def _shown(accuracy: float | None, gap: Gap | None) -> str:
     known = [] if accuracy is None else [f" accuracy {accuracy:.1%}"]
-    known += [] if gap is None else [f" reverse KL {gap:.4f} nats"]
+    known += [] if gap is None else [f" reverse KL {_nats(gap)}"]
     return ",".join(known) or " nothing measured"
 
 

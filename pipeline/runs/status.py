@@ -1,6 +1,6 @@
 """Where a run stands, from its manifests alone; loads no model and no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -8,46 +8,27 @@ from typing import Any
 
 from pipeline.runs.curriculum.rounds import shown
 from pipeline.runs.forecast import forecast
-from pipeline.runs.gate import mean_reverse_kl
+from pipeline.runs.gate import measured_gap
 from pipeline.runs.grades.intervals import accuracy_interval
-from pipeline.runs.leases import Holder, holders
 from pipeline.runs.reporting import last_failure, stage_seconds
 from pipeline.runs.run import Run, changed_settings
+from pipeline.runs.standing.stages import (
+    StageStatus,
+    graded_status,
+    rewarded_status,
+    rollout_status,
+    samples_status,
+    score_status,
+    train_status,
+    with_workers,
+)
 from pipeline.runs.tasks import wants_eval
-from pipeline.store.commit import committed_units
 from schemas.keys import (
-    GRADE,
     SAMPLES,
-    SCORE,
     STUDENT,
-    sample_stage,
-    score_stage,
     teacher_label,
 )
-from schemas.records.rewards import RewardManifest
 from schemas.records.runs import EvalManifest, RolloutPlan
-from schemas.records.scores import ScoreManifest
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """One stage of one round."""
-
-    state: str
-    """`done`, `partial`, `missing`, or `off` where the configuration does without it."""
-    units_done: int = 0
-    units: int | None = None
-    tokens: int = 0
-    seconds: float = 0.0
-    workers: list[Holder] = field(default_factory=list)
-    """Who works on it now, or left a lease behind."""
-    failure: str | None = None
-    """Why its last call that failed did so, where it is not done."""
-
-    @property
-    def is_running(self) -> bool:
-        """Return whether somebody works on it."""
-        return any(not worker.gone for worker in self.workers)
 
 
 @dataclass(frozen=True)
@@ -63,6 +44,7 @@ class RoundStatus:
     pass_at: dict[str, float] = field(default_factory=dict)
     """k → how often one of k responses of a prompt is right; empty with one response."""
     reverse_kl: float | None = None
+    reverse_kl_error: float | None = None
     teacher_tokens: int = 0
     reused_rows: int = 0
     reward: float | None = None
@@ -140,7 +122,7 @@ def _some(run: Run, rounds: Sequence[int]) -> list[RoundStatus]:
     """Return where some rounds stand, up to the first that has not begun."""
 
     def read(index: int) -> RoundStatus | None:
-        plan, samples = run.plan(index), _samples(run, index)
+        plan, samples = run.plan(index), samples_status(run, index)
         if plan is None and samples.state == "off":
             return None
         return _round(run, index, plan, samples)
@@ -181,22 +163,23 @@ def _round(run: Run, index: int, plan: RolloutPlan | None, samples: StageStatus)
     done = [s for s in scores.values() if s is not None]
     graded, rewards = run.evaluation(index), run.rewards(index)
     stages = {
-        "rollout": _rollout(run, index, plan, seconds.get("rollout", 0.0)),
+        "rollout": rollout_status(run, index, plan, seconds.get("rollout", 0.0)),
         "samples": replace(samples, seconds=seconds.get(SAMPLES, 0.0)),
-        "grade": _rewarded(run, index, units, rewards, seconds=seconds.get("grade", 0.0)),
-        "score": _score(run, index, units, scores, seconds=seconds.get("score", 0.0)),
-        "train": _train(run, index, seconds.get("train", 0.0)),
-        "eval": _graded(run, graded, seconds.get("eval", 0.0)),
+        "grade": rewarded_status(run, index, units, rewards, seconds=seconds.get("grade", 0.0)),
+        "score": score_status(run, index, units, scores, seconds=seconds.get("score", 0.0)),
+        "train": train_status(run, index, seconds.get("train", 0.0)),
+        "eval": graded_status(run, graded, seconds.get("eval", 0.0)),
     }
-    interval = _interval(run, graded)
+    interval, gap = _interval(run, graded), measured_gap(run, index, list(scores.values()))
     return RoundStatus(
         round=index,
-        stages={name: _looked_at(run, index, name, stage) for name, stage in stages.items()},
+        stages={name: with_workers(run, index, name, stage) for name, stage in stages.items()},
         accuracy=_accuracy(graded),
         accuracy_low=interval[0],
         accuracy_high=interval[1],
         pass_at=dict(graded.pass_at) if graded else {},
-        reverse_kl=mean_reverse_kl(done),
+        reverse_kl=None if gap is None else gap.value,
+        reverse_kl_error=None if gap is None else gap.error,
         teacher_tokens=sum(s.teacher_tokens for s in done),
         reused_rows=sum(s.reused_rows for s in done),
         reward=rewards.mean if rewards else None,
@@ -205,96 +188,8 @@ def _round(run: Run, index: int, plan: RolloutPlan | None, samples: StageStatus)
     )
 
 
-def _looked_at(run: Run, index: int, name: str, stage: StageStatus) -> StageStatus:
-    """Return a stage with who works on it and why it failed, where it is not done."""
-    if stage.state in ("done", "off"):
-        return stage
-    by_teacher = {SCORE: score_stage, SAMPLES: sample_stage}.get(name)
-    folders = [by_teacher(t) for t in run.config.teachers] if by_teacher else [name]
-    failed = last_failure(run, index, name)
-    return replace(
-        stage,
-        workers=[h for f in folders for h in holders(run.storage, run.stage_folder(index, f))],
-        failure=failed.message if failed else None,
-    )
-
-
-def _samples(run: Run, index: int) -> StageStatus:
-    """Return where the teachers stand that sample in a round."""
-    plans = {name: run.plan(index, name) for name in run.config.teachers}
-    planned = {name: plan for name, plan in plans.items() if plan is not None}
-    if not planned:
-        return StageStatus("off")
-    found, tokens = 0, 0
-    for name in planned:
-        manifest = run.rollout(index, name)
-        if manifest is not None:
-            found, tokens = found + len(manifest.units), tokens + manifest.tokens
-        else:
-            folder = run.stage_folder(index, sample_stage(name))
-            found += len(committed_units(run.storage, folder))
-    units = sum(plan.units for plan in planned.values())
-    state = "done" if found == units else "partial" if found else "missing"
-    return StageStatus(state, found, units, tokens)
-
-
-def _rollout(run: Run, index: int, plan: RolloutPlan | None, seconds: float) -> StageStatus:
-    if run.config.is_supervised:
-        return StageStatus("off", seconds=seconds)
-    manifest = run.rollout(index, plan=plan)
-    if manifest is not None:
-        units = len(manifest.units)
-        return StageStatus("done", units, units, manifest.tokens, seconds)
-    found = len(committed_units(run.storage, run.stage_folder(index, "rollout")))
-    planned = None if plan is None else plan.units
-    return StageStatus("partial" if found else "missing", found, planned, 0, seconds)
-
-
-def _rewarded(
-    run: Run, index: int, units: int | None, manifest: RewardManifest | None, *, seconds: float
-) -> StageStatus:
-    if manifest is not None:
-        units = len(manifest.units)
-        return StageStatus("done", units, units, manifest.tokens, seconds)
-    if run.config.reward is None:
-        return StageStatus("off", seconds=seconds)
-    found = len(committed_units(run.storage, run.stage_folder(index, GRADE)))
-    return StageStatus("partial" if found else "missing", found, units, 0, seconds)
-
-
-def _score(
-    run: Run,
-    index: int,
-    planned: int | None,
-    scores: Mapping[str, ScoreManifest | None],
-    *,
-    seconds: float,
-) -> StageStatus:
-    if run.config.is_supervised:
-        return StageStatus("off", seconds=seconds)
-    units, found, tokens = None if planned is None else planned * len(scores), 0, 0
-    for name, manifest in scores.items():
-        if manifest is not None:
-            found, tokens = found + len(manifest.units), tokens + manifest.tokens
-        else:
-            found += len(committed_units(run.storage, run.stage_folder(index, score_stage(name))))
-    state = "done" if tokens and found == units else "partial" if found else "missing"
-    return StageStatus(state, found, units, tokens, seconds)
-
-
-def _train(run: Run, index: int, seconds: float) -> StageStatus:
-    manifest = run.train(index)
-    if manifest is None:
-        saved = committed_units(run.storage, run.stage_folder(index, "train"))
-        return StageStatus("partial" if saved else "missing", seconds=seconds)
-    return StageStatus("done", manifest.steps, manifest.steps, manifest.tokens, seconds)
-
-
-def _graded(run: Run, manifest: EvalManifest | None, seconds: float) -> StageStatus:
-    if manifest is not None:
-        units = len(manifest.units)
-        return StageStatus("done", units, units, manifest.tokens, seconds)
-    return StageStatus("off" if run.config.eval is None else "missing", seconds=seconds)
+def _accuracy(graded: EvalManifest | None) -> float | None:
+    return None if graded is None else graded.accuracy
 
 
 def _interval(run: Run, graded: EvalManifest | None) -> tuple[float | None, float | None]:
@@ -303,7 +198,3 @@ def _interval(run: Run, graded: EvalManifest | None) -> tuple[float | None, floa
     samples = run.config.eval.samples_per_prompt if run.config.eval else graded.samples
     found = accuracy_interval(graded, samples=samples)
     return found.low, found.high
-
-
-def _accuracy(graded: EvalManifest | None) -> float | None:
-    return None if graded is None else graded.accuracy

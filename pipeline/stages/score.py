@@ -26,11 +26,11 @@ from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.scores import read_scores
 from pipeline.store.records import check_fingerprint, create_record, read_record
-from pipeline.teachers.reading import score_fingerprint, score_table, unit_rows
+from pipeline.teachers.reading import row_squares, score_fingerprint, score_table, unit_rows
 from pipeline.teachers.repair import forget_invalid
 from pipeline.teachers.selftest import SelfTest, tolerance_of
 from pipeline.teachers.teacher import Scorer, find_scorer, pin_scorer
-from schemas.columns import flat_values, list_rows
+from schemas.columns import flat_values, list_lengths, list_rows
 from schemas.errors import ConfigError
 from schemas.keys import commit_key, manifest_key, score_stage
 from schemas.records.joins import score_manifest, sibling_rows
@@ -229,6 +229,7 @@ def _covered(
         sibling_rows=cached.sibling_rows,
         sampled_kl=float(gap[own].astype(np.float64).sum()),
         sampled_tokens=int(own.sum()),
+        squares=row_squares(gap, own, list_lengths(rows, "response_ids")),
     )
 
 
@@ -273,6 +274,6 @@ def _result(
             teacher=teacher,
             sibling_rows=sibling_rows(commits),
             noise=call.noise,
-            reverse_kl=manifest.reverse_kl if manifest else None,
+            reverse_kl=manifest.reverse_kl if manifest and run.config.rollout.is_whole else None,
         ),
     )

@@ -92,6 +92,8 @@ def _finish(run: Run, inputs: TrainInputs, trained: "TrainedRound") -> TrainMani
         rollout_kl=steps[0].get("rollout_kl") if steps and drew_its_own(run) else None,
         skipped_steps=len(state.steps) - len(steps),
         gated=lengths.gated,
+        reverse_kl=steps[0].get("own_reverse_kl") if steps else None,
+        reverse_kl_error=steps[0].get("own_reverse_kl_error") if steps else None,
     )
     key = run.manifest_key(inputs.round_index, "train")
     manifest = create_record(run.storage, key, record)

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.engines.lazy import LazyEngine
 from pipeline.scores.candidates import candidates_of
@@ -10,12 +11,12 @@ from pipeline.scores.columns import table_of
 from pipeline.shards.rollouts import read_rollout
 from pipeline.store.storage import Storage
 from pipeline.teachers.teacher import Scorer
-from schemas.columns import flat_values, list_lengths, list_rows
+from schemas.columns import Floats, flat_values, list_lengths, list_rows
 from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
 from schemas.ragged import token_index
 from schemas.records.runs import RolloutManifest
-from schemas.records.scores import ScorerIdentity
+from schemas.records.scores import RowSquares, ScorerIdentity
 from schemas.records.shards import UnitShard
 from schemas.scoresignal import Signal
 from schemas.tables import SCORES
@@ -77,3 +78,19 @@ def _check_ids(rows: pa.Table, vocab_size: int) -> None:
                 f"a rollout holds id {highest} in {name!r}, but the teacher's vocabulary ends at "
                 f"{vocab_size - 1}: it cannot read the sequence"
             )
+
+
+def row_squares(gap_T: Floats, own_T: NDArray[np.bool_], lengths: NDArray[np.int64]) -> RowSquares:
+    """Return what the error of the mean of log μ − log p over sampled tokens is made of.
+
+    Args:
+        gap_T: log μ − log p of each token.
+        own_T: whether it was sampled.
+        lengths: tokens of each row.
+    """
+    row_T = np.repeat(np.arange(len(lengths)), lengths)
+    kl_R = np.bincount(row_T, np.where(own_T, gap_T, 0.0), len(lengths))
+    own_R = np.bincount(row_T, own_T, len(lengths))
+    return RowSquares(
+        values=float(kl_R @ kl_R), products=float(kl_R @ own_R), weights=float(own_R @ own_R)
+    )

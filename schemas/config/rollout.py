@@ -58,6 +58,11 @@ class RolloutSection(EngineSection):
         return self
 
     @property
+    def is_whole(self) -> bool:
+        """Whether samples are drawn from the student's own distribution, neither hot nor cut."""
+        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k == 0
+
+    @property
     def response_limit(self) -> int:
         """Return the most tokens of a response."""
         return self.max_new_tokens

@@ -15,7 +15,7 @@ from schemas.keys import (
     score_stage,
     stage_folder,
 )
-from schemas.records.record import Versioned
+from schemas.records.record import Record, Versioned
 from schemas.records.shards import Commit, UnitCommit, UnitShard
 from schemas.records.units import flaw_of_units
 
@@ -99,10 +99,21 @@ class PinRecord(Versioned):
         return None if key == pin_key(self.scorer) else f"the pin of scorer {self.scorer}"
 
 
+class RowSquares(Record):
+    """Sums over rows of squares and products: what the error of a mean over tokens is made of."""
+
+    values: Real
+    """Of each row's squared sum of values."""
+    products: Real
+    """Of its sum of values times its sum of weights."""
+    weights: Real
+    """Of its squared sum of weights."""
+
+
 class ScoreCommit(UnitCommit):
     """One scored unit of a round: which cache shard covers it, and what that took."""
 
-    LATER = frozenset({"sibling_rows"})
+    LATER = frozenset({"sibling_rows", "squares"})
     reused_rows: Count
     teacher_tokens: Count
     sibling_rows: dict[Digest, Count] = {}
@@ -110,6 +121,8 @@ class ScoreCommit(UnitCommit):
     sampled_kl: Real
     """Sum of log q − log p over the sampled tokens, nats."""
     sampled_tokens: Count
+    squares: RowSquares | None = None
+    """Of the rows' sums of log q − log p and of their tokens; None where an older opd scored."""
 
     def flaw(self) -> str | None:
         """Return how the commit contradicts itself: its shard's name, or too many rows."""
@@ -121,7 +134,7 @@ class ScoreCommit(UnitCommit):
 class ScoreManifest(Versioned):
     """Cache entries that cover one teacher's part of a round."""
 
-    LATER = frozenset({"sibling_rows"})
+    LATER = frozenset({"sibling_rows", "reverse_kl_error"})
     run: FileName
     round: Count
     teacher: FileName
@@ -137,7 +150,10 @@ class ScoreManifest(Versioned):
     sibling_rows: dict[Digest, Count] = {}
     """Rows that came into the shards from other scorers of the same weights, by scorer."""
     reverse_kl: Real | None
-    """Mean log q − log p of the sampled tokens, nats: the student's reverse KL to this teacher."""
+    """Mean log μ − log p of the sampled tokens, nats: the reverse KL to this teacher of what was
+    drawn from, which is the student where the rollout was neither tempered nor cut."""
+    reverse_kl_error: Real | None = None
+    """Its standard error, rows being independent."""
 
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its units, their sums, or too many rows."""

@@ -110,7 +110,7 @@ class CheckpointManifest(Versioned):
 class TrainManifest(Versioned):
     """What trained a checkpoint, and from what."""
 
-    LATER = frozenset({"rollout_kl", "skipped_steps", "gated"})
+    LATER = frozenset({"rollout_kl", "skipped_steps", "gated", "reverse_kl", "reverse_kl_error"})
     run: FileName
     round: Count
     fingerprint: Mark
@@ -134,6 +134,11 @@ class TrainManifest(Versioned):
     two engines disagree by. None where the rollout was tempered, cut or of an older student."""
     skipped_steps: Count = 0
     """Steps whose loss or gradient was no number, so that they changed nothing."""
+    reverse_kl: Real | None = None
+    """Of the student that sampled to its teachers, nats per token, where the rollout was tempered
+    or cut: from the samples of the first step, weighed by q/μ before its update."""
+    reverse_kl_error: Real | None = None
+    """Its standard error, rows being independent."""
     gated: dict[Words, Count] = {}
     """Rows that `loss.gate` let distil: `whole`, in `part`, `none`; empty without gates."""
 

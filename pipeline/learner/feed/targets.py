@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.learner.feed.weights import token_factors
-from pipeline.learner.sequences import Batch, SampleColumns
+from pipeline.learner.sequences import Batch, Rows, SampleColumns
 from pipeline.objectives.samples import Sample, threshold_sample, token_sample
 from pipeline.objectives.targets import Targets, build_targets
 from pipeline.objectives.tempering import with_temperature
@@ -15,8 +15,16 @@ from schemas.config.loss import LossConfig
 from schemas.errors import ConfigError
 
 
-def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
+def batch_targets(
+    batch: Batch, loss: LossConfig, vocab_size: int, *, by_row: bool = False
+) -> Targets:
     """Return the teacher's side of a batch's response tokens, checked.
+
+    Args:
+        batch: the sequences.
+        loss: the objective.
+        vocab_size: ids that the student's head knows.
+        by_row: whether figures of whole responses are asked for.
 
     Raises:
         DataError: as `build_targets`.
@@ -37,10 +45,10 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
         vocab_size=vocab_size,
     )
     factor_T = token_factors(batch, loss.weights)
-    rows_B = np.arange(len(batch.response_tokens_B))
+    rows = np.arange(len(batch.response_tokens_B))
     targets = replace(
         targets,
-        row_T=torch.from_numpy(np.repeat(rows_B, batch.response_tokens_B)),
+        row_T=_of_tokens(batch, rows) if by_row or loss.is_planned else None,
         factor_T=None if factor_T is None else torch.from_numpy(factor_T),
     )
     if loss.temperature == 1.0:
@@ -49,7 +57,7 @@ def batch_targets(batch: Batch, loss: LossConfig, vocab_size: int) -> Targets:
     return with_temperature(targets, loss.temperature, log_z_T, vocab_size=vocab_size)
 
 
-def _of_tokens(batch: Batch, values_B: Floats | None) -> torch.Tensor | None:
+def _of_tokens(batch: Batch, values_B: Floats | Rows | None) -> torch.Tensor | None:
     """Return what each token's response has."""
     if values_B is None:
         return None

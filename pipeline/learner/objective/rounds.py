@@ -20,8 +20,12 @@ def round_settings(run: Run, inputs: TrainInputs) -> LearnerSettings:
     Raises:
         ConfigError: a loss of the user's own cannot be used.
     """
-    loss = round_objective(run, inputs.round_index)
-    return LearnerSettings(run.config.train, with_function(loss, inputs.own_loss))
+    config, loss = run.config, round_objective(run, inputs.round_index)
+    return LearnerSettings(
+        config.train,
+        with_function(loss, inputs.own_loss),
+        by_row=not config.rollout.is_whole and not config.is_supervised,
+    )
 
 
 def what_it_reads(run: Run, inputs: TrainInputs) -> dict[str, Any]:

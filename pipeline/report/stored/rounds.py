@@ -121,8 +121,9 @@ def _scored(found: Iterable[ScoreManifest]) -> dict[str, Value]:
         size * one.reused_rows / max(one.rows, 1) for size, one in zip(sizes, scores, strict=True)
     ]
     rows, again = sum(one.rows for one in scores), sum(one.reused_rows for one in scores)
+    gap = mean_reverse_kl(scores)
     return {
-        "reverse_kl": mean_reverse_kl(scores),
+        "reverse_kl": None if gap is None else gap.value,
         "teacher_tokens": sum(one.teacher_tokens for one in scores),
         "paid_rows": rows - again,
         "reused_rows": again,

@@ -1,0 +1,1 @@
+"""Where single stages stand."""
