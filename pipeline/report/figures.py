@@ -16,9 +16,12 @@ from pipeline.report.tokens.places import (
     by_round,
     by_token,
     family_column,
+    free_columns,
 )
 from pipeline.report.tokens.reading import Sample, read_sample
 from pipeline.runs.run import Run
+from schemas.errors import ConfigError
+from schemas.foreign import printable
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,13 @@ def gather(run: Run, name: str, *, rows: int, column: str | None = None) -> RunF
             one that tells the most apart.
 
     Raises:
+        ConfigError: no prompt that was read has the column.
         DataError: a stored record is damaged.
     """
     records = read_records(run)
     sample = read_sample(records, rows)
     looked = sample.trained
+    _check_column(looked, column)
     column = column or family_column(looked)
     numbers = looked.rows["round"].unique().sort().to_list()
     ends = dict.fromkeys([*numbers[:1], *numbers[-1:]])
@@ -86,6 +91,16 @@ def gather(run: Run, name: str, *, rows: int, column: str | None = None) -> RunF
         column=column,
         places=tuple(_places(looked, number, column) for number in ends),
     )
+
+
+def _check_column(looked: Looked, column: str | None) -> None:
+    there = free_columns(looked)
+    if column is not None and len(looked.rows) and column not in there:
+        names = ", ".join(sorted(there)) or "none"
+        raise ConfigError(
+            f"--by {column}: no prompt that was read has such a free column with a text or a "
+            f"number; there are: {printable(names)}"
+        )
 
 
 def _places(looked: Looked, number: int, column: str | None) -> Places:

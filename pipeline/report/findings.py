@@ -51,7 +51,7 @@ def _skipped_steps(figures: RunFigures) -> Iterator[Finding]:
         count = sum(row["skipped_steps"] for row in rows)
         yield Finding(
             "look",
-            f"{count} optimizer steps were skipped, for their loss or gradient was no number",
+            f"{count:.0f} optimizer steps were skipped, for their loss or gradient was no number",
             rows[0]["round"],
             "Lower train.learning_rate or train.max_grad_norm under another run.name",
         )

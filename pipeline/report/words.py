@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.report.figures import RunFigures
 from pipeline.report.stored.records import STAGES
-from pipeline.report.written import in_bytes, in_time, written
+from pipeline.report.written import in_bytes, written
 from pipeline.runs.grades.intervals import Interval, accuracy_interval
 from schemas.foreign import without_secrets
 from schemas.records.runs import EvalManifest
@@ -70,7 +70,9 @@ def cost(figures: RunFigures) -> list[str]:
             for s in STAGES
             if total[f"seconds_{s}"]
         ]
-        words.append(f"All calls together took {in_time(total['seconds'])}: {', '.join(parts)}.")
+        words.append(
+            f"All calls together took {written(total['seconds'], 'seconds')}: {', '.join(parts)}."
+        )
     return words
 
 

@@ -81,6 +81,9 @@ def _check_free(path: Path) -> None:
     """Refuse to replace what is no page of ours."""
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder: name the file, such as {path}/report.html")
+    above = next(place for place in path.absolute().parents if place.exists())
+    if not above.is_dir():
+        raise ConfigError(f"--out {path} cannot be: {above} is no folder. Name another file")
     if not path.exists():
         return
     if not path.is_file():

@@ -13,13 +13,14 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.runs.figures import Figures, TrainFigures
 from pipeline.runs.run import Run
 from pipeline.shards.parquet import read_table, write_table
 from pipeline.store.faults import known_error
 from pipeline.store.records import find_record
-from schemas.errors import IdentityError, OpdError
+from schemas.errors import DataError, IdentityError, OpdError
 from schemas.foreign import excerpt, without_secrets
 from schemas.keys import failure_key, run_key, time_key, time_of, timed_call, times_folder
 from schemas.records.runs import FailureRecord
@@ -80,7 +81,17 @@ def _call(run: Run, round_index: int, name: str) -> pa.Table:
     table, _ = read_table(data, where=where, columns=CALLS.names)
     told = [f for f in CALLS if not f.nullable or _is_told(table, f.name)]
     check_table(table, pa.schema(told), where=where)
+    _check_finite(table.select([f.name for f in told if f.type == pa.float64()]), where)
     return table.select([f.name for f in told]).cast(pa.schema(told))
+
+
+def _check_finite(table: pa.Table, where: str) -> None:
+    for name in table.column_names:
+        if not pc.all(pc.is_finite(table[name])).as_py():
+            raise DataError(
+                f"{where}: {name!r} holds what is no time: restore the object, or delete it, which "
+                "costs nothing but the time that it tells"
+            )
 
 
 def _is_told(table: pa.Table, name: str) -> bool:

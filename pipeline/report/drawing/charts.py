@@ -4,6 +4,7 @@ Promises: nothing is fetched; colours are variables of the page, so that light a
 drawing; each point says in words what it is, for pointers, keyboards and screen readers.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +221,8 @@ def _channel(name: str, domain: list[str], chosen: list[Any]) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return plain(value) if isinstance(value, str) else value
 
 

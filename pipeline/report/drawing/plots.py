@@ -120,7 +120,7 @@ def _label(
     if ends[0] is not None:
         words += f" ({written(ends[0], figure.form)} to {written(ends[1], figure.form)})"
     if figure.kind == "cost":
-        words += f" after {row[SPENT]:,} teacher tokens"
+        words += f" after {row[SPENT]:,.0f} teacher tokens"
     return words
 
 

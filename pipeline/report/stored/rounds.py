@@ -29,10 +29,12 @@ def round_frame(records: RunRecords) -> pl.DataFrame:
     section = records.run.config.eval
     samples = 1 if section is None else section.samples_per_prompt
     rows = [_row(one, samples) for one in records.rounds]
+    names = dict.fromkeys(name for row in rows for name in row)
+    schema = {"round": pl.Int64, **{n: pl.Float64 for n in names if n != "round"}}
     if not rows:
-        return pl.DataFrame(schema={"round": pl.Int64})
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    frame = frame.with_columns(pl.selectors.by_dtype(pl.Null).cast(pl.Float64))
+        return pl.DataFrame(schema=schema)
+    floats = [{n: v if n == "round" else _float(v) for n, v in row.items()} for row in rows]
+    frame = pl.DataFrame(floats, schema=schema)
     spent = pl.col("teacher_tokens").fill_null(0).cum_sum().alias("teacher_tokens_so_far")
     time = pl.col("seconds").fill_null(0.0).cum_sum().alias("seconds_so_far")
     return frame.with_columns(spent, time)
@@ -41,7 +43,7 @@ def round_frame(records: RunRecords) -> pl.DataFrame:
 def step_frame(records: RunRecords) -> pl.DataFrame:
     """Return a row for each optimizer step, with its round; what is no number is null."""
     parts = [
-        one.steps.with_columns(
+        one.steps.drop("round", strict=False).with_columns(
             pl.lit(one.round).alias("round"), pl.all().exclude("step").cast(pl.Float64)
         )
         for one in records.rounds
@@ -79,8 +81,12 @@ def thinned(steps: pl.DataFrame, most: int = MOST_POINTS) -> pl.DataFrame:
     )
 
 
+def _float(value: Value) -> float | None:
+    return None if value is None else float(value)
+
+
 def _row(one: RoundRecords, samples: int) -> dict[str, Value]:
-    row: dict[str, Value] = {"round": one.round, "rows": one.plan.rows}
+    row: dict[str, Value] = {}
     if one.train is not None:
         row |= {n: v for n, v in one.train.summary.items() if n not in OWN}
         row |= {
@@ -92,6 +98,7 @@ def _row(one: RoundRecords, samples: int) -> dict[str, Value]:
             "untrained_rows": one.train.untrained_rows,
             "skipped_steps": one.train.skipped_steps,
         }
+    row |= {"round": one.round, "rows": one.plan.rows}
     rolled = one.rollout
     row["response_tokens"] = None if rolled is None else rolled.tokens / max(rolled.rows, 1)
     row["reward"] = None if one.rewards is None else one.rewards.mean

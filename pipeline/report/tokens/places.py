@@ -5,7 +5,6 @@ All figures are means over tokens that the student sampled itself; each frame ha
 """
 
 import json
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -91,13 +90,18 @@ def by_family(looked: Looked, column: str, tokens: pl.DataFrame) -> pl.DataFrame
 
 def family_column(looked: Looked) -> str | None:
     """Return the free column that divides prompts into the most families that can be told apart."""
-    counts: dict[str, Counter[str]] = {}
+    fitting = {n: len(c) for n, c in free_columns(looked).items() if 2 <= len(c) <= MOST_FAMILIES}
+    return min(fitting, key=lambda name: (-fitting[name], name)) if fitting else None
+
+
+def free_columns(looked: Looked) -> dict[str, set[str]]:
+    """Return the free columns of the prompts that were read, each with its different values."""
+    found: dict[str, set[str]] = {}
     for text in looked.rows["metadata"].drop_nulls().unique():
         for name, value in _object(text).items():
             if isinstance(value, (str, int, bool)):
-                counts.setdefault(name, Counter())[str(value)] += 1
-    fitting = {n: len(c) for n, c in counts.items() if 2 <= len(c) <= MOST_FAMILIES}
-    return min(fitting, key=lambda name: (-fitting[name], name)) if fitting else None
+                found.setdefault(name, set()).add(str(value))
+    return found
 
 
 def _family(text: str | None, column: str) -> str | None:

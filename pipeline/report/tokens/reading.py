@@ -115,9 +115,9 @@ def _scores(
     storage: Storage, shard: Shard | None, scorer: str, mine: pa.Table, rows: NDArray[np.int64]
 ) -> pa.Table:
     if shard is None or shard.rows != mine.num_rows:
-        found = "none" if shard is None else f"{shard.rows}"
+        found = "no scores" if shard is None else f"{shard.rows} rows of scores"
         raise DataError(
-            f"a unit of scorer {scorer} has {found} rows of scores, its rollout {mine.num_rows}"
+            f"scorer {scorer} has {found} of a unit, where its rollout has {mine.num_rows} rows"
         )
     return rows_of_shard(storage, shard, storage.read_shard(shard), scorer=scorer, rows=rows)
 
