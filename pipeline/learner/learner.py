@@ -217,12 +217,9 @@ class Learner:
         return self._micro_of(data.batch(rows) if len(rows) else untrained_batch())
 
     def _micro_of(self, batch: Batch) -> Micro:
-        return (
-            *batch_inputs(batch, "cpu"),
-            batch_targets(
-                batch, self._settings.loss, self.vocab_size, by_row=self._settings.by_row
-            ),
-        )
+        loss, by_row = self._settings.loss, self._settings.by_row
+        targets = batch_targets(batch, loss, self.vocab_size, by_row=by_row)
+        return *batch_inputs(batch, "cpu"), targets
 
     def _taken(
         self, data: RoundData | Ahead[Micro], rows: Rows, failed: list[OpdError]

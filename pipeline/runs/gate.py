@@ -15,6 +15,7 @@ from schemas.config.gate import GateSection
 from schemas.errors import ConfigError, RegressionError
 from schemas.keys import STUDENT
 from schemas.records.scores import ScoreManifest
+from schemas.records.training import TrainManifest
 
 SURE = 2.0
 """Standard errors that a difference has to exceed before it decides."""
@@ -108,9 +109,15 @@ def measured_gap(run: Run, round_index: int, scores: Sequence[ScoreManifest | No
     if run.config.rollout.is_whole:
         return mean_reverse_kl(scores)
     trained = run.train(round_index)
-    if trained is None:
-        return None
-    if trained.reverse_kl is None:  # an older opd has trained it
+    return None if trained is None else known_gap(scores, trained)
+
+
+def known_gap(scores: Sequence[ScoreManifest | None], trained: TrainManifest | None) -> Gap | None:
+    """Return what a round's learner says of the student that sampled, else what its scores say.
+
+    The learner does where the rollout was tempered or cut, unless an older opd has trained.
+    """
+    if trained is None or trained.reverse_kl is None:
         return mean_reverse_kl(scores)
     return Gap(trained.reverse_kl, trained.reverse_kl_error)
 

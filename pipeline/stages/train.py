@@ -4,11 +4,12 @@ Promises: no teacher is touched; a checkpoint is reloaded and compared before it
 again after a crash, the stage resumes from the last saved state.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from pipeline.learner.inputs import TrainInputs, find_work
-from pipeline.learner.metrics import applied, drew_its_own, steps_shard
+from pipeline.learner.metrics import Step, applied, drew_its_own, steps_shard
 from pipeline.learner.ranks import Ranks, from_main, is_alone, ranks_joined
 from pipeline.learner.rewards import other_grader
 from pipeline.learner.states import drop_states
@@ -92,13 +93,18 @@ def _finish(run: Run, inputs: TrainInputs, trained: "TrainedRound") -> TrainMani
         rollout_kl=steps[0].get("rollout_kl") if steps and drew_its_own(run) else None,
         skipped_steps=len(state.steps) - len(steps),
         gated=lengths.gated,
-        reverse_kl=steps[0].get("own_reverse_kl") if steps else None,
-        reverse_kl_error=steps[0].get("own_reverse_kl_error") if steps else None,
+        reverse_kl=_first(run, steps, "own_reverse_kl"),
+        reverse_kl_error=_first(run, steps, "own_reverse_kl_error"),
     )
     key = run.manifest_key(inputs.round_index, "train")
     manifest = create_record(run.storage, key, record)
     _drop_old_states(run, inputs.round_index)
     return manifest
+
+
+def _first(run: Run, steps: Sequence[Step], name: str) -> float | None:
+    """Return a figure of a round's first step, where its rollout was tempered or cut."""
+    return None if run.config.rollout.is_whole or not steps else steps[0].get(name)
 
 
 def _drop_old_states(run: Run, round_index: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runs.configsource import load_config
-from pipeline.runs.gate import Gap, judge, mean_reverse_kl, reverse_kl_of
+from pipeline.runs.gate import Gap, judge, known_gap, mean_reverse_kl, reverse_kl_of
 from pipeline.runs.run import open_run
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
@@ -148,6 +148,7 @@ def test_of_a_tempered_rollout_the_learners_figure_counts(memory: Storage) -> No
     own = trained.model_copy(update={"reverse_kl": 0.5, "reverse_kl_error": 0.05})
     put(run, run.manifest_key(0, "train"), own)
     assert reverse_kl_of(run, 0) == Gap(0.5, 0.05)
+    assert known_gap([run.score(0, "main")], own) == Gap(0.5, 0.05), "as the report shows it"
     assert judge(run, 0).decision == "go"
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import polars as pl
 
 from pipeline.report.stored.records import STAGES, RoundRecords, RunRecords
-from pipeline.runs.gate import mean_reverse_kl
+from pipeline.runs.gate import known_gap
 from pipeline.runs.grades.intervals import Interval, accuracy_interval
 from schemas.records.runs import EvalManifest
 from schemas.records.scores import ScoreManifest
+from schemas.records.training import TrainManifest
 
 Value = float | int | None
 
@@ -102,7 +103,12 @@ def _row(one: RoundRecords, samples: int) -> dict[str, Value]:
     rolled = one.rollout
     row["response_tokens"] = None if rolled is None else rolled.tokens / max(rolled.rows, 1)
     row["reward"] = None if one.rewards is None else one.rewards.mean
-    return row | _graded(one.evaluation, samples) | _scored(one.scores.values()) | _timed(one)
+    return (
+        row
+        | _graded(one.evaluation, samples)
+        | _scored(one.scores.values(), one.train)
+        | _timed(one)
+    )
 
 
 def _graded(graded: EvalManifest | None, samples: int) -> dict[str, Value]:
@@ -118,7 +124,7 @@ def _graded(graded: EvalManifest | None, samples: int) -> dict[str, Value]:
     }
 
 
-def _scored(found: Iterable[ScoreManifest]) -> dict[str, Value]:
+def _scored(found: Iterable[ScoreManifest], trained: TrainManifest | None) -> dict[str, Value]:
     scores = list(found)
     if not scores:
         names = ("teacher_tokens", "paid_rows", "reused_rows", "paid_bytes", "reused_bytes")
@@ -128,7 +134,7 @@ def _scored(found: Iterable[ScoreManifest]) -> dict[str, Value]:
         size * one.reused_rows / max(one.rows, 1) for size, one in zip(sizes, scores, strict=True)
     ]
     rows, again = sum(one.rows for one in scores), sum(one.reused_rows for one in scores)
-    gap = mean_reverse_kl(scores)
+    gap = known_gap(scores, trained)
     return {
         "reverse_kl": None if gap is None else gap.value,
         "teacher_tokens": sum(one.teacher_tokens for one in scores),
