@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.report.catalogue import COST, GROUPS, LEARNING, Figure, Form, Series
+from pipeline.report.catalogue import COST, GROUPS, Figure, Form, Series
 from pipeline.report.figures import RunFigures
 from pipeline.report.markup import Html, tag
 from pipeline.report.stored.records import STAGES
@@ -15,7 +15,7 @@ SUMMED = frozenset(one.name for f in COST.figures if f.kind == "stack" for one i
 def known_columns(runs: Sequence[RunFigures]) -> list[tuple[Figure, Series]]:
     """Return the figures of rounds that some run has, each once."""
     seen: dict[str, tuple[Figure, Series]] = {}
-    for group in (one for one in GROUPS if one is not LEARNING):
+    for group in GROUPS:
         for figure in group.figures:
             for one in figure.series:
                 seen.setdefault(one.name, (figure, one))

@@ -30,6 +30,7 @@ def test_a_report_tells_what_was_taught_and_shows_each_figure(
         assert f"<h3>{title}</h3>" in text
     assert "2 of 2 rounds are trained" in text
     assert text.count("<svg") == text.count('class="chart"') > 20
+    assert "<h3>student_token_logprob</h3>" in text  # no catalogue names it, and it is stored
     absent = re.search(r'id="absent">([^<]*)', text)
     assert absent is not None and "Reward" in absent[1]
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.repository import REPOSITORY
 
-HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "accelerate"}
+HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "accelerate", "vl_convert"}
 CACHE_TOOLS = (
     "pipeline.upkeep.verify, pipeline.upkeep.stats, pipeline.upkeep.export, pipeline.upkeep.garbage"
 )

@@ -25,7 +25,7 @@ COLOURS = 8
 AXES: dict[Form, str] = {
     "share": "~%",
     "nats": "~g",
-    "number": "~g",
+    "number": ",~r",
     "count": "~s",
     "seconds": "~s",
     "bytes": "~s",

@@ -1,16 +1,22 @@
 """From the catalogue of figures and the frames of runs to charts: one for each figure. Pure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
-from pipeline.report.catalogue import GROUPS, Figure, Group, Series
+from pipeline.report.catalogue import GROUPS, LEARNING, Figure, Group, Series
 from pipeline.report.drawing.charts import Chart, points_of
 from pipeline.report.figures import RunFigures
 from pipeline.report.stored.rounds import thinned
 from pipeline.report.written import written
+
+OF_NO_CHART = frozenset({"step", "round", "tokens", "skipped"})
+"""Columns of steps that are no figures of learning."""
+
+MOST_OTHERS = 24
+"""Further figures of steps that are drawn."""
 
 SPENT = "teacher_tokens_so_far"
 
@@ -27,7 +33,7 @@ class Plotted:
 def plotted(runs: Sequence[RunFigures]) -> list[Plotted]:
     """Return the charts of all groups."""
     found = []
-    for group in GROUPS:
+    for group in (*(one for one in GROUPS if one.by == "round"), _with_others(LEARNING, runs)):
         frames = [(run.name, _frame(run, group)) for run in runs]
         charts, absent = [], []
         for figure in group.figures:
@@ -38,6 +44,15 @@ def plotted(runs: Sequence[RunFigures]) -> list[Plotted]:
                 charts.append((figure, _chart(figure, group, points, runs)))
         found.append(Plotted(group, tuple(charts), tuple(absent)))
     return found
+
+
+def _with_others(group: Group, runs: Sequence[RunFigures]) -> Group:
+    """Return the group of steps with every further figure that some learner stored, by its name."""
+    known = {name for one in GROUPS for figure in one.figures for name in figure.names}
+    stored = {name for run in runs for name in run.steps.columns} - known - OF_NO_CHART
+    words = "As the learner stored it."
+    others = [Figure(name, words, "number", (Series(name, name),)) for name in sorted(stored)]
+    return replace(group, figures=(*group.figures, *others[:MOST_OTHERS]))
 
 
 def _frame(run: RunFigures, group: Group) -> pl.DataFrame:
