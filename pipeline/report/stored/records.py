@@ -11,6 +11,7 @@ from functools import partial
 
 import polars as pl
 
+from pipeline.runs.gate import Gap, measured_gap
 from pipeline.runs.reporting import stage_calls
 from pipeline.runs.run import Run, changed_settings
 from pipeline.shards.parquet import read_table
@@ -43,6 +44,8 @@ class RoundRecords:
     rollout: RolloutManifest | None
     scores: dict[str, ScoreManifest]
     """By teacher, those that are complete."""
+    gap: Gap | None
+    """Reverse KL of the student that sampled."""
     rewards: RewardManifest | None
     train: TrainManifest | None
     evaluation: EvalManifest | None
@@ -109,6 +112,7 @@ def _round(run: Run, index: int) -> RoundRecords | None:
         plan=plan,
         rollout=rollout,
         scores=done,
+        gap=measured_gap(run, index, list(done.values())),
         rewards=rewards,
         train=train,
         evaluation=run.evaluation(index),

@@ -10,11 +10,10 @@ from typing import Any
 import polars as pl
 
 from pipeline.report.stored.records import STAGES, RoundRecords, RunRecords
-from pipeline.runs.gate import known_gap
-from pipeline.runs.grades.intervals import Interval, accuracy_interval
+from pipeline.runs.gate import Gap
+from pipeline.runs.grades.intervals import Interval, Z, accuracy_interval
 from schemas.records.runs import EvalManifest
 from schemas.records.scores import ScoreManifest
-from schemas.records.training import TrainManifest
 
 Value = float | int | None
 
@@ -103,12 +102,20 @@ def _row(one: RoundRecords, samples: int) -> dict[str, Value]:
     rolled = one.rollout
     row["response_tokens"] = None if rolled is None else rolled.tokens / max(rolled.rows, 1)
     row["reward"] = None if one.rewards is None else one.rewards.mean
-    return (
-        row
-        | _graded(one.evaluation, samples)
-        | _scored(one.scores.values(), one.train)
-        | _timed(one)
-    )
+    graded, scored = _graded(one.evaluation, samples), _scored(one.scores.values())
+    return row | graded | _gap(one.gap) | scored | _timed(one)
+
+
+def _gap(gap: Gap | None) -> dict[str, Value]:
+    """Return the reverse KL with its 95 % interval, where its standard error is stored."""
+    if gap is None:
+        return dict.fromkeys(("reverse_kl", "reverse_kl_low", "reverse_kl_high"))
+    half = None if gap.error is None else Z * gap.error
+    return {
+        "reverse_kl": gap.value,
+        "reverse_kl_low": None if half is None else gap.value - half,
+        "reverse_kl_high": None if half is None else gap.value + half,
+    }
 
 
 def _graded(graded: EvalManifest | None, samples: int) -> dict[str, Value]:
@@ -124,19 +131,17 @@ def _graded(graded: EvalManifest | None, samples: int) -> dict[str, Value]:
     }
 
 
-def _scored(found: Iterable[ScoreManifest], trained: TrainManifest | None) -> dict[str, Value]:
+def _scored(found: Iterable[ScoreManifest]) -> dict[str, Value]:
     scores = list(found)
     if not scores:
         names = ("teacher_tokens", "paid_rows", "reused_rows", "paid_bytes", "reused_bytes")
-        return {"reverse_kl": None, **dict.fromkeys(names)}
+        return dict.fromkeys(names)
     sizes = [sum(unit.shard.bytes for unit in one.units) for one in scores]
     reused = [
         size * one.reused_rows / max(one.rows, 1) for size, one in zip(sizes, scores, strict=True)
     ]
     rows, again = sum(one.rows for one in scores), sum(one.reused_rows for one in scores)
-    gap = known_gap(scores, trained)
     return {
-        "reverse_kl": None if gap is None else gap.value,
         "teacher_tokens": sum(one.teacher_tokens for one in scores),
         "paid_rows": rows - again,
         "reused_rows": again,
