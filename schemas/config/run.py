@@ -175,6 +175,13 @@ class RunConfig(Section):
         """Make sure that each round's configuration is one that might have been written."""
         if self.schedule is None:
             return
+        drawn = {"teacher": self.schedule.teacher, "prompts": self.schedule.prompts}
+        given = [key for key, value in drawn.items() if value is not None]
+        if self.is_supervised and given:
+            raise ValueError(
+                f"schedule.{given[0]} is about what the student samples and a teacher scores, and "
+                "with loss.kind = 'sft' it samples nothing to learn: take it out"
+            )
         unknown = [name for _, name in self.schedule.teacher or () if name not in self.teachers]
         if unknown:
             raise ValueError(
