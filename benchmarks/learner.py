@@ -48,8 +48,9 @@ from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Start
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.layout import batch_inputs
 from pipeline.learner.feed.targets import batch_targets
-from pipeline.learner.learner import Learner, batch_inputs
+from pipeline.learner.learner import Learner
 from pipeline.learner.ranks import join_ranks
 from pipeline.learner.settings import LearnerSettings
 from pipeline.models.loading import load_model
@@ -65,7 +66,7 @@ from schemas.records.shards import UnitShard
 LARGE = Size("180M", hidden=1024, layers=12, vocab=32_000, head=64)
 """What a GPU is given: 180 million parameters."""
 
-DEALT = ("critical_path_ratio", "padding_share")
+DEALT = ("critical_path_ratio", "padding_share", "waiting_path_ratio")
 """Figures of steps that are dealt to ranks."""
 
 LOSS = LossConfig(kind="forward_kl")

@@ -1,7 +1,8 @@
 """How well steps are dealt to ranks: plans over random lengths, priced as if they were run. Pure.
 
-The price of a step is what ranks take that meet at every micro-batch. A perfect split has no
-padding and equal work everywhere, or is as long as the longest row. Shapes: R rows.
+Rows are packed, or padded as for students that cannot be packed. With ZeRO 0 and 1 ranks meet once
+a step, with 2 and 3 at every micro-batch: there each takes as long as its largest batch. A perfect
+split has no padding and equal work everywhere, or is as long as the longest row. Shapes: R rows.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.kit.measure import Case, Spread, spread
-from pipeline.learner.batches import StepPlan, plan_steps
+from pipeline.learner.batches import StepPlan, packed_steps, plan_steps
 from pipeline.learner.feed.balance import row_work
 from pipeline.learner.sequences import Rows
 
@@ -46,12 +47,17 @@ def _case(mix: str, ranks: int, *, steps: int, seed: int) -> Case:
     plans = plan_steps(
         [order], total_R, total_R, per_step=per_step, micro_tokens=MICRO_TOKENS, processes=ranks
     )
+    packed = packed_steps(plans, total_R, micro_tokens=MICRO_TOKENS, processes=ranks)
     return {
         "case": f"{mix} rows on {ranks} rank{'s' * (ranks > 1)}",
         "rows": per_step,
-        "micro_batches": _over(plans, lambda plan: len(plan.micro)),
-        "critical_path_ratio": _over(plans, lambda plan: _path(plan, total_R)),
-        "padding_share": _over(plans, lambda plan: _padding(plan, total_R)),
+        "micro_batches": _over(packed, lambda plan: len(plan.micro)),
+        "critical_path_ratio": _over(packed, lambda plan: _path(plan, total_R)),
+        "padding_share": 0.0,
+        "waiting_path_ratio": _over(packed, lambda plan: _path(plan, total_R, waits=True)),
+        "padded_micro_batches": _over(plans, lambda plan: len(plan.micro)),
+        "padded_path_ratio": _over(plans, lambda plan: _path(plan, total_R, padded=True)),
+        "padded_padding_share": _over(plans, lambda plan: _padding(plan, total_R)),
     }
 
 
@@ -59,13 +65,24 @@ def _over(plans: list[StepPlan], figure: Callable[[StepPlan], float]) -> Spread:
     return spread([figure(plan) for plan in plans])
 
 
-def _path(plan: StepPlan, total_R: Rows) -> float:
-    """Return the price of a step over that of a perfect split."""
+def _path(plan: StepPlan, total_R: Rows, *, padded: bool = False, waits: bool = False) -> float:
+    """Return the price of a step over that of a perfect split.
+
+    Args:
+        plan: the step.
+        total_R: tokens of all rows.
+        padded: whether each row of a batch costs as much as its longest; ranks wait then.
+        waits: whether ranks meet at every micro-batch.
+    """
     work_R = row_work(total_R)
     rows = np.concatenate([rows for micro in plan.micro for rows in micro])
-    costs = [[len(rows) * max(work_R[rows], default=0.0) for rows in m] for m in plan.micro]
     perfect = max(work_R[rows].sum() / len(plan.micro[0]), work_R[rows].max())
-    return float(sum(max(micro) for micro in costs) / perfect)
+    batches = [[work_R[rows] for rows in micro] for micro in plan.micro]
+    if padded:
+        batches = [[np.full(len(w), max(w, default=0.0)) for w in micro] for micro in batches]
+    costs = np.array([[float(work.sum()) for work in micro] for micro in batches])
+    longest = costs.max(axis=1).sum() if waits or padded else costs.sum(axis=0).max()
+    return float(longest / perfect)
 
 
 def _padding(plan: StepPlan, total_R: Rows) -> float:

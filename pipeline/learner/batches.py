@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.learner.feed.balance import deal
+from pipeline.learner.feed.balance import deal, deal_packed
 from pipeline.learner.sequences import Lengths, Rows
 from schemas.config.train import TrainSection
 from schemas.errors import DataError
@@ -63,6 +63,26 @@ def round_steps(
         micro_tokens=train.micro_batch_tokens,
         processes=processes,
     )
+
+
+def packed_steps(
+    steps: Sequence[StepPlan], total_tokens: Rows, *, micro_tokens: int, processes: int
+) -> list[StepPlan]:
+    """Return steps over the same rows, dealt for a learner that packs them.
+
+    Args:
+        steps: as `plan_steps` gives them.
+        total_tokens: of each row of the round.
+        micro_tokens: tokens that a micro-batch may have; a longer row stands alone.
+        processes: data-parallel processes.
+    """
+    found = []
+    for step in steps:
+        rows = np.sort(np.concatenate([r for micro in step.micro for r in micro]))
+        dealt = deal_packed(total_tokens[rows], micro_tokens=micro_tokens, processes=processes)
+        micro = tuple(tuple(rows[batch] for batch in batches) for batches in dealt)
+        found.append(StepPlan(micro, step.trained_tokens))
+    return found
 
 
 def plan_mark(steps: Sequence[StepPlan]) -> str:

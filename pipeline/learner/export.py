@@ -10,8 +10,9 @@ from pipeline.checkpoints.carried import carry_tokenizer
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.probe import make_probe, write_probe
 from pipeline.checkpoints.publishing import publish_checkpoint
+from pipeline.learner.feed.layout import batch_inputs
 from pipeline.learner.inputs import TrainInputs
-from pipeline.learner.learner import Learner, batch_inputs, token_logprobs
+from pipeline.learner.learner import Learner, token_logprobs
 from pipeline.learner.metrics import TOO_HIGH
 from pipeline.learner.ranks import from_main
 from pipeline.learner.sequences import Batch

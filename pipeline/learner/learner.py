@@ -19,27 +19,27 @@ import torch
 from torch import Tensor
 
 from pipeline.engines.memory import empty_device, leave_imports
-from pipeline.learner.batches import StepPlan
+from pipeline.learner.batches import StepPlan, packed_steps
 from pipeline.learner.feed.ahead import Ahead
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.layout import batch_inputs, packed_inputs
 from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.metrics import step_metrics
-from pipeline.learner.module import DistillationModule, load_student
+from pipeline.learner.module import DistillationModule, Layout, load_student
 from pipeline.learner.ranks import Ranks, sum_over_ranks, together
 from pipeline.learner.sequences import Batch, Rows, untrained_batch
 from pipeline.learner.settings import LearnerSettings, chunk_mb, engine_config, weight_groups
 from pipeline.learner.statefiles import files_of, optimizer_kept, read_parts, write_parts
 from pipeline.models.head import head_of, rows_in
 from pipeline.models.lora import adapter_parameters
-from pipeline.models.padding import padded, response_positions
 from pipeline.models.source import ModelSource
 from pipeline.objectives.targets import Targets
 from pipeline.store import interrupts
 from schemas.config.loss import LossConfig
 from schemas.errors import DataError, OpdError
 
-Micro = tuple[Tensor, Tensor, Tensor, Targets]
-"""Ids and mask [B, T], the states [2, T] that predict response tokens, and their targets."""
+Micro = tuple[Tensor, Layout, Tensor, Targets]
+"""Ids [B, T], how rows stand in them, the states [2, T] that predict tokens, and targets."""
 
 TAG = "state"
 """What DeepSpeed calls a state, and the folder in which it looks for it."""
@@ -54,7 +54,8 @@ class Learner:
 
         leave_imports()
         train = settings.train
-        student, mode = together(lambda: load_student(source, train, ranks.device))
+        found = together(lambda: load_student(source, train, ranks.device))
+        student, mode, self.padded_because = found
         self.vocab_size = int(head_of(student).weight_VH.shape[0])
         chunk_tokens = rows_in(chunk_mb(train, ranks.device), self.vocab_size)
         module = DistillationModule(student, mode, settings.loss, chunk_tokens=chunk_tokens)
@@ -65,8 +66,7 @@ class Learner:
             eps=train.eps,
             fused=not train.offload_optimizer,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             self._engine, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=engine_config(settings)
             )
@@ -75,6 +75,13 @@ class Learner:
         if self._is_plain and ranks.count == 1:  # a gradient is the sum over all processes already
             self._engine.enable_backward_allreduce = False
         self._check_masters()
+
+    def dealt(self, steps: list[StepPlan], total_tokens_R: Rows) -> list[StepPlan]:
+        """Return steps with their rows dealt as this learner takes them, packed or padded."""
+        if self.padded_because:
+            return steps
+        most, count = self._settings.train.micro_batch_tokens, self._ranks.count
+        return packed_steps(steps, total_tokens_R, micro_tokens=most, processes=count)
 
     @contextmanager
     def reading_ahead(self, data: RoundData, plans: Sequence[StepPlan]) -> Iterator[Ahead[Micro]]:
@@ -218,8 +225,9 @@ class Learner:
 
     def _micro_of(self, batch: Batch) -> Micro:
         loss, by_row = self._settings.loss, self._settings.by_row
+        inputs = batch_inputs if self.padded_because else packed_inputs
         targets = batch_targets(batch, loss, self.vocab_size, by_row=by_row)
-        return *batch_inputs(batch, "cpu"), targets
+        return *inputs(batch, "cpu"), targets
 
     def _taken(
         self, data: RoundData | Ahead[Micro], rows: Rows, failed: list[OpdError]
@@ -290,10 +298,3 @@ def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, states_2T: Tensor) -> Ten
     logits_TV = logits_BTV[states_2T[0], states_2T[1]].float()
     tokens_T1 = ids_BT[states_2T[0], states_2T[1] + 1][:, None]
     return (logits_TV.gather(-1, tokens_T1) - logits_TV.logsumexp(-1, keepdim=True))[:, 0]
-
-
-def batch_inputs(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return padded ids and mask [B, T], and the states [2, T] that predict response tokens."""
-    ids_BT, mask_BT = padded(batch.id_rows(), device, left=False)
-    states_2T = response_positions(batch.prompt_tokens_B, batch.response_tokens_B)
-    return ids_BT, mask_BT, states_2T.to(device)

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.checkpoints.opening import opened_model
-from pipeline.engines.kept import put, take
+from pipeline.engines.kept import done, once, put, take
 from pipeline.learner.batches import StepPlan, plan_mark, round_steps, steps_of_old
 from pipeline.learner.export import publish_student
 from pipeline.learner.feed.ahead import Ahead
@@ -20,19 +20,8 @@ from pipeline.learner.metrics import applied, check_first_step, skip_note
 from pipeline.learner.objective.rounds import round_settings, what_it_reads
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
 from pipeline.learner.sequences import Lengths, Rows
-from pipeline.learner.settings import (
-    LearnerSettings,
-    decayed,
-    learning_rate_at,
-    seed_dropout,
-)
-from pipeline.learner.states import (
-    check_place,
-    load_state,
-    misplaced,
-    save_state,
-    usable,
-)
+from pipeline.learner.settings import LearnerSettings, decayed, learning_rate_at, seed_dropout
+from pipeline.learner.states import check_place, load_state, misplaced, save_state, usable
 from pipeline.models.source import ModelSource
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
@@ -96,7 +85,7 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
         progress.note(told)
     plan, older = plan_mark(steps), steps_of_old(lengths, train) == len(steps)
     plans = (plan, None) if older else (plan,)
-    work = _Work(run, inputs, data, steps, plans, ranks, progress)
+    work = _Work(run, inputs, data, lengths, steps, plans, ranks, progress)
     with _policy_source(work) as source:
         state, new_steps, waited = _train(work, source, probe_rows(lengths.total_tokens_R))
     tokens = sum(step.trained_tokens for step in steps)
@@ -110,6 +99,7 @@ class _Work:
     run: Run
     inputs: TrainInputs
     data: RoundData
+    lengths: Lengths
     steps: list[StepPlan]
     plans: tuple[str | None, ...]
     """Of the steps; and what states of an older opd have, where it made the same ones."""
@@ -154,7 +144,12 @@ def _train(
     learner = _learner(work, source, settings, found)
     with ExitStack() as unless_done:
         unless_done.callback(learner.close)
-        state = _begin(work, found)
+        why = learner.padded_because
+        if why and work.train.packing == "auto" and once(("padded", why)):
+            work.progress.note(f"rows are padded, not packed (train.packing): {why}")
+            done(("padded", why))
+        steps = learner.dealt(work.steps, work.lengths.total_tokens_R)
+        state, work = _begin(work, found), replace(work, steps=steps)
         begun = len(state.steps)
         state, waited = _loop(work, learner, state)
         publish_student(

@@ -20,11 +20,16 @@ from pipeline.models.own.learning import (
     learning_mode,
     recompute_activations,
 )
+from pipeline.models.own.packing import PackedRows, pack_rows
 from pipeline.models.source import ModelSource
 from pipeline.objectives.headloss import head_loss
 from pipeline.objectives.targets import Targets
 from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
+from schemas.errors import ConfigError
+
+Layout = Tensor | PackedRows
+"""How rows stand in the ids: the mask [B, T] of padded rows, or where packed ones begin."""
 
 
 class DistillationModule(nn.Module):
@@ -62,10 +67,11 @@ class DistillationModule(nn.Module):
         return self
 
     def forward(
-        self, ids_BT: Tensor, mask_BT: Tensor, states_2T: Tensor, targets: Targets, scale: float
+        self, ids_BT: Tensor, layout: Layout, states_2T: Tensor, targets: Targets, scale: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scaled loss of a micro-batch and its summed diagnostics."""
-        hidden = decoder_of(self.student)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        inputs = layout.inputs if isinstance(layout, PackedRows) else {"attention_mask": layout}
+        hidden = decoder_of(self.student)(input_ids=ids_BT, use_cache=False, **inputs)
         hidden_TH = hidden.last_hidden_state[states_2T[0], states_2T[1]]
         return head_loss(
             hidden_TH,
@@ -77,12 +83,17 @@ class DistillationModule(nn.Module):
         )
 
 
-def load_student(source: ModelSource, train: TrainSection, device: str) -> tuple[Any, LearningMode]:
-    """Return the student as it learns, and its mode: all its weights learn, or its adapter's.
+def load_student(
+    source: ModelSource, train: TrainSection, device: str
+) -> tuple[Any, LearningMode, str | None]:
+    """Return the student as it learns, its mode, and why its rows are padded, where they are.
+
+    All its weights learn, or its adapter's.
 
     Raises:
-        ConfigError: it cannot be loaded, its head is not understood, its adapter does not fit, or
-            it does not compute in training what it computes when it samples.
+        ConfigError: it cannot be loaded, its head is not understood, its adapter does not fit, it
+            does not compute in training what it computes when it samples, or its rows are to be
+            packed and cannot be.
     """
     lora = train.lora
     whole = source if lora is None else source.whole
@@ -97,7 +108,13 @@ def load_student(source: ModelSource, train: TrainSection, device: str) -> tuple
     if train.activation_checkpointing:
         recompute_activations(student, mode)
     check_quiet(student, mode, probe)
-    return student, mode
+    padded = "train.packing = 'off'" if train.packing == "off" else pack_rows(student)
+    if padded is not None and train.packing == "on":
+        raise ConfigError(
+            f"train.packing = 'on', but rows of {type(student).__name__} cannot be packed: "
+            f"{padded}. Leave it at 'auto'"
+        )
+    return student, mode, padded
 
 
 def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -81,6 +81,9 @@ class TrainSection(Section):
     """Torch device: `auto`, `cpu` or `cuda`."""
     micro_batch_tokens: Positive = tuning(16384)
     """Tokens per micro-batch and process, padding included; lower it when memory runs out."""
+    packing: Literal["auto", "on", "off"] = tuning("auto")
+    """Rows end to end without padding: `auto` where a probe shows that each row of this student has
+    the numbers that it has alone; `on` refuses a student that it does not, `off` pads rows."""
     logit_chunk_mb: Megabytes | None = tuning(None)
     """MiB of float32 logits that exist at once; the gradient of the loss takes half as much more.
     Default: 128 on a CPU, 1024 on a GPU, where each chunk is a pass over the head's gradient."""

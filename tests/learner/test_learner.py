@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.learner.learner import Learner, batch_inputs, token_logprobs
+from pipeline.learner.feed.layout import batch_inputs
+from pipeline.learner.learner import Learner, token_logprobs
 from pipeline.models.head import head_of
 from pipeline.models.loading import load_model
 from schemas.config.loss import LossConfig
@@ -134,6 +135,14 @@ def test_every_zero_stage_gives_the_same_steps(
     for name in ("loss", "grad_norm"):
         assert split.values(name) == pytest.approx(plain.values(name), rel=1e-5)
     assert (split.logprobs - plain.logprobs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_packed_and_padded_rows_give_the_same_steps(train: Trainer, stage: int) -> None:
+    packed, padded = train(packing="on"), train(packing="off", zero_stage=stage)
+    assert packed.gap(padded) < 1e-6
+    for name in ("loss", "grad_norm", "student_mass"):
+        assert packed.values(name) == pytest.approx(padded.values(name), rel=1e-5)
 
 
 def test_an_optimizer_in_cpu_memory_gives_the_same_steps(train: Trainer) -> None:

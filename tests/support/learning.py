@@ -20,8 +20,9 @@ from pipeline.engines.opening import open_engine
 from pipeline.engines.start import Start
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.layout import batch_inputs
 from pipeline.learner.feed.targets import batch_targets
-from pipeline.learner.learner import Learner, batch_inputs
+from pipeline.learner.learner import Learner
 from pipeline.learner.ranks import Ranks, join_ranks
 from pipeline.learner.sequences import Batch
 from pipeline.learner.settings import LearnerSettings

@@ -24,9 +24,10 @@ from pipeline.engines.vllm.slot import Weights
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.export import publish_student
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.layout import batch_inputs
 from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.inputs import TrainInputs
-from pipeline.learner.learner import Learner, batch_inputs
+from pipeline.learner.learner import Learner
 from pipeline.learner.ranks import join_ranks
 from pipeline.learner.sequences import Batch
 from pipeline.learner.settings import LearnerSettings

@@ -5,6 +5,7 @@ each other at every micro-batch, so that the largest of its batches is what it c
 Shapes: N rows, longest first; C limits on the work of a batch.
 """
 
+from heapq import heappop, heappush
 from itertools import pairwise
 
 import numpy as np
@@ -57,6 +58,53 @@ def deal(tokens: Rows, *, micro_tokens: int, processes: int) -> list[list[Rows]]
         costs = [(b - a) * work_N[first + a] for a, b in pairwise(cuts)]
         dealt.append(_to_the_least_busy(batches, costs, loads))
     return dealt
+
+
+def deal_packed(tokens: Rows, *, micro_tokens: int, processes: int) -> list[list[Rows]]:
+    """Return what `deal` does for rows that are packed: any of them may share a batch.
+
+    Rows go to processes by work, then to the batches of each, costliest first: a micro-batch has
+    one of about the same cost from each process.
+    """
+    order = np.argsort(-tokens, kind="stable").astype(np.int64)
+    work = row_work(tokens)
+    shares = _by_work(order, work, processes)
+    fewest = [_first_fit(share, tokens, micro_tokens) for share in shares]
+    count = max(map(len, fewest), default=0)
+    dealt = []
+    for share, batches in zip(shares, fewest, strict=True):
+        even = _by_work(share, work, count)
+        fits = all(len(rows) < 2 or tokens[rows].sum() <= micro_tokens for rows in even)
+        chosen = even if fits else [*batches, *[share[:0]] * (count - len(batches))]
+        dealt.append(sorted(chosen, key=lambda rows: -float(work[rows].sum())))
+    return [list(micro) for micro in zip(*dealt, strict=True)]
+
+
+def _by_work(rows: Rows, work: Work, parts: int) -> list[Rows]:
+    """Return rows in parts of about equal work; they come costliest first."""
+    found: list[list[int]] = [[] for _ in range(parts)]
+    loads = [(0.0, part) for part in range(parts)]
+    for row in rows.tolist():
+        load, part = heappop(loads)
+        found[part].append(row)
+        heappush(loads, (load + float(work[row]), part))
+    return [np.array(part, dtype=np.int64) for part in found]
+
+
+def _first_fit(rows: Rows, tokens: Rows, most: int) -> list[Rows]:
+    """Return rows in few batches of at most so many tokens; a longer row stands alone."""
+    found: list[list[int]] = []
+    rooms: list[int] = []
+    for row in rows.tolist():
+        size = int(tokens[row])
+        at = next((i for i, room in enumerate(rooms) if room >= size), None)
+        if at is None:
+            at = len(found)
+            found.append([])
+            rooms.append(most)
+        found[at].append(row)
+        rooms[at] -= size
+    return [np.array(batch, dtype=np.int64) for batch in found]
 
 
 def _micro_ends(work_N: Work, room_N: Rows, *, processes: int, micro_tokens: int) -> list[int]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.learner.feed.balance import deal, row_work
+from pipeline.learner.feed.balance import deal, deal_packed, row_work
 from pipeline.learner.sequences import Rows
 
 MICRO = 16_384
@@ -82,6 +82,43 @@ def test_rows_of_many_lengths_are_dealt_nearly_as_well_as_can_be(
     dealt = deal(tokens, micro_tokens=MICRO, processes=processes)
     assert path(tokens, dealt) <= longest + 1e-9
     assert padding(tokens, dealt) <= most_padding
+
+
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=60),
+    st.integers(1, 20_000),
+    st.integers(1, 9),
+)
+def test_each_packed_row_is_dealt_once_and_fits(
+    lengths: list[int], micro_tokens: int, processes: int
+) -> None:
+    tokens = np.array(lengths)
+    dealt = deal_packed(tokens, micro_tokens=micro_tokens, processes=processes)
+    batches = [rows for micro in dealt for rows in micro]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(len(micro) == processes and any(map(len, micro)) for micro in dealt)
+    assert all(tokens[rows].sum() <= micro_tokens for rows in batches if len(rows) > 1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "processes", "longest", "waiting"),
+    [
+        (lognormal(64), 1, 1.0, 1.0),
+        (lognormal(64), 8, 1.05, 1.05),
+        (lognormal(512), 64, 1.03, 1.03),
+        (4 * lognormal(256), 8, 1.01, 1.15),
+        (4 * lognormal(512), 64, 1.03, 1.5),
+    ],
+)
+def test_packed_rows_keep_every_process_busy(
+    tokens: Rows, processes: int, longest: float, waiting: float
+) -> None:
+    work = row_work(tokens)
+    dealt = deal_packed(tokens, micro_tokens=MICRO, processes=processes)
+    costs = np.array([[work[rows].sum() for rows in micro] for micro in dealt])
+    perfect = max(work.sum() / processes, work.max())
+    assert costs.sum(axis=0).max() <= longest * perfect + 1e-9
+    assert costs.max(axis=1).sum() <= waiting * perfect + 1e-9, "where they meet at each one"
 
 
 def test_short_rows_make_one_micro_batch_and_many_long_ones_as_many_as_memory_asks_for() -> None:
