@@ -33,7 +33,11 @@ NAMES = {
     "storage": "publishing and reading shards, and whether history slows it",
     "support": "gradients from what a cache keeps, against those of the whole vocabulary",
 }
-DATA_HELP = "cache: scores to measure with; peers: a folder that opd quickstart has made"
+DATA_HELP = (
+    "cache: scores to measure with; peers: a folder that opd quickstart has made; support: a "
+    "model's folder"
+)
+POSITIONS_HELP = "support: the most positions of a step that is measured"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     os.environ.update(ENVIRONMENT | ({"DS_ACCELERATOR": given.device} if given.device else {}))
     failed = False
-    options = {"data": given.data, "minutes": given.minutes, "device": given.device}
+    options = {name: getattr(given, name) for name in ("data", "minutes", "device", "positions")}
     for name in given.names:
         try:
             record = measure(name, quick=given.quick, seed=given.seed, options=options)
@@ -151,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="FILE", help=DATA_HELP)
     parser.add_argument("--minutes", type=float, metavar="M", help="fuzz, chaos: how long it runs")
     parser.add_argument("--device", choices=["cuda"], help="losses, learner: measure on a GPU")
+    parser.add_argument("--positions", type=int, choices=[640, 4096, 65536], help=POSITIONS_HELP)
     parser.add_argument("--seed", type=int, default=0, help="root of everything random")
     return parser
 

@@ -1,48 +1,51 @@
 """`support`: gradients from what a cache keeps of a token, against those of the whole vocabulary.
 
-A student samples, a teacher scores; both are random models of a large vocabulary, the student is
-the teacher with noise on its weights. The gradient of all its weights is summed over positions, as
-a step sums it. Shapes: B rows, T positions, H hidden, V vocabulary, N ids of a sample.
+A student samples, a teacher scores; the student is the teacher with noise on its weights. The
+gradient of the student's weights is summed over positions, as a step sums it. All forms look at
+the same positions, after one pass of both models. Shapes: B rows, T positions, V vocabulary, N ids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gradients.pairs import DISTANCES, RESPONSE, Pair, model_pair, random_pair
+from benchmarks.gradients.summed import Look, Total, likeness
 from benchmarks.kit.inputs import make_scorer
 from benchmarks.kit.measure import Case, Result
 from pipeline.engines.hf.sampling import own_sample
-from pipeline.models.head import Head
-from pipeline.objectives.headloss import head_loss
 from pipeline.objectives.samples import Sample, threshold_sample, token_sample
 from pipeline.objectives.targets import Targets, build_targets
 from pipeline.scores.columns import table_of
 from pipeline.scores.inclusion import inclusions
 from pipeline.scores.scores import Scores
 from pipeline.scores.signals import score_signals
+from pipeline.shards.packed.renumbering import Renumbering
 from pipeline.shards.scores import write_scores
 from schemas.config.loss import LossConfig
 from schemas.scoresignal import Signal
 
-RESPONSE = 64
-"""Positions of a sequence."""
+MOST_K = 64
+"""Top-k of the one pass that all forms share."""
 
-CHUNK = 256
-"""Positions whose logits exist at once."""
+BATCH = 8
+"""Rows of a pass: their logits exist at once."""
 
-SHARPNESS = 4.2
-"""Standard deviation of the teacher's logits: its likeliest 64 ids have 84 % of the mass."""
+STEPS = {64: 2, 640: 4, 4_096: 1, 65_536: 1}
+"""How many steps are measured of so many positions; cosine and norm are their means. One of each
+with a model's folder, where a position costs ten times as much."""
 
-NOISE = {"near": 0.028, "far": 0.065}
-"""Noise on the student's weights, as a share of their standard deviation: a reverse KL of about 0.1
-and 0.6 nats."""
+SIZED = 2_048
+"""Positions whose scores are written to count bytes; as many before them teach the codec."""
 
-FURTHEST = 65_536
-"""Positions at which only the forms marked `long` are measured."""
+_FREQUENT = ("topk_ids", "candidate_ids", "sample_ids")
+"""The ids that teach it: the first that there are."""
+
+Arrays = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,10 @@ class Form:
     """Ids of the student's threshold sample."""
     sample: int = 0
     """Ids of the teacher's threshold sample."""
+    buckets: int = 1
     estimator: str = "auto"
     long: bool = False
+    """Whether it is measured at the most positions, which takes minutes."""
 
     @property
     def name(self) -> str:
@@ -64,13 +69,14 @@ class Form:
         parts = [f"top-{self.k}"] if self.k else []
         parts += [f"{self.own} student ids"] if self.own else []
         parts += [f"{self.sample} teacher ids by sample"] if self.sample else []
+        parts += [f"{self.buckets} buckets"] if self.buckets > 1 else []
         kept = " + ".join(parts)
         return f"{kept}, one bucket" if self.estimator == "bucket" else kept
 
     @property
     def signal(self) -> Signal:
         """Return what a teacher's pass keeps."""
-        return Signal(self.k, candidates=self.own, sample=self.sample)
+        return Signal(self.k, candidates=self.own, sample=self.sample, tail_buckets=self.buckets)
 
     @property
     def config(self) -> LossConfig:
@@ -78,31 +84,44 @@ class Form:
         return LossConfig.model_validate({"kind": self.loss, "estimator": self.estimator})
 
 
-DEFAULT = Form("reverse_kl", k=64, long=True)
-"""What a run keeps that names no sample: the sampled token corrects the top-k."""
+DEFAULT = Form("reverse_kl", k=4, own=26, long=True)
+"""What a run keeps that says nothing of it (`schemas/config/score.py`)."""
 
 FORMS = (
-    Form("reverse_kl", k=64, estimator="bucket", long=True),
     DEFAULT,
+    Form("reverse_kl", k=0, own=31),
+    Form("reverse_kl", k=8, own=24),
+    Form("reverse_kl", k=16, own=16),
+    Form("reverse_kl", k=16, own=16, buckets=64),
+    Form("reverse_kl", k=0, own=15, long=True),
     Form("reverse_kl", k=16),
-    Form("reverse_kl", k=0, own=16, long=True),
-    Form("reverse_kl", k=16, own=8),
-    Form("reverse_kl", k=16, own=16, long=True),
-    Form("forward_kl", k=64, estimator="bucket"),
+    Form("reverse_kl", k=64, long=True),
+    Form("reverse_kl", k=64, estimator="bucket", long=True),
     Form("forward_kl", k=0, sample=16),
     Form("forward_kl", k=0, sample=32),
     Form("forward_kl", k=0, sample=64),
+    Form("forward_kl", k=64, estimator="bucket"),
 )
 
 
-def run(*, quick: bool, seed: int) -> Result:
-    """Measure every form near and far; the figures are those of the default."""
-    vocab, lengths = (500, (64,)) if quick else (32_768, (640, 4_096, FURTHEST))
-    cases = [
-        case
-        for distance, noise in NOISE.items()
-        for case in _distance(distance, Pair(vocab, noise, seed), lengths)
-    ]
+def run(*, quick: bool, seed: int, data: Path | None = None, positions: int = 65_536) -> Result:
+    """Measure every form near and far; the figures are those of the default.
+
+    Args:
+        quick: whether it is to take seconds.
+        seed: root of everything random.
+        data: a model's folder, in the place of random models.
+        positions: the most that a step is measured with.
+    """
+    lengths = (64,) if quick else tuple(n for n in STEPS if 64 < n <= positions)
+    cases = list[Case]()
+    for distance in DISTANCES:
+        if data is None:
+            pair = random_pair(500 if quick else 32_768, distance, seed)
+        else:
+            pair = model_pair(data, distance, seed)
+        steps = {n: STEPS[n] if data is None else 1 for n in lengths}
+        cases += _distance(distance, pair, steps)
     default = [case for case in cases if case["form"] == DEFAULT.name]
     worst = min(
         (case for case in default if case["positions"] == lengths[-1]),
@@ -111,183 +130,166 @@ def run(*, quick: bool, seed: int) -> Result:
     return Result({"default_cosine": float(str(worst["cosine"]))}, cases, nested={"default": worst})
 
 
-class Pair:
-    """A teacher and a student of one architecture, and their logits."""
+def _distance(distance: str, pair: Pair, steps: Mapping[int, int]) -> Iterator[Case]:
+    found = dict[int, list[dict[Form, tuple[float, float]]]]()
+    for positions, times in steps.items():
+        forms = [form for form in FORMS if positions < max(STEPS) or form.long]
+        found[positions] = [_step(pair, forms, positions) for _ in range(times)]
+    sizes = sizes_of(pair, SIZED if max(steps) > RESPONSE else RESPONSE)
+    for positions, measured in found.items():
+        for form in measured[0]:
+            cosine, norm = np.mean([step[form] for step in measured], axis=0)
+            yield {
+                "case": f"{form.loss}, {form.name}, {distance}, {positions}",
+                "loss": form.loss,
+                "form": form.name,
+                "bytes_per_token": sizes[form],
+                "distance": distance,
+                "positions": positions,
+                "steps": len(measured),
+                "cosine": float(cosine),
+                "norm": float(norm),
+            }
 
-    def __init__(self, vocab: int, noise: float, seed: int) -> None:
-        """Make both."""
-        self.vocab, self.random = vocab, torch.Generator().manual_seed(seed)
-        self.teacher = _model(vocab, seed)
-        self.student = _model(vocab, seed)
+
+def _step(pair: Pair, forms: Sequence[Form], positions: int) -> dict[Form, tuple[float, float]]:
+    """Return cosine and norm of each form's gradient."""
+    exact = {form.loss: Total(pair.head, pair.weights) for form in forms}
+    totals = {form: Total(pair.head, pair.weights) for form in forms}
+    for rows_BT in torch.split(pair.sampled(positions // RESPONSE), BATCH):
+        states_TH = pair.states(pair.student, rows_BT)
+        look = Look.at(states_TH.detach(), pair.head)
         with torch.no_grad():
-            for weight in self.student.parameters():
-                if weight.dim() > 1:
-                    shift = torch.randn(weight.shape, generator=self.random)
-                    weight += noise * weight.std() * shift
-
-    @torch.no_grad()
-    def sampled(self, rows: int) -> Tensor:
-        """Return ids [B, 1 + RESPONSE] that the student draws after a first one."""
-        ids_BT = torch.randint(self.vocab, (rows, 1), generator=self.random)
-        cache = None
-        for _ in range(RESPONSE):
-            out = self.student(input_ids=ids_BT[:, -1:], past_key_values=cache, use_cache=True)
-            cache, probs_BV = out.past_key_values, out.logits[:, -1].softmax(-1)
-            drawn_B1 = probs_BV.multinomial(1, generator=self.random)
-            ids_BT = torch.cat([ids_BT, drawn_B1], dim=1)
-        return ids_BT
-
-
-def _model(vocab: int, seed: int) -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(seed)
-    make: Any = Qwen3Config
-    config = make(
-        vocab_size=vocab,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-    )
-    build: Any = Qwen3ForCausalLM
-    model = build(config).float().eval()
-    with torch.no_grad():
-        model.lm_head.weight.normal_(std=SHARPNESS / 64**0.5)
-    return model
-
-
-@dataclass(frozen=True, eq=False)
-class _Scored:
-    """A form's targets of some rows, and the bytes of a token in their shard."""
-
-    targets: Targets
-    bytes_per_token: float
-
-
-def _distance(distance: str, pair: Pair, lengths: Sequence[int]) -> Iterator[Case]:
-    ids_BT = pair.sampled(max(lengths) // RESPONSE)
-    for positions in lengths:
-        rows = ids_BT[: positions // RESPONSE]
-        exact = {name: _exact(pair, rows, name) for name in ("reverse_kl", "forward_kl")}
-        for form in FORMS:
-            if positions < FURTHEST or form.long:
-                found, size = _estimated(pair, rows, form)
-                expected = exact[form.loss]
-                yield {
-                    "case": f"{form.loss}, {form.name}, {distance}, {positions}",
-                    "loss": form.loss,
-                    "form": form.name,
-                    "bytes_per_token": size,
-                    "distance": distance,
-                    "positions": positions,
-                    "cosine": float(torch.nn.functional.cosine_similarity(found, expected, 0)),
-                    "norm": float(found.norm() / expected.norm()),
-                }
-
-
-def _exact(pair: Pair, ids_BT: Tensor, kind: str) -> Tensor:
-    """Return the summed gradient of all weights, over the whole vocabulary."""
-
-    def loss_of(states_TH: Tensor, rows_BT: Tensor) -> Tensor:
-        log_q_TV = pair.student.lm_head(states_TH).log_softmax(-1)
-        with torch.no_grad():
-            log_p_TV = _logits(pair.teacher, rows_BT).log_softmax(-1)
-        pairs = (log_q_TV, log_p_TV) if kind == "reverse_kl" else (log_p_TV, log_q_TV)
-        return (pairs[0].exp() * (pairs[0] - pairs[1])).sum()
-
-    return _gradient(pair, ids_BT, loss_of)
-
-
-def _estimated(pair: Pair, ids_BT: Tensor, form: Form) -> tuple[Tensor, float]:
-    """Return the summed gradient from what a form keeps, and its bytes of a token."""
-    sizes, tokens = list[float](), ids_BT.shape[0] * RESPONSE
-
-    def loss_of(states_TH: Tensor, rows_BT: Tensor) -> Tensor:
-        scored = _scored(pair, rows_BT, form)
-        sizes.append(scored.bytes_per_token)
-        head = Head(pair.student.lm_head.weight)
-        targets = scored.targets.in_step(tokens)
-        return head_loss(states_TH, head, targets, form.config, chunk_tokens=CHUNK, scale=1.0)[0]
-
-    return _gradient(pair, ids_BT, loss_of), float(np.mean(sizes))
-
-
-def _gradient(pair: Pair, ids_BT: Tensor, loss_of: Any) -> Tensor:
-    pair.student.zero_grad()
-    for rows_BT in torch.split(ids_BT, 8):
-        states_BTH = pair.student.model(input_ids=rows_BT[:, :-1], use_cache=False)
-        loss_of(states_BTH.last_hidden_state.flatten(0, 1), rows_BT).backward()
-    return torch.cat([p.grad.flatten() for p in pair.student.parameters() if p.grad is not None])
-
-
-def _logits(model: Any, rows_BT: Tensor) -> Tensor:
-    """Return the logits [T, V] of all positions of some rows."""
-    logits: Tensor = model(input_ids=rows_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
-    return logits
+            logits_TV = pair.teacher_head.logits(pair.states(pair.teacher, rows_BT))
+        scored = scored_forms(pair, rows_BT, look, logits_TV)
+        for loss, total in exact.items():
+            total.add(states_TH, look.exact(logits_TV, loss))
+        for form, total in totals.items():
+            targets = scored.targets(form, scored.arrays(form)).in_step(positions)
+            total.add(states_TH, look.gradient(targets, form.config))
+    return {form: likeness(total, exact[form.loss]) for form, total in totals.items()}
 
 
 @torch.no_grad()
-def _scored(pair: Pair, rows_BT: Tensor, form: Form) -> _Scored:
-    """Return what is kept of some rows, as a rollout and a teacher's pass give it."""
-    tokens_T = rows_BT[:, 1:].flatten()
-    log_mu_TV = _logits(pair.student, rows_BT).log_softmax(-1)
-    mu_T = log_mu_TV.gather(1, tokens_T[:, None])[:, 0]
+def sizes_of(pair: Pair, positions: int) -> dict[Form, float]:
+    """Return the bytes of a token of each form, over so many positions after as many others."""
+    kept: dict[Form, list[Arrays]] = {form: [] for form in FORMS}
+    for rows_BT in torch.split(pair.sampled(2 * positions // RESPONSE), BATCH):
+        look = Look.at(pair.states(pair.student, rows_BT), pair.head)
+        logits_TV = pair.teacher_head.logits(pair.states(pair.teacher, rows_BT))
+        scored = scored_forms(pair, rows_BT, look, logits_TV)
+        for form, parts in kept.items():
+            parts.append(scored.arrays(form))
+    return {form: _bytes_per_token(form, parts, pair.vocab) for form, parts in kept.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a rollout and a teacher's pass say of some rows, for whatever form."""
+
+    pair: Pair
+    tokens_T: Tensor
+    mu_T: Tensor
+    log_mu_TV: Tensor
+    logits_TV: Tensor
+    """The teacher's."""
+    uniforms_T: Tensor
+    top: Arrays
+    """Signals with `MOST_K`, which smaller ones are parts of."""
+    own: dict[int, tuple[Tensor, Tensor]]
+    """The student's samples by size: ids, and log-probabilities when they were drawn."""
+
+    def _own(self, places: int) -> tuple[Tensor, Tensor]:
+        if places not in self.own:
+            self.own[places] = own_sample(self.log_mu_TV, self.uniforms_T, places)
+        return self.own[places]
+
+    @torch.no_grad()
+    def arrays(self, form: Form) -> Arrays:
+        """Return what the cache holds of a form, named as the arrays of `Scores`."""
+        if form.sample or form.buckets > 1:
+            return score_signals(
+                self.logits_TV.clone(),
+                self.tokens_T,
+                signal=form.signal,
+                vocab_size=self.pair.vocab,
+                candidates_TN=self._own(form.own)[0] if form.own else None,
+                uniforms_TD=self.uniforms_T[:, None],
+            )
+        found = _first(self.top, form.k)
+        if form.own:
+            ids_TN = self._own(form.own)[0]
+            log_z_T = self.logits_TV.logsumexp(-1, keepdim=True)
+            found["candidate_ids"] = ids_TN.to(torch.int32)
+            found["candidate_logprobs"] = self.logits_TV.gather(1, ids_TN) - log_z_T
+        return found
+
+    def targets(self, form: Form, arrays: Arrays) -> Targets:
+        """Return a form's targets."""
+        return build_targets(
+            arrays["topk_ids"],
+            arrays["topk_logprobs"],
+            tail_T=arrays["tail_logprobs"],
+            token_ids_T=self.tokens_T,
+            token_logprob_T=arrays["token_logprob"],
+            weight_T=torch.ones(len(self.tokens_T)),
+            rollout_logprob_T=self.mu_T,
+            sample=self._sample(form, arrays),
+            vocab_size=self.pair.vocab,
+        )
+
+    def _sample(self, form: Form, arrays: Arrays) -> Sample | None:
+        if form.estimator == "bucket":
+            return None
+        if form.sample:
+            nats_TN = arrays["sample_logprobs"]
+            mass_T = arrays["tail_logprobs"] if form.k else torch.zeros(len(nats_TN))
+            chances_TN = torch.from_numpy(inclusions(nats_TN.numpy(), mass_T.numpy()))
+            return threshold_sample("teacher", arrays["sample_ids"], nats_TN, chances_TN)
+        if not form.own:
+            return token_sample(self.tokens_T, arrays["token_logprob"], self.mu_T)
+        ids_TN, mu_TN = self._own(form.own)
+        chances_TN = torch.from_numpy(inclusions(mu_TN.numpy(), np.zeros(len(mu_TN))))
+        nats_TN = arrays["candidate_logprobs"]
+        return threshold_sample("student", ids_TN, nats_TN, chances_TN, rollout_logprobs_TN=mu_TN)
+
+
+@torch.no_grad()
+def scored_forms(pair: Pair, rows_BT: Tensor, look: Look, logits_TV: Tensor) -> Scored:
+    """Return what is said of some rows, with all that the forms share.
+
+    Args:
+        pair: both models.
+        rows_BT: ids, the first of each row given.
+        look: the student at these positions.
+        logits_TV: the teacher's logits.
+    """
+    tokens_T, log_mu_TV = rows_BT[:, 1:].flatten(), look.logits_TV.log_softmax(-1)
     uniforms_T = torch.rand(len(tokens_T), dtype=torch.float64, generator=pair.random)
-    own = own_sample(log_mu_TV, uniforms_T, form.own) if form.own else None
-    arrays = score_signals(
-        _logits(pair.teacher, rows_BT),
-        tokens_T,
-        signal=form.signal,
-        vocab_size=pair.vocab,
-        candidates_TN=own[0] if own else None,
-        uniforms_TD=uniforms_T[:, None] if form.sample else None,
-    )
-    targets = build_targets(
-        arrays["topk_ids"],
-        arrays["topk_logprobs"],
-        tail_T=arrays["tail_logprobs"],
-        token_ids_T=tokens_T,
-        token_logprob_T=arrays["token_logprob"],
-        weight_T=torch.ones(len(tokens_T)),
-        rollout_logprob_T=mu_T,
-        sample=_sample(form, arrays, tokens_T, mu_T, own),
-        vocab_size=pair.vocab,
-    )
-    return _Scored(targets, _bytes_per_token(form, arrays, pair.vocab))
+    most = Signal(min(MOST_K, pair.vocab))
+    top = score_signals(logits_TV.clone(), tokens_T, signal=most, vocab_size=pair.vocab)
+    mu_T = log_mu_TV.gather(1, tokens_T[:, None])[:, 0]
+    return Scored(pair, tokens_T, mu_T, log_mu_TV, logits_TV, uniforms_T, top, {})
 
 
-def _sample(
-    form: Form,
-    arrays: dict[str, Tensor],
-    tokens_T: Tensor,
-    mu_T: Tensor,
-    own: tuple[Tensor, Tensor] | None,
-) -> Sample | None:
-    if form.estimator == "bucket":
-        return None
-    if form.sample:
-        nats_TN = arrays["sample_logprobs"]
-        mass_T = arrays["tail_logprobs"] if form.k else torch.zeros(len(nats_TN))
-        chances_TN = torch.from_numpy(inclusions(nats_TN.numpy(), mass_T.numpy()))
-        return threshold_sample("teacher", arrays["sample_ids"], nats_TN, chances_TN)
-    if own is None:
-        return token_sample(tokens_T, arrays["token_logprob"], mu_T)
-    chances_TN = torch.from_numpy(inclusions(own[1].numpy(), np.zeros(len(own[1]))))
-    nats_TN = arrays["candidate_logprobs"]
-    return threshold_sample("student", own[0], nats_TN, chances_TN, rollout_logprobs_TN=own[1])
+def _first(top: Arrays, k: int) -> Arrays:
+    """Return the signals of a smaller top-k, from those of a larger one."""
+    rest_TK = torch.cat([top["topk_logprobs"][:, k:], top["tail_logprobs"][:, None]], dim=-1)
+    cut = {name: top[name][:, :k] for name in ("topk_ids", "topk_logprobs")}
+    return top | cut | {"tail_logprobs": rest_TK.logsumexp(-1)}
 
 
-def _bytes_per_token(form: Form, arrays: dict[str, Tensor], vocab: int) -> float:
-    """Return what `packed-v1` stores of a token."""
+def _bytes_per_token(form: Form, parts: Sequence[Arrays], vocab: int) -> float:
+    """Return what `packed-v1` stores of a token, after earlier scores have taught it."""
+    arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     identity = make_scorer(vocab=vocab, k=form.k).identity.model_copy(
         update={"codec": "packed-v1", "signal": form.signal.words()}
     )
-    scores = Scores.of({name: value.numpy() for name, value in arrays.items()})
-    tokens = len(scores.token_logprob)
-    table = table_of(["0" * 64], scores, np.array([tokens]), form.signal)
-    return len(write_scores(table, identity)) / tokens
+    half = len(arrays["token_logprob"]) // 2
+    ids = next(arrays[name] for name in _FREQUENT if name in arrays and arrays[name].shape[1])
+    renumbering = Renumbering.learn(ids[:half], vocab_size=vocab)
+    scores = Scores.of({name: values[half:] for name, values in arrays.items()})
+    rows = half // RESPONSE
+    digests = [f"{row:064x}" for row in range(rows)]
+    table = table_of(digests, scores, np.full(rows, RESPONSE), form.signal)
+    return len(write_scores(table, identity, renumbering=renumbering)) / half

@@ -1,12 +1,13 @@
 """The configuration of a run: one TOML file becomes one frozen `RunConfig`.
 
 Owns every key, its unit, its default and its checks. Unknown keys are refused. Keys that change
-results have no default. Fields made with `tuning` affect speed or place only, never results.
+results have no default, but for what is kept of a token, which follows from the loss (`score.py`).
+Fields made with `tuning` affect speed or place only, never results.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,7 +18,7 @@ from schemas.config.models import StudentSection, TeacherSection
 from schemas.config.prompts import PromptsSection
 from schemas.config.rollout import RolloutSection
 from schemas.config.rounds.schedule import ScheduleSection
-from schemas.config.score import ScoreSection
+from schemas.config.score import ScoreSection, with_kept
 from schemas.config.section import Name, Place, Section, later, tuning
 from schemas.config.storage import StorageSection
 from schemas.config.train import TrainSection
@@ -75,6 +76,11 @@ class RunConfig(Section):
     """When to stop early: at a target, or because the student got worse."""
     storage: StorageSection = Field(default_factory=StorageSection)
     """Retries, time-outs and S3 options of the store."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep(cls, tree: Any) -> Any:
+        return with_kept(tree)
 
     @property
     def default_teacher(self) -> str:

@@ -1,10 +1,16 @@
-"""`[score]`: what the teacher's pass keeps of each position."""
+"""`[score]`: what the teacher's pass keeps of each position, and what it keeps by default.
 
-from typing import Annotated, Literal
+Where `score.k` is left out, the loss decides: `benchmarks support` measures what it learns most
+from. A run pins these numbers as if its TOML named them; a TOML with `score.k` means what it did.
+"""
 
-from pydantic import AfterValidator, Field, model_validator
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from schemas.config.engines import EngineSection
+from schemas.config.loss import SAMPLES
 from schemas.config.section import Positive, later, tuning
 from schemas.scoresignal import FURTHER, MOST_TEMPERATURES
 
@@ -24,13 +30,31 @@ Temperatures = Annotated[
     AfterValidator(_distinct),
 ]
 
+TOP_K = 64
+"""Top-k of a loss that no sample suits, and where none can be had."""
+
+OWN_K, OWN = 4, 26
+"""The teacher's likeliest ids and the student's sampled ones, for a loss that suits the latter."""
+
+TEACHERS = 32
+"""The teacher's sampled ids, for a loss that suits them alone: in the place of a top-k."""
+
+
+def _without_k(schema: dict[str, Any]) -> None:
+    """Let the JSON schema of a TOML do without `k`, which follows from the loss then."""
+    schema["required"] = [key for key in schema["required"] if key != "k"]
+
 
 class ScoreSection(EngineSection):
     """`[score]`: what the teacher's pass keeps of each position."""
 
-    k: Annotated[int, Field(ge=0, le=2**20)]
+    model_config = ConfigDict(json_schema_extra=_without_k)
+
+    k: Annotated[int, Field(ge=0, le=2**20, json_schema_extra={"default": "what suits the loss"})]
     """Top-k ids and logprobs kept at each position; with `top_p`, at most this many. 0 where a
-    sample stands in their place: `sample`, or `rollout.sample`."""
+    sample stands in their place: `sample`, or `rollout.sample`. Left out, it is 4 with
+    `rollout.sample` = 26 for losses that weigh by the student, 0 with `sample` = 32 for
+    `forward_kl`, and 64 for other losses, with `top_p`, truncated rollouts and servers."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Probability mass at which a position's top-k ends: peaked positions keep few ids, and the
     tail has the rest. Default, as 1.0: `k` ids at every position."""
@@ -77,3 +101,50 @@ class ScoreSection(EngineSection):
                 "engine ends with its stage"
             )
         return self
+
+
+def with_kept(tree: Any) -> Any:
+    """Return the tables of a TOML with `score.k` and what belongs to it; given keys stay.
+
+    What is no table, or no possible value, is left to those who check it.
+    """
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("score"), Mapping):
+        return tree
+    score, rollout = dict(tree["score"]), _table(tree, "rollout")
+    if "k" in score:
+        return tree
+    sample = _sample(score, rollout, _table(tree, "loss"))
+    if sample == "student":
+        score["k"] = OWN_K
+        rollout.setdefault("sample", OWN)
+        return {**tree, "score": score, "rollout": rollout}
+    if sample == "teacher":
+        score["k"] = 0
+        score.setdefault("sample", TEACHERS)
+    else:
+        score["k"] = TOP_K
+    return {**tree, "score": score}
+
+
+def _sample(
+    score: Mapping[str, Any], rollout: Mapping[str, Any], loss: Mapping[str, Any]
+) -> str | None:
+    """Return whose sample suits the loss best and can be had; None where none does.
+
+    A tempered loss and one of buckets read none. A `top_p` cuts a top-k, so it asks for one. No server gives what samples are made of, and what
+    is drawn from a truncated rollout says nothing of the ids that were cut away.
+    """
+    tempered = loss.get("temperature", 1.0) != 1.0 or loss.get("estimator") == "bucket"
+    if score.get("engine") == "server" or "top_p" in score or tempered:
+        return None
+    kind = loss.get("kind")
+    of_one = kind in ("jsd", "gkd") and loss.get("beta") == 0.0  # which is the forward KL
+    suits = SAMPLES.get("forward_kl" if of_one else kind, ()) if isinstance(kind, str) else ()
+    whole = rollout.get("top_p") == 1.0 and rollout.get("top_k") == 0
+    own = whole and rollout.get("engine") != "server"
+    return next((of for of in suits if of == "teacher" or own), None)
+
+
+def _table(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = tree.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}

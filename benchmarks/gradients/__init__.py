@@ -1,0 +1,1 @@
+"""What `benchmarks support` needs: two models, and gradients summed over positions."""

@@ -1,0 +1,48 @@
+"""What is kept of a token that a TOML says nothing of: it follows from the loss, and is pinned."""
+
+import pytest
+
+from benchmarks.support import DEFAULT
+from schemas.config.file import config_fingerprint
+from schemas.config.run import RunConfig, signal_of
+from tests.support.minimal import parse, without
+
+SILENT = without("score.k")
+
+
+def kept(config: RunConfig) -> tuple[int, int, int]:
+    return config.score.k, config.rollout.sample, config.score.sample
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), (4, 26, 0)),
+        (("loss.kind=jsd",), (4, 26, 0)),
+        (("loss.kind=jsd", "loss.beta=0"), (0, 0, 32)),
+        (("loss.kind=forward_kl",), (0, 0, 32)),
+        (("loss.kind=skew_kl",), (0, 0, 32)),
+        (("loss.kind=policy_gradient",), (64, 0, 0)),
+        (("loss.estimator=bucket",), (64, 0, 0)),
+        (("rollout.top_p=0.9",), (64, 0, 0)),
+        (("rollout.engine=server",), (64, 0, 0)),
+        (("score.engine=server",), (64, 0, 0)),
+        (("score.engine=server", "loss.kind=forward_kl"), (64, 0, 0)),
+        (("score.top_p=0.9",), (64, 0, 0)),
+        (("rollout.sample=8",), (4, 8, 0)),
+        (("score.k=8",), (8, 0, 0)),
+    ],
+)
+def test_what_is_left_out_follows_from_the_loss(
+    overrides: tuple[str, ...], expected: tuple[int, int, int]
+) -> None:
+    assert kept(parse(*overrides, text=SILENT)) == expected
+
+
+def test_what_is_kept_by_default_is_the_benchmarks_default() -> None:
+    assert signal_of(parse(text=SILENT)) == DEFAULT.signal
+
+
+def test_a_run_is_the_same_whether_its_numbers_are_named_or_left_out() -> None:
+    named = parse("score.k=4", "rollout.sample=26", text=SILENT)
+    assert config_fingerprint(named) == config_fingerprint(parse(text=SILENT))
