@@ -1,8 +1,9 @@
 """A divergence over all ids from the few that are known: categories, and a sample beside them.
 
-Unbiased in value and gradient: each id of the sample adds what its term exceeds the tangent plane
-of its bucket's term by, over its chance; the planes of a bucket's ids add up to the bucket's term.
-What is added is never negative. Pure. Shapes: T tokens, C categories, B buckets, N sampled ids.
+Unbiased in value and gradient. Each id of a student's sample adds what its term exceeds the tangent
+plane of its bucket's term by, over its chance; the planes of a bucket's ids add up to that term.
+Each id of a teacher's sample adds its term over its chance, in the bucket's place. Pure.
+Shapes: T tokens, C categories, B buckets, N sampled ids.
 """
 
 import math
@@ -29,7 +30,9 @@ def estimated(sides: Sides, divergence: Divergence, loss: LossConfig) -> Tensor:
     if sample is None:
         return terms_TC.sum(-1)
     excess_T = _excess(sides, sample, terms_TC, divergence, loss)
-    return terms_TC.sum(-1) + sample.share * excess_T
+    # where a teacher draws, a bucket's slope along q would come in by q/p, which has heavy tails
+    known_TC = terms_TC[:, : sides.num_support] if sample.of == "teacher" else terms_TC
+    return known_TC.sum(-1) + sample.share * excess_T
 
 
 def cut_share(sides: Sides, loss: LossConfig) -> Tensor:
@@ -58,7 +61,10 @@ def _terms(sides: Sides, divergence: Divergence, loss: LossConfig) -> Tensor:
 def _excess(
     sides: Sides, sample: Sample, terms_TC: Tensor, divergence: Divergence, loss: LossConfig
 ) -> Tensor:
-    """Return Σ over the sample of (term − tangent plane of its bucket) / chance, [T]."""
+    """Return Σ over the sample of (term − tangent plane of its bucket) / chance, [T].
+
+    Of a teacher's sample it is Σ term / chance: all that lies outside the support.
+    """
     there_TN = sample.log_weights_TN > -math.inf
     weights_TN = sample.log_weights_TN.masked_fill(~there_TN, 0.0)
     if sample.rollout_logprobs_TN is not None:
@@ -66,8 +72,10 @@ def _excess(
     floor = loss.teacher_logprob_floor if divergence.floors else -math.inf
     log_p_TN = (sample.logprobs_TN.clamp(min=floor) + weights_TN).masked_fill(~there_TN, 0.0)
     log_q_TN = (sides.student_sample_logprobs_TN + weights_TN).masked_fill(~there_TN, 0.0)
-    plane_TN = _plane(sides, terms_TC, divergence, loss).at(sample.ids_TN, log_p_TN, log_q_TN)
-    excess_TN = divergence.term(log_p_TN, log_q_TN, loss) - plane_TN
+    excess_TN = divergence.term(log_p_TN, log_q_TN, loss)
+    if sample.of == "student":
+        planes = _plane(sides, terms_TC, divergence, loss)
+        excess_TN = excess_TN - planes.at(sample.ids_TN, log_p_TN, log_q_TN)
     return excess_TN.masked_fill(~there_TN, 0.0).sum(-1)
 
 
