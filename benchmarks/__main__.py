@@ -27,6 +27,7 @@ NAMES = {
     "index": "looking sequences up among ten million, and whether history slows it",
     "learner": "a learner step against a plain torch loop",
     "losses": "head and loss in chunks against a full log-softmax: time and memory",
+    "objectives": "the quickstart's task by every objective: accuracy of five seeds, by round",
     "peers": "rounds of opd run against TRL's trainer: cost of a step, accuracy, memory",
     "rollout": "sampling against transformers' generate",
     "score": "the teacher pass against a bare loop, and what storing it costs",
@@ -35,9 +36,10 @@ NAMES = {
 }
 DATA_HELP = (
     "cache: scores to measure with; peers: a folder that opd quickstart has made; support: a "
-    "model's folder"
+    "model's folder; objectives: a folder to keep runs in"
 )
 POSITIONS_HELP = "support: the most positions of a step that is measured"
+MINUTES_HELP = "fuzz, chaos: how long it runs; objectives: when no more is begun"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if not given.names:
         for name, title in NAMES.items():
-            print(f"{name:<9} {title}")
+            print(f"{name:<10} {title}")
         return 0
     os.environ.update(ENVIRONMENT | ({"DS_ACCELERATOR": given.device} if given.device else {}))
     failed = False
@@ -153,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON there")
     parser.add_argument("--data", type=Path, metavar="FILE", help=DATA_HELP)
-    parser.add_argument("--minutes", type=float, metavar="M", help="fuzz, chaos: how long it runs")
+    parser.add_argument("--minutes", type=float, metavar="M", help=MINUTES_HELP)
     parser.add_argument("--device", choices=["cuda"], help="losses, learner: measure on a GPU")
     parser.add_argument("--positions", type=int, choices=[640, 4096, 65536], help=POSITIONS_HELP)
     parser.add_argument("--seed", type=int, default=0, help="root of everything random")

@@ -59,8 +59,8 @@ class Result:
 
     figures: dict[str, float]
     cases: list[Case]
-    nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Figures of several things that are known by the same names, such as `codecs`."""
+    nested: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of several things that are known by the same names, such as `codecs`, and lists."""
     found: dict[str, list[str]] = field(default_factory=dict)
     """What was found, in words; the command ends with 1 where there are `failures`."""
 

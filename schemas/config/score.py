@@ -131,8 +131,9 @@ def _sample(
 ) -> str | None:
     """Return whose sample suits the loss best and can be had; None where none does.
 
-    A tempered loss and one of buckets read none. A `top_p` cuts a top-k, so it asks for one. No server gives what samples are made of, and what
-    is drawn from a truncated rollout says nothing of the ids that were cut away.
+    A tempered loss and one of buckets read none, and a `top_p` cuts a top-k, so it asks for one. No
+    server gives what samples are made of, and what is drawn from a truncated rollout says nothing
+    of the ids that were cut away.
     """
     tempered = loss.get("temperature", 1.0) != 1.0 or loss.get("estimator") == "bucket"
     if score.get("engine") == "server" or "top_p" in score or tempered:

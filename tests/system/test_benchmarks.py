@@ -50,6 +50,9 @@ FIGURES = {
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
     "learner": {"step_ratio", "critical_path_ratio", "padding_share", "data_wait_share"},
     "losses": {"floor_ratio", "floor_ratio_bf16", "naive_ratio", "peak_ratio"},
+    "objectives": {
+        *("objectives_that_reach", "objectives_measured", "fewest_seeds", "default_least"),
+    },
     "peers": {"step_ratio", "accuracy_opd", "accuracy_trl", "peak_mb_opd", "peak_mb_trl"},
     "rollout": {"rollout_ratio"},
     "score": {"score_ratio", "convert_share"},
@@ -59,8 +62,9 @@ FIGURES = {
 UNMEASURED = {"learner": {"critical_path_ratio", "padding_share", "data_wait_share"}}
 """Figures that came after the committed result; the next one that is measured has them."""
 
-APART = ("engines", "peers")
-"""Beside vLLM's tests, in their process; in an environment of its own, for minutes."""
+APART = ("engines", "objectives", "peers")
+"""Beside vLLM's tests, in their process; whose models learn nothing in seconds; in an environment
+of its own, for minutes."""
 
 RECORD = {"benchmark", "cases", "seconds", "cpu_seconds", "quick", "seed", "command", "machine"}
 
@@ -73,7 +77,7 @@ def check_record(
     assert record["benchmark"] == name
     nested = {"cache": {"codecs", "shards"}, "fuzz": {"targets", "failures"}}
     nested |= {"chaos": {"counts", "failures"}, "peers": {"cpu_s_per_step"}}
-    nested["support"] = {"default"}
+    nested |= {"support": {"default"}, "objectives": {"objectives"}}
     assert set(record) == RECORD | {"versions"} | figures | nested.get(name, set())
     assert not record.get("failures")
     assert all(record[figure] > 0 for figure in figures)
