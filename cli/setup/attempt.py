@@ -2,8 +2,10 @@
 
 import shlex
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +17,7 @@ from cli.stages import train_one
 from cli.terminal import say
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
-from schemas.errors import OpdError
+from schemas.errors import ConfigError, OpdError
 
 if TYPE_CHECKING:
     from pipeline.admission.findings import Finding
@@ -24,15 +26,30 @@ if TYPE_CHECKING:
     from pipeline.stages.rounds import TrainCall
 
 
-def try_run(config: ConfigOption, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+ROWS = 16
+"""Most sequences of the small round: the report has all of them."""
+
+
+def try_run(
+    config: ConfigOption,
+    page: Annotated[
+        Path,
+        typer.Option(
+            "--report", metavar="FILE", help="Page on the round; an older one is replaced."
+        ),
+    ] = Path("try.html"),
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Try a run: one round of 8 prompts through every stage, then its cost.
 
     The round has a store of its own, which is deleted; that of the run is not written to. Then come
-    the findings of `opd doctor`. Ends with the exit code of what failed first.
+    a report, as `opd report` writes it, and the findings of `opd doctor`. Ends with the exit code
+    of what failed first.
     """
     run = load_run(config, overrides)
     try:
-        stages, ahead = _round(run, config, overrides or [], as_json=as_json)
+        stages, ahead = _round(run, config, overrides or [], page=page, as_json=as_json)
     except OpdError:
         if not as_json:
             print_findings([one for one in _findings(run) if one.state != "ok"])
@@ -52,7 +69,7 @@ def try_run(config: ConfigOption, overrides: SetOption = None, as_json: JsonOpti
 
 
 def _round(
-    run: Run, config: str, overrides: list[str], *, as_json: bool
+    run: Run, config: str, overrides: list[str], *, page: Path, as_json: bool
 ) -> "tuple[list[Timed], Forecast]":
     """Do the small round; return its stages and what they say of the whole run."""
     from pipeline.setup.attempt import small_settings, try_round, whole_cost
@@ -72,7 +89,20 @@ def _round(
             stages.append(one)
             if not as_json:
                 print_result(one.result, one.seconds)
+        _report(tried, page, progress)
         return stages, whole_cost(run, tried, stages)
+
+
+def _report(tried: Run, page: Path, progress: Progress) -> None:
+    """Write a page on the small round; where it cannot be written, the round is none the worse."""
+    from pipeline.report.writing import write_report
+
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    try:
+        written = write_report([tried], page, rows=ROWS, column=None, written_at=now)
+        progress.note(f"report: {written.path}")
+    except ConfigError as error:
+        progress.note(f"no report was written: {error}")
 
 
 def _findings(run: Run) -> "list[Finding]":

@@ -174,7 +174,8 @@ def _rounds(facts: Facts, tree: dict[str, Any]) -> Iterator[Value]:
     else:
         rounds = min(max(math.ceil(count / each), ROUNDS[0]), ROUNDS[-1])
         if rounds != tree["run"]["rounds"]:
-            words = f"{rounds * each:,} of {count:,} prompts; may be raised later"
+            times = rounds * each / count
+            words = f"{times:.2g} times through {count:,} prompts; may be raised later"
             yield Value("run", "rounds", rounds, words)
 
 

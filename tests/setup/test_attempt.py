@@ -17,7 +17,9 @@ def test_every_stage_is_tried_and_the_store_of_the_run_stays_as_it_is(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     longer = {"run.rounds": 5, "gate.max_accuracy_drop": 0.01}
     config = write_run(tmp_path, changes=longer)
-    result = cli.ok("try", "-c", config)
+    page = tmp_path / "page.html"
+    result = cli.ok("try", "-c", config, "--report", page)
+    assert page.read_bytes().startswith(b"<!doctype html>")
     stages = [line["stage"] for line in result["stages"]]
     assert stages == ["eval", "eval", "rollout", "score", "train", "eval"]
     assert result["stages"][2]["rows"] <= 16
@@ -33,8 +35,11 @@ def test_every_stage_is_tried_and_the_store_of_the_run_stays_as_it_is(
     assert list(tmp_path.glob("opd-*")) == [], "the store of the small round is gone"
 
 
-def test_what_fails_is_told_by_the_doctor_too(tmp_path: Path, cli: Cli) -> None:
+def test_what_fails_is_told_by_the_doctor_too(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = write_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
     outcome = cli("try", "-c", config, "--set", "rollout.max_new_tokens=500")
     assert outcome.code == 2 and "holds 128" in outcome.stderr
     outcome = cli("try", "-c", config, "--set", "prompts.train=nowhere.jsonl")
