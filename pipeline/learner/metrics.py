@@ -162,11 +162,15 @@ def check_first_step(
     exact = drawn >= vocab_size and (train.dtype, run.config.student.dtype) == ("float32",) * 2
     limit = first_step_limit(exact=exact) if train.max_rollout_kl is None else train.max_rollout_kl
     if not rollout_kl <= limit:
+        padded = (
+            f" The tokenizer has {drawn} of the model's {vocab_size} ids, and the others are never "
+            "drawn: a model that gives them mass, as one of random weights does, is such a one."
+        )
         raise DataError(
             f"round {plan.round}: before its first update the learner is {rollout_kl:.3g} nats per "
             f"token (rollout_kl) away from what the rollout drew from, with the same weights; at "
             f"most {limit:.3g} would pass for rounding. Nothing of this step was saved. Settings "
             "of the model that act in training alone, such as dropout, or of the rollout's engine "
-            "are the usual cause: `opd doctor --drift` compares the engines. Allow it with "
-            "train.max_rollout_kl"
+            "are the usual cause: `opd doctor --drift` compares the engines."
+            f"{padded if drawn < vocab_size else ''} Allow it with train.max_rollout_kl"
         )
