@@ -15,7 +15,7 @@ from cli.options import (
     SetOption,
     load_run,
 )
-from cli.output import in_bytes, print_json, print_table
+from cli.output import in_bytes, in_hours, print_json, print_table
 from cli.terminal import clear_screen, say
 from schemas.config.run import MAX_ROUNDS
 
@@ -262,9 +262,9 @@ def print_forecast(ahead: "Forecast") -> None:
         ("score shards", f"{most}{ahead.cache_bytes / 2**30:,.3f} GiB"),
         ("objects of rollout and score", f"about {ahead.objects:,}"),
     ]
-    rows += [(f"{stage}, hours", f"{s / 3600:,.2f}") for stage, s in ahead.seconds.items()]
+    rows += [(f"time of {stage}", in_hours(s)) for stage, s in ahead.seconds.items()]
     print_table("", ("what is left", ""), [list(row) for row in rows])
     if ahead.basis == "limits":
         say("by prompts.max_tokens and rollout.max_new_tokens; measured once a round is scored")
     else:
-        say(f"by the rates of {ahead.basis}; hours are summed over its workers")
+        say(f"by the rates of {ahead.basis}; times are summed over its workers")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from cli.output import without_reward
+from cli.output import in_hours, without_reward
 from cli.terminal import cell, say, say_table, warn
 from pipeline.runs.figures import in_percent
 from pipeline.runs.status import RoundStatus, RunStatus
@@ -91,7 +91,7 @@ def print_next(status: RunStatus, config: str) -> None:
     if rates := _rates(status.rounds):
         say(rates)
     if status.seconds_left is not None:
-        say(f"left: {_in_hours(status.seconds_left)} of work at the rates of the last scored round")
+        say(f"left: {in_hours(status.seconds_left)} of work at the rates of the last scored round")
 
 
 def _rates(rounds: Sequence[RoundStatus]) -> str:
@@ -103,10 +103,6 @@ def _rates(rounds: Sequence[RoundStatus]) -> str:
         rates = [f"{name} {one.tokens / one.seconds:,.0f}" for name, one in timed.items()]
         return f"tokens a second in round {row.round}: {', '.join(rates)}" if rates else ""
     return ""
-
-
-def _in_hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
 
 
 def _at_work(row: RoundStatus) -> list[str]:
