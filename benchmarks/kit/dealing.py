@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks.kit.measure import Case, Spread, spread
 from pipeline.learner.batches import StepPlan, packed_steps, plan_steps
-from pipeline.learner.feed.balance import row_work
+from pipeline.learner.feed.balance import EVEN_TOKENS, row_work
 from pipeline.learner.sequences import Rows
+from pipeline.models.own.packing import packed_rows
 
 RANKS = (1, 2, 8, 64)
 ROWS, ROWS_PER_RANK = 256, 8
@@ -53,7 +54,7 @@ def _case(mix: str, ranks: int, *, steps: int, seed: int) -> Case:
         "rows": per_step,
         "micro_batches": _over(packed, lambda plan: len(plan.micro)),
         "critical_path_ratio": _over(packed, lambda plan: _path(plan, total_R)),
-        "padding_share": 0.0,
+        "padding_share": _over(packed, lambda plan: _packed_padding(plan, total_R)),
         "waiting_path_ratio": _over(packed, lambda plan: _path(plan, total_R, waits=True)),
         "padded_micro_batches": _over(plans, lambda plan: len(plan.micro)),
         "padded_path_ratio": _over(plans, lambda plan: _path(plan, total_R, padded=True)),
@@ -77,12 +78,30 @@ def _path(plan: StepPlan, total_R: Rows, *, padded: bool = False, waits: bool = 
     work_R = row_work(total_R)
     rows = np.concatenate([rows for micro in plan.micro for rows in micro])
     perfect = max(work_R[rows].sum() / len(plan.micro[0]), work_R[rows].max())
-    batches = [[work_R[rows] for rows in micro] for micro in plan.micro]
-    if padded:
-        batches = [[np.full(len(w), max(w, default=0.0)) for w in micro] for micro in batches]
-    costs = np.array([[float(work.sum()) for work in micro] for micro in batches])
+    cost = _padded_work if padded else _packed_work
+    costs = np.array([[cost(total_R[rows]) for rows in micro] for micro in plan.micro])
     longest = costs.max(axis=1).sum() if waits or padded else costs.sum(axis=0).max()
     return float(longest / perfect)
+
+
+def _padded_work(tokens: Rows) -> float:
+    """Return what a batch costs whose rows are padded to its longest."""
+    return float(len(tokens) * row_work(tokens).max(initial=0.0))
+
+
+def _packed_work(tokens: Rows) -> float:
+    """Return what packed rows cost: attention pads each of its groups to the longest row."""
+    if not len(tokens):
+        return 0.0
+    groups = [group.shape for group in packed_rows(tokens).groups]
+    return float(tokens.sum() + sum(rows * size**2 for rows, size in groups) / EVEN_TOKENS)
+
+
+def _packed_padding(plan: StepPlan, total_R: Rows) -> float:
+    """Return which share of the work of a step of packed rows is padding, in attention alone."""
+    batches = [total_R[rows] for micro in plan.micro for rows in micro if len(rows)]
+    work = sum(float(row_work(tokens).sum()) for tokens in batches)
+    return 1 - work / sum(_packed_work(tokens) for tokens in batches)
 
 
 def _padding(plan: StepPlan, total_R: Rows) -> float:

@@ -24,7 +24,7 @@ from pipeline.engines.vllm.slot import Weights
 from pipeline.learner.batches import StepPlan, plan_steps
 from pipeline.learner.export import publish_student
 from pipeline.learner.feed.data import RoundData
-from pipeline.learner.feed.layout import batch_inputs
+from pipeline.learner.feed.layout import batch_inputs, packed_inputs
 from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner
@@ -287,6 +287,7 @@ class _Watched:
 
     def __init__(self, learner: Learner, batch: Batch) -> None:
         self._batch, self._head = batch, head_of(learner.student)
+        self._inputs = batch_inputs if learner.padded_because else packed_inputs
         weight, bias = self._head.weight_VH.detach().clone(), self._head.bias_V
         self._weight, self._bias = weight, None if bias is None else bias.detach().clone()
         self._hidden: Tensor | None = None
@@ -302,7 +303,7 @@ class _Watched:
         self._hook.remove()
         assert self._hidden is not None
         head = replace(self._head, weight_VH=self._weight, bias_V=self._bias)
-        ids_BT, _, states_2T = batch_inputs(self._batch, "cpu")
+        ids_BT, _, states_2T = self._inputs(self._batch, "cpu")
         logits_TV = head.logits(self._hidden[states_2T[0], states_2T[1]])
         tokens_T1 = ids_BT[states_2T[0], states_2T[1] + 1][:, None]
         return np.asarray(logits_TV.log_softmax(-1).gather(-1, tokens_T1)[:, 0].numpy())

@@ -48,7 +48,10 @@ FIGURES = {
     "engines": {"score_ratio", "rollout_ratio", "convert_share"},
     "fuzz": {"executions", "executions_per_s"},
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
-    "learner": {"step_ratio", "critical_path_ratio", "padding_share", "data_wait_share"},
+    "learner": {
+        *("step_ratio", "step_ratio_small", "critical_path_ratio", "waiting_path_ratio"),
+        *("padding_share", "data_wait_share"),
+    },
     "losses": {"floor_ratio", "floor_ratio_bf16", "naive_ratio", "peak_ratio"},
     "objectives": {
         *("objectives_that_reach", "objectives_measured", "fewest_seeds", "default_least"),
@@ -59,7 +62,7 @@ FIGURES = {
     "support": {"default_cosine"},
     "storage": {"publish_per_s", "read_per_s", "growth_ratio", "growth_ratio_wall"},
 }
-UNMEASURED = {"learner": {"critical_path_ratio", "padding_share", "data_wait_share"}}
+UNMEASURED = {"learner": FIGURES["learner"] - {"step_ratio"}}
 """Figures that came after the committed result; the next one that is measured has them."""
 
 APART = ("engines", "objectives", "peers")
