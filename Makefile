@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 TORCH := 2.13.0
-PINNED := core report graders train vllm airflow dev peers
+PINNED := core report graders train vllm airflow dev peers docs
 JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-gpu zoo check audit bench peers clean
+.PHONY: help quickstart test test-gpu zoo check docs audit bench peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -30,11 +30,14 @@ test-gpu: $(if $(PY),,.venv/.opd .venv/.dev) ## run the tests that need a GPU; P
 zoo: .venv/.opd .venv/.dev ## try every causal architecture, tiny; ARGS='--engine vllm NAME'
 	$(BIN)/python -m tests.zoo $(ARGS)
 
-check: .venv/.opd .venv/.dev ## lint, format, types and import directions
+check: .venv/.opd .venv/.dev docs ## lint, format, types, import directions, the site of the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv-docs/.docs ## build the documentation as a site in build/site, and check its links
+	@.venv-docs/bin/python docs/make_site.py
 
 audit: .venv-audit/.audit ## ask the public database for vulnerabilities of pinned versions
 	@for file in $(PINNED); do echo "requirements/$$file.txt"; \
@@ -94,6 +97,11 @@ clean: ## remove caches and build output; .venv and results stay
 .venv-airflow/.airflow: requirements/airflow.txt | .venv/.made
 	$(PYTHON) -m venv .venv-airflow
 	.venv-airflow/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
+	@touch $@
+
+.venv-docs/.docs: requirements/docs.txt | .venv/.made
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
 	@touch $@
 
 # TRL beside what opd has itself, in the same versions.

@@ -24,7 +24,7 @@ from tests.support.repository import REPOSITORY
 PAGES = sorted(
     [
         *REPOSITORY.glob("*.md"),
-        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "docs").rglob("*.md"),
         *(REPOSITORY / "examples").glob("*.md"),
     ]
 )
