@@ -89,7 +89,15 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["make_configuration", "make_licences", "make_map", "make_models", "make_support"]
+    "name",
+    [
+        "make_benchmarks",
+        "make_configuration",
+        "make_licences",
+        "make_map",
+        "make_models",
+        "make_support",
+    ],
 )
 def test_what_is_written_by_a_script_is_up_to_date(name: str) -> None:
     path = REPOSITORY / "docs" / f"{name}.py"
