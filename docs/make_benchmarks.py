@@ -63,6 +63,17 @@ STEP = (
 PLACES = {"cuda": " on a GPU", "s3": " on S3"}
 
 PAGES: dict[str, tuple[str, tuple[Figure, ...]]] = {
+    "support": (
+        "The gradient of a step from what a cache keeps of each token, against the one over the "
+        "whole vocabulary: [objectives.md](objectives.md) has the plot.",
+        (
+            Figure(
+                "default_cosine",
+                "cosine at the default's worst case: a student near or far, steps of 640 positions",
+                least=0.98,
+            ),
+        ),
+    ),
     "peers": (
         "A step of `opd run` in rounds of ten, against TRL's `DistillationTrainer` on the same "
         "files: 64 sequences, a student of 108 thousand parameters, one CPU thread. CPU "
