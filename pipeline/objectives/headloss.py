@@ -158,12 +158,13 @@ def _of_rows(now_T: Tensor, targets: Targets, loss: LossConfig) -> dict[str, Ten
         loss: says how low log p may be.
     """
     mu_T, row_T = targets.rollout_logprob_T, targets.row_T
-    if row_T is None or mu_T is None:
+    if not targets.by_row or row_T is None or mu_T is None:
         return {}
     live_T = targets.weight_T > 0
     gap_T = now_T - targets.token_logprob_T.clamp(min=loss.teacher_logprob_floor)
     weight_T = (now_T - mu_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().masked_fill(~live_T, 0.0)
-    zeros_B = torch.zeros(int(row_T.max()) + 1, dtype=torch.float64, device=row_T.device)
+    rows = int(row_T.max()) + 1 if len(row_T) else 0
+    zeros_B = torch.zeros(rows, dtype=torch.float64, device=row_T.device)
     mass_B = zeros_B.index_add(0, row_T, weight_T.double())
     kl_B = zeros_B.index_add(0, row_T, (weight_T * gap_T).double())
     return {

@@ -82,6 +82,8 @@ class Targets:
     """What is known of single ids outside the support; None sums over the support alone."""
     row_T: Tensor | None = None
     """int64 number of each token's response, whose tokens stand together; None where unknown."""
+    by_row: bool = False
+    """Whether figures of whole responses are asked for."""
     factor_T: Tensor | None = None
     """float32 factor of each token's distillation loss, of what is known beforehand; None is 1."""
     plan: Plan | None = None

@@ -67,7 +67,7 @@ def test_a_missing_section_is_named(section: str) -> None:
 def test_no_key_that_changes_results_silently_has_a_default() -> None:
     required = {key for key, field in fields_of(RunConfig) if field.is_required()}
     found = {key.replace("teachers.", "teachers.main.") for key in required} - set(SECTIONS)
-    optional = ("eval.", "reward.", "train.lora.")
+    optional = ("eval.", "reward.", "schedule.", "train.lora.")
     assert {key for key in found if not key.startswith(optional)} == set(REQUIRED)
 
 
@@ -127,7 +127,7 @@ def test_a_config_cannot_be_changed() -> None:
         ),
         (["eval.reward=exact_match"], "[eval] needs prompts.eval"),
         (["student.sft_teacher=nobody"], "'nobody' is not one of ['main']"),
-        ([*EVAL, "eval.reward=my guess"], "a grader is exact_match, last_number, regex"),
+        ([*EVAL, "eval.reward=my guess"], "a grader is exact_match, last_number, choice, regex"),
         ([*EVAL, "eval.reward=my.module:grade"], "entry point of the group opd.graders"),
         ([*EVAL, "eval.reward=regex"], "pattern belongs to reward = 'regex'"),
         ([*EVAL, "eval.pattern='x'"], "pattern belongs to reward = 'regex'"),

@@ -200,7 +200,7 @@ def test_the_configuration_of_the_readme_is_a_whole_one() -> None:
     blocks = [body for language, body in FENCE.findall(README.read_text()) if language == "toml"]
     config = parse_config(blocks[0], where="README.md")
     assert len([line for line in blocks[0].splitlines() if line]) <= 20
-    assert config.loss.kind == "reverse_kl"
+    assert config.loss.kind == "forward_kl"
     assert config.teachers.keys() == {"main"}
     assert config.student.dtype == config.train.dtype == "bfloat16"
 

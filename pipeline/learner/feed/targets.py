@@ -48,7 +48,8 @@ def batch_targets(
     rows = np.arange(len(batch.response_tokens_B))
     targets = replace(
         targets,
-        row_T=_of_tokens(batch, rows) if by_row or loss.is_planned else None,
+        row_T=_of_tokens(batch, rows),
+        by_row=by_row,
         factor_T=None if factor_T is None else torch.from_numpy(factor_T),
     )
     if loss.temperature == 1.0:

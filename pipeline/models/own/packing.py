@@ -5,7 +5,8 @@ a model whose tokens meet anywhere but in plain attention is never packed.
 Shapes: N tokens of all rows, B rows of a group, L tokens of its longest, A heads, D their size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,9 +167,10 @@ def pack_rows(model: Any) -> str | None:
     AttentionMaskInterface.register(PACKED, _mask)
     why: str | None
     try:
-        alone = _alone(model)
-        model.set_attn_implementation(PACKED)
-        apart = float((_together(model) - alone).abs().max())
+        with _without_dropout(model):
+            alone = _alone(model)
+            model.set_attn_implementation(PACKED)
+            apart = float((_together(model) - alone).abs().max())
         why = None if apart <= noise_limit("float32") else f"a packed row is {apart:.2g} nats off"
     except FOREIGN as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
@@ -178,6 +180,18 @@ def pack_rows(model: Any) -> str | None:
     if why is not None:
         model.set_attn_implementation(SDPA)
     return why
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    """Have a model say the same each time for the length of a block."""
+    learning = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.training = True
 
 
 def _alone(model: Any) -> Tensor:

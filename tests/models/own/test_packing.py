@@ -74,6 +74,12 @@ def test_padded_rows_keep_their_numbers_to_the_last_bit() -> None:
     assert torch.equal(model(**inputs).logits[mask_BT], before)
 
 
+def test_dropout_that_learns_does_not_hide_that_a_model_can_be_packed() -> None:
+    model = small(attention_dropout=0.5).train()
+    assert pack_rows(model) is None
+    assert all(module.training for module in model.modules())
+
+
 def test_attention_reads_rows_of_similar_length_beside_each_other() -> None:
     layout = packed_rows(LENGTHS)
     starts = np.cumsum(LENGTHS) - LENGTHS
