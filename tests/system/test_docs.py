@@ -88,17 +88,19 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 # --- what is generated ---
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "make_benchmarks",
-        "make_configuration",
-        "make_licences",
-        "make_map",
-        "make_models",
-        "make_support",
-    ],
+GENERATED = (
+    "benchmarks",
+    "commands",
+    "configuration",
+    "licences",
+    "map",
+    "metrics",
+    "models",
+    "support",
 )
+
+
+@pytest.mark.parametrize("name", [f"make_{name}" for name in GENERATED])
 def test_what_is_written_by_a_script_is_up_to_date(name: str) -> None:
     path = REPOSITORY / "docs" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
