@@ -52,3 +52,19 @@ def test_help_loads_no_accelerator_library() -> None:
     assert "typer" in loaded
     assert HEAVY & loaded == set()
     assert "rollout" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import pipeline as opd, cli", HEAVY | {"polars", "pyarrow", "pydantic", "fsspec"}),
+        ("import pipeline as opd; opd.open; opd.OpdError", HEAVY),
+        ("import pipeline.api.frames", HEAVY),
+    ],
+)
+def test_the_python_api_loads_what_a_name_needs_and_not_before(
+    statement: str, heavy: set[str]
+) -> None:
+    command = [sys.executable, "-c", statement + LIST_MODULES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert heavy.intersection(json.loads(done.stdout)) == set()

@@ -57,8 +57,10 @@ def test_a_folder_has_few_modules(package: str) -> None:
 
 
 def test_a_room_has_a_docstring_and_nothing_else() -> None:
+    # `import pipeline as opd` is the Python API, whose names are found when they are used
+    door = REPOSITORY / "pipeline" / "__init__.py"
     for path in modules(*PACKAGES):
-        if path.name == "__init__.py":
+        if path.name == "__init__.py" and path != door:
             lines = path.read_text(encoding="utf-8").splitlines()
             assert len(lines) == 1 and lines[0].startswith('"""'), path
 
