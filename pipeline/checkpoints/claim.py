@@ -34,9 +34,19 @@ def with_manifest(path: Path, manifest: str) -> bytes:
         return json.dumps(index, indent=1, sort_keys=True).encode()
     header, tensors = _split(data)
     header.setdefault("__metadata__", {})[KEY] = manifest
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text + tensors
+    return _joined(header, tensors)
+
+
+def without_manifest(path: Path) -> bytes:
+    """Return a checkpoint's deciding file as it was before its manifest was put into it."""
+    data = path.read_bytes()
+    if path.name == INDEX:
+        index = json.loads(data)
+        index["metadata"].pop(KEY, None)
+        return json.dumps(index, indent=1, sort_keys=True).encode()
+    header, tensors = _split(data)
+    header.get("__metadata__", {}).pop(KEY, None)
+    return _joined(header, tensors)
 
 
 def manifest_within(data: bytes, *, where: str) -> str:
@@ -54,6 +64,12 @@ def manifest_within(data: bytes, *, where: str) -> str:
             f"{where} decides what the checkpoint is, and holds no manifest: it is damaged. "
             "Restore it, or delete the checkpoint's folder, and run the same command again"
         ) from error
+
+
+def _joined(header: dict[str, dict[str, str]], tensors: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text + tensors
 
 
 def _split(data: bytes) -> tuple[dict[str, dict[str, str]], bytes]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import polars as pl
+
 from pipeline.report.figures import RunFigures
 from pipeline.report.stored.records import STAGES
 from pipeline.report.written import in_bytes, written
@@ -50,9 +52,8 @@ def came(figures: RunFigures) -> list[str]:
     return words + list(_distance(figures))
 
 
-def cost(figures: RunFigures) -> list[str]:
-    """Return what the run cost: teacher tokens, bytes, time."""
-    rounds = figures.rounds
+def cost(rounds: pl.DataFrame) -> list[str]:
+    """Return what some rounds cost, as `round_frame` has them: teacher tokens, bytes, time."""
     if rounds.is_empty() or not rounds["teacher_tokens"].drop_nulls().len():
         return ["Nothing was scored yet."]
     total = {name: float(rounds[name].drop_nulls().sum()) for name in rounds.columns}
@@ -120,5 +121,5 @@ def headlines(figures: RunFigures) -> Sequence[tuple[str, list[str]]]:
     return (
         ("What was taught", taught(figures)),
         ("How far it came", came(figures)),
-        ("What it cost", cost(figures)),
+        ("What it cost", cost(figures.rounds)),
     )

@@ -7,10 +7,7 @@ not have are left out.
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.runs.progress import Progress
 from pipeline.shards.scores import read_scores
+from pipeline.store.disk.appearing import appearing, require_free
 from pipeline.store.records import read_record
 from pipeline.store.storage import Storage
 from pipeline.upkeep.inventory import cache_commits
@@ -90,8 +88,7 @@ def export_scores(
         ConfigError: the target is there, or the scorer has no scores.
         DataError: a commit or a shard is damaged.
     """
-    if target.exists():
-        raise ConfigError(f"{target} is there already, and export overwrites nothing: name another")
+    require_free(target)
     shards = list({c.shard.sha256: c.shard for c in cache_commits(storage, scorer)}.values())
     if not shards:
         raise ConfigError(f"{storage.url(scorer_folder(scorer))} has no committed scores to export")
@@ -99,7 +96,7 @@ def export_scores(
     files, rows, tokens = 0, 0, 0
     progress.start(f"export {scorer[:8]}", len(shards), 0)
     try:
-        with _published(target, folder=not whole) as path:
+        with appearing(target, folder=not whole) as path:
             for some in [shards] if whole else [[shard] for shard in shards]:
                 name = path if whole else path / f"{some[0].sha256}.{kind}"
                 for shard in _write(storage, scorer, name, some, kind=kind):
@@ -125,25 +122,3 @@ def _write(
             yield shard
     finally:
         file.close()
-
-
-@contextmanager
-def _published(target: Path, *, folder: bool) -> Iterator[Path]:
-    """Give a name beside a target, and rename what is there to the target when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
-    try:
-        if folder:
-            temporary.mkdir()
-        yield temporary
-        if folder:
-            temporary.rename(target)  # fails where a folder with files was created in the meantime
-        else:
-            os.link(temporary, target)
-    except FileExistsError as error:
-        raise ConfigError(f"{target} was created in the meantime; choose another name") from error
-    finally:
-        if folder:
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)

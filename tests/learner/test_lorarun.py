@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from pipeline.checkpoints.opening import opened_model
 from pipeline.checkpoints.probe import find_probe
@@ -242,3 +243,28 @@ MORE: tuple[list[str], ...] = (
 )
 def test_a_mistake_in_the_table_is_named(given: list[str], expected: str) -> None:
     assert expected in message(*given)
+
+
+def test_an_adapter_is_exported_as_it_is_and_merged(
+    finished: Callable[[Cli], Path], cli: Cli, tmp_path: Path
+) -> None:
+    folder, ids = finished(cli), torch.tensor([[3, 9, 4, 14]])
+    command, found = ("export", "-c", folder / "run.toml"), {}
+    for name, more in {"adapter": (), "merged": ("--merge",)}.items():
+        cli.ok(*command, "--out", tmp_path / name, *more)
+        kind: Any = AutoPeftModelForCausalLM if name == "adapter" else AutoModelForCausalLM
+        with torch.inference_mode():
+            model = kind.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
+            found[name] = model(input_ids=ids).logits.log_softmax(-1)
+    run = run_of(folder)
+    manifest = run.checkpoint(2)
+    assert manifest is not None
+    with opened_model(run, manifest) as source, torch.inference_mode():
+        expected = load_model(source, dtype="float32", device="cpu")(ids).logits.log_softmax(-1)
+    for logprobs in found.values():
+        torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
+    assert "model.safetensors" in {path.name for path in (tmp_path / "merged").iterdir()}
+    weights = (tmp_path / "adapter/adapter_model.safetensors").read_bytes()
+    assert b"policy_version" not in weights
+    assert load_file(tmp_path / "adapter/adapter_model.safetensors").keys()
+    assert 'library_name: "peft"' in (tmp_path / "adapter/README.md").read_text()

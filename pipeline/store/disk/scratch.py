@@ -25,17 +25,18 @@ PROBE_BYTES = 1 << 16
 
 
 @contextmanager
-def scratch(purpose: str) -> Iterator[Path]:
+def scratch(purpose: str, beside: Path | None = None) -> Iterator[Path]:
     """Give an empty temporary folder for the length of a block.
 
     Args:
         purpose: a word in its name.
+        beside: the folder that it is made in; default that for temporary files.
 
     Raises:
-        StorageError: the disk of the folder for temporary files cannot be written.
+        StorageError: the disk cannot be written.
     """
-    _sweep_once(tempfile.gettempdir(), os.getpid())
-    folder, descriptor = _locked_folder(purpose)
+    _sweep_once(str(beside or tempfile.gettempdir()), os.getpid())
+    folder, descriptor = _locked_folder(purpose, beside)
     try:
         yield folder
     except OpdError:
@@ -44,7 +45,7 @@ def scratch(purpose: str) -> Iterator[Path]:
         reason = disk_fault(error) or _probed(folder)
         if reason is None:
             raise
-        raise full_disk(reason, error) from error
+        raise full_disk(reason, error, beside) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
@@ -60,12 +61,19 @@ def disk_fault(error: BaseException) -> str | None:
     return fault.reason if fault is not None and fault.disk else None
 
 
-def full_disk(reason: str, error: BaseException) -> StorageError:
-    """Return the error that a local disk outside the store cannot be used."""
+def full_disk(reason: str, error: BaseException, place: Path | None = None) -> StorageError:
+    """Return the error that a local disk outside the store cannot be used.
+
+    Args:
+        reason: what is wrong with it.
+        error: what met it.
+        place: a folder on it; default that for temporary files.
+    """
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    temporary = f"the folder for temporary files, {tempfile.gettempdir()} (TMPDIR names another)"
     return StorageError(
-        f"{reason} ({text}). Free room in the folder for temporary files, {tempfile.gettempdir()} "
-        "(TMPDIR names another), then run the same command again: nothing is half-written"
+        f"{reason} ({text}). Free room in {place or temporary}, then run the same command again: "
+        "nothing is half-written"
     )
 
 
@@ -92,13 +100,14 @@ def _sweep_once(parent: str, process: int) -> None:
     sweep(Path(parent))
 
 
-def _locked_folder(purpose: str) -> tuple[Path, int]:
+def _locked_folder(purpose: str, beside: Path | None) -> tuple[Path, int]:
     """Return a new folder and the descriptor that holds its lock."""
     while True:
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}."))
+            folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}.", dir=beside))
         except OSError as error:
-            raise full_disk(disk_fault(error) or "no folder can be made", error) from error
+            reason = disk_fault(error) or "no folder can be made"
+            raise full_disk(reason, error, beside) from error
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
