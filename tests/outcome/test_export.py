@@ -192,6 +192,7 @@ def test_blocks_and_the_header_hold_any_text() -> None:
     (block,) = MarkdownIt().parse(as_json({SHIFTED: SHIFTED}))
     (name, value) = next(iter(json.loads(block.content).items()))
     assert name == value and "[l](http://e.org)" in name
-    found = ModelCard(header({"name": SHIFTED, "list": [SHIFTED]}) + "\n\nx").data.to_dict()
+    card: Any = ModelCard(header({"name": SHIFTED, "list": [SHIFTED]}) + "\n\nx")
+    found = card.data.to_dict()
     assert found.keys() == {"name", "list"} and found["list"] == [found["name"]]
     assert "secret" not in escaped("s3://user:secret@host/x?token=secret")

@@ -15,7 +15,9 @@ from pipeline.models.adapters import ADAPTER_WEIGHTS
 from pipeline.models.loading import load_model
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.runs.run import Run
+from pipeline.outcome.folder import write_checkpoint
+from pipeline.runs.configsource import load_config
+from pipeline.runs.run import Run, open_run
 from pipeline.store.storage import Storage
 from schemas.keys import commit_key, stage_folder
 from schemas.records.training import CheckpointManifest
@@ -49,6 +51,15 @@ def exported(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
 
 def publish(run: Run, folder: Path) -> CheckpointManifest:
     return publish_checkpoint(run, 1, folder, origin=ORIGIN, state=STATE)
+
+
+def as_exported(checkpoint: Path, folder: Path) -> Path:
+    """Return a folder of a checkpoint as `opd export` writes it."""
+    run, place = open_run(load_config(tiny.write_run(folder / "run"))), folder / "plain"
+    place.mkdir()
+    write_checkpoint(run, publish(run, checkpoint), place)
+    assert (place / "model.safetensors").is_file()
+    return place
 
 
 def assert_whole(run: Run, manifest: CheckpointManifest, expected: Path) -> None:
