@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.store.disk.scratch import scratch
+from pipeline.store.disk.scratch import disk_fault, full_disk, scratch
 from schemas.errors import ConfigError
 from schemas.foreign import printable
 
@@ -24,7 +24,14 @@ def require_free(target: Path) -> None:
     Raises:
         ConfigError: it is taken, or what should hold it is no folder.
     """
-    if os.path.lexists(target):
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # too long, or links in a circle
+        name = printable(str(target))
+        raise ConfigError(f"{name} cannot be made ({error.strerror}): name another") from error
+    else:
         raise ConfigError(
             f"{printable(str(target))} is there already, and export overwrites nothing: name "
             "another"
@@ -50,7 +57,11 @@ def appearing(target: Path, *, folder: bool) -> Iterator[Path]:
         StorageError: its disk cannot be written.
     """
     require_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = disk_fault(error) or f"the folder {target.parent} cannot be made"
+        raise full_disk(printable(reason), error, target.parent) from error
     with scratch("export", beside=target.parent) as room:
         made = room / "made"
         if folder:

@@ -48,7 +48,8 @@ def test_a_name_that_is_taken_meanwhile_is_refused(folder: bool, tmp_path: Path)
 def test_a_name_below_a_file_or_of_a_dead_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("nowhere")
-    for name in ("file/outcome", "file", "link"):
+    (tmp_path / "round").symlink_to("round")
+    for name in ("file/outcome", "file", "link", "round/x", "x" * 300):
         with pytest.raises(ConfigError), appearing(tmp_path / name, folder=True):
             pass
 
