@@ -1,6 +1,5 @@
 """The stage commands: rollout, grade, score, train, eval and run."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -30,12 +29,12 @@ from cli.output import (
     without_reward,
 )
 from cli.terminal import say
-from pipeline.learner.launch import launch_learner, needs_launch
-from pipeline.runs.progress import Progress
+from cli.training.launched import launch, train_one
+from cli.training.objectivecheck import show_objective_check
+from pipeline.learner.launch import needs_launch
 from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run
 from schemas.config.run import MAX_ROUNDS
-from schemas.errors import DataError
 
 
 def rollout(
@@ -147,7 +146,26 @@ def score(
 
 def train(
     config: ConfigOption,
-    round_index: RoundOption,
+    round_index: Annotated[
+        int | None,
+        typer.Option(
+            "--round",
+            "-r",
+            metavar="N",
+            min=0,
+            max=LAST_ROUND,
+            help="Number of the round, from 0. --objective-check can do without: it takes the "
+            "newest scored one.",
+        ),
+    ] = None,
+    objective_check: Annotated[
+        bool,
+        typer.Option(
+            "--objective-check",
+            help="Train nothing: check the gradient of the objective on the round's first rows, "
+            "and tell bias and noise of every form that they allow.",
+        ),
+    ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -157,9 +175,14 @@ def train(
     use torch's launcher:
     torchrun --no-python --nproc-per-node 8 opd train -c run.toml --round 0
     """
+    if objective_check:
+        show_objective_check(load_run(config, overrides), round_index, as_json=as_json)
+        return
+    if round_index is None:
+        raise typer.BadParameter("give --round N")
     run = load_run(config, overrides)
     if needs_launch(run):
-        _launch(run, config, round_index, overrides or [], as_json=as_json)
+        launch(run, config, round_index, overrides or [], as_json=as_json)
         return
     from pipeline.stages.train import run_train
 
@@ -232,44 +255,6 @@ def drive(run: Run, config: str, rounds: int, overrides: list[str], *, as_json: 
     )
     results = run_rounds(run, rounds, train=train_round, progress=progress)
     _report(run, as_json, lambda: results, whole_run=True)
-
-
-def train_one(
-    run: Run, config: str, index: int, *, overrides: list[str], progress: Progress, as_json: bool
-) -> StageResult:
-    """Train a round, in this process or in several, and return its result."""
-    from pipeline.stages.train import finished_result, run_train
-
-    if not needs_launch(run):
-        return run_train(run, index, progress=progress)
-    if run.train(index) is None:
-        _launch(run, config, index, overrides, as_json=as_json, quiet=True)
-    manifest = run.train(index)
-    if manifest is None:
-        raise DataError(f"the learner of round {index} ended without a manifest: see its output")
-    return finished_result(run, manifest)
-
-
-def _launch(
-    run: Run, config: str, index: int, overrides: list[str], *, as_json: bool, quiet: bool = False
-) -> None:
-    """Train a round in several processes, and end as the main one of them does.
-
-    Args:
-        run: the run.
-        config: its TOML file.
-        index: round to train.
-        overrides: `--set` items to pass on.
-        as_json: pass `--json` on.
-        quiet: drop what the processes print to stdout, unless it is the main one's error.
-    """
-    settings = [word for item in overrides for word in ("--set", item)]
-    arguments = ["-P", "-m", "cli.main", "train", "-c", config, "--round", str(index), *settings]
-    done = launch_learner(run, index, [*arguments, "--json"] if as_json else arguments)
-    if done.printed and (done.exit_code or not quiet):
-        say(*done.printed.removesuffix("\n").split("\n"))
-    if done.exit_code:
-        sys.exit(done.exit_code)
 
 
 def _report(

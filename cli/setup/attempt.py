@@ -13,8 +13,8 @@ from cli.doctor import print_findings
 from cli.options import ConfigOption, JsonOption, SetOption, load_run
 from cli.output import make_progress, print_json, print_result, result_json
 from cli.runs import print_forecast
-from cli.stages import train_one
 from cli.terminal import say
+from cli.training.launched import train_one
 from pipeline.runs.progress import Progress
 from pipeline.runs.run import Run
 from schemas.errors import ConfigError, OpdError

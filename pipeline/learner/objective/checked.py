@@ -1,0 +1,100 @@
+"""What a check of an objective has found, and the best choice in words. Pure."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.learner.objective.forms import Form
+from pipeline.objectives.check.moments import Worth
+from schemas.config.loss import POLICY, LossConfig
+
+_BETTER = 0.02
+"""Least gain of a cosine that a thousand positions tell, and that is worth another run."""
+
+
+@dataclass(frozen=True)
+class FormFigures:
+    """What a form of the objective is worth on the rows."""
+
+    form: Form
+    reference: str | None
+    """The form whose mean is taken for right; None where this one's is all there is."""
+    worth: Worth
+    cosine: float | None
+    """Expected cosine of a step's gradient with the reference's mean."""
+    fused_error: float
+    mass_score: float | None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {
+            "form": self.form.name,
+            "configured": self.form.configured,
+            "unbiased": self.form.unbiased,
+            "reference": self.reference,
+            "bias": self.worth.bias if self.reference else None,
+            "bias_seen": self.worth.bias_seen if self.reference else None,
+            "variance": self.worth.variance,
+            "noise_positions": self.worth.noise,
+            "cosine": self.cosine,
+            "fused_error": self.fused_error,
+            "mass_score": self.mass_score,
+        }
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found of a round's objective."""
+
+    round: int
+    rows: int
+    positions: int
+    step_tokens: int
+    """Trained tokens of an optimizer step, as these rows are long."""
+    forms: tuple[FormFigures, ...]
+    """The configured one first."""
+
+
+def best_of(found: Checked) -> FormFigures | None:
+    """Return the form of the configured objective with the best cosine, None where none is known.
+
+    The configured one is kept unless another is better by more than these positions tell.
+    """
+    mine = found.forms[0]
+    known = [
+        one
+        for one in found.forms
+        if one.form.loss.kind == mine.form.loss.kind and one.cosine is not None
+    ]
+    if mine.cosine is None or not known:
+        return None
+    best = max(known, key=lambda one: one.cosine or -math.inf)
+    return best if (best.cosine or 0.0) - mine.cosine > _BETTER else mine
+
+
+def advice(found: Checked) -> str:
+    """Return the best choice in words."""
+    mine, best = found.forms[0], best_of(found)
+    steps = f"in a step of {found.step_tokens:,} tokens"
+    if best is None:
+        return (
+            f"{found.positions:,} positions do not tell the mean of the gradient from its noise, "
+            "which is usual for a student that is near its teacher: no form is told to be better"
+        )
+    if best is not mine:
+        return (
+            f"{best.form.name} is better: its expected cosine {steps} is {best.cosine:.3f}, that "
+            f"of the configured form {mine.cosine:.3f}. Under another run.name, set "
+            f"{best.form.setting}"
+        )
+    told = f"keep {mine.form.name}; its expected cosine {steps} is {mine.cosine:.3f}"
+    if mine.reference is None and not mine.form.unbiased:
+        told += f", beside its bias, which these rows do not tell{_how_to_tell(mine.form.loss)}"
+    return told
+
+
+def _how_to_tell(loss: LossConfig) -> str:
+    if loss.own is not None or loss.kind in ("sft", POLICY, "alpha"):
+        return ""
+    key = "score.sample" if loss.kind in ("forward_kl", "skew_kl") else "rollout.sample"
+    return f": {key} = 16 would"

@@ -1,0 +1,1 @@
+"""What an objective's gradient is worth: identities, bias and noise of estimators."""
