@@ -6,7 +6,6 @@ from typing import Any
 
 from pipeline.learner.objective.forms import Form
 from pipeline.objectives.check.moments import Worth
-from schemas.config.loss import POLICY, LossConfig
 
 _BETTER = 0.02
 """Least gain of a cosine that a thousand positions tell, and that is worth another run."""
@@ -84,17 +83,21 @@ def advice(found: Checked) -> str:
     if best is not mine:
         return (
             f"{best.form.name} is better: its expected cosine {steps} is {best.cosine:.3f}, that "
-            f"of the configured form {mine.cosine:.3f}. Under another run.name, set "
-            f"{best.form.setting}"
+            f"of the configured form {mine.cosine:.3f}{_bias_words(best)}. Under another run.name, "
+            f"set {best.form.setting}"
         )
-    told = f"keep {mine.form.name}; its expected cosine {steps} is {mine.cosine:.3f}"
-    if mine.reference is None and not mine.form.unbiased:
-        told += f", beside its bias, which these rows do not tell{_how_to_tell(mine.form.loss)}"
-    return told
+    return (
+        f"keep {mine.form.name}; its expected cosine {steps} is {mine.cosine:.3f}"
+        f"{_bias_words(mine)}"
+    )
 
 
-def _how_to_tell(loss: LossConfig) -> str:
-    if loss.own is not None or loss.kind in ("sft", POLICY, "alpha"):
+def _bias_words(one: FormFigures) -> str:
+    """Return what is to be known of a form's bias, nothing where there is none to tell."""
+    if one.worth.bias and one.reference is not None:
+        return f", with a bias of {one.worth.bias:.0%}, which no number of tokens mends"
+    if one.reference is not None or one.form.unbiased:
         return ""
-    key = "score.sample" if loss.kind in ("forward_kl", "skew_kl") else "rollout.sample"
-    return f": {key} = 16 would"
+    drawn = one.form.loss.kind in ("forward_kl", "skew_kl") and one.form.loss.temperature == 1.0
+    hint = ": score.sample = 16 would" if drawn else ""
+    return f", beside its bias, which these rows do not tell{hint}"
