@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli.look.ended import tell_end
 from cli.options import (
     LAST_ROUND,
     ConfigOption,
@@ -18,17 +19,13 @@ from cli.options import (
     parse_worker,
 )
 from cli.output import (
-    faults_in,
     is_main_process,
     joined_json,
     make_progress,
     print_json,
     print_result,
     result_json,
-    whole_json,
-    without_reward,
 )
-from cli.terminal import say
 from cli.training.launched import launch, train_one
 from cli.training.objectivecheck import show_objective_check
 from pipeline.learner.launch import needs_launch
@@ -277,9 +274,7 @@ def _report(
         lines.append(result_json(result, seconds))
         if not as_json:
             print_result(result, seconds)
-    if as_json and is_main_process() and (lines or whole_run):
-        print_json(whole_json(run.name, lines, total) if whole_run else joined_json(lines))
-    if not as_json and whole_run and not lines:
-        say(f"run {run.name}: nothing is left to do")
-    if not as_json and whole_run and (told := without_reward(faults_in(lines))):
-        say(f"run {run.name}: {told}")
+    if whole_run and is_main_process():
+        tell_end(run, lines, total, as_json=as_json)
+    elif as_json and lines:
+        print_json(joined_json(lines))

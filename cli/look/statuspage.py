@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from cli.look.ended import alarm_lines
 from cli.output import in_hours, without_reward
 from cli.terminal import cell, say, say_table, warn
 from pipeline.runs.figures import in_percent
@@ -69,6 +70,7 @@ def _remarks(status: RunStatus) -> Iterator[str]:
         yield f"teacher accuracy {status.teacher_accuracy:.1%}"
     for one in status.rounds:
         yield from _at_work(one)
+    yield from alarm_lines(status.alarms)
 
 
 def _graded(one: RoundStatus) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
+from pipeline.runs.alarms.judging import Alarm, run_alarms
 from pipeline.runs.curriculum.rounds import shown
 from pipeline.runs.forecast import forecast
 from pipeline.runs.gate import measured_gap
@@ -65,6 +66,8 @@ class RunStatus:
     teacher_accuracy: float | None = None
     initial_accuracy: float | None = None
     rounds: list[RoundStatus] = field(default_factory=list)
+    alarms: list[Alarm] = field(default_factory=list)
+    """What looks wrong in the first and the newest of the rounds, the worst first."""
     changed: list[str] = field(default_factory=list)
     """Settings that differ from those the run began with: every stage would refuse them."""
     next_round: int | None = None
@@ -102,6 +105,7 @@ def run_status(run: Run, only: int | None = None) -> RunStatus:
         teacher_accuracy=_accuracy(run.baseline(teacher_label(run.config.default_teacher))),
         initial_accuracy=_accuracy(run.baseline(STUDENT)),
         rounds=rounds,
+        alarms=run_alarms(run, [one.round for one in rounds]),
         changed=changed_settings(run),
     )
     return status if only is not None else _with_next(run, status)

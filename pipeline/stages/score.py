@@ -26,6 +26,7 @@ from pipeline.runs.run import Run, check_run, pin_run
 from pipeline.runs.units import Worker, run_units
 from pipeline.shards.scores import read_scores
 from pipeline.store.records import check_fingerprint, create_record, read_record
+from pipeline.teachers.looks import token_looks
 from pipeline.teachers.reading import row_squares, score_fingerprint, score_table, unit_rows
 from pipeline.teachers.repair import forget_invalid
 from pipeline.teachers.selftest import SelfTest, tolerance_of
@@ -230,6 +231,7 @@ def _covered(
         sampled_kl=float(gap[own].astype(np.float64).sum()),
         sampled_tokens=int(own.sum()),
         squares=row_squares(gap, own, list_lengths(rows, "response_ids")),
+        looks=token_looks(rows, scores, floor=TEACHER_FLOOR),
     )
 
 

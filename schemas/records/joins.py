@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from schemas.records.runs import RolloutManifest
-from schemas.records.scores import RowSquares, ScoreCommit, ScoreManifest
+from schemas.records.scores import RowSquares, ScoreCommit, ScoreManifest, TokenLooks
 from schemas.records.shards import UnitShard
 
 
@@ -40,6 +41,7 @@ def score_manifest(
         sibling_rows=sibling_rows(commits),
         reverse_kl=mean,
         reverse_kl_error=error,
+        looks=added_looks([commit.looks for commit in commits]),
     )
 
 
@@ -77,3 +79,27 @@ def standard_error(mean: float, weight: float, squares: RowSquares, *, rows: int
     spread = squares.values - 2.0 * mean * squares.products + mean * mean * squares.weights
     found = math.sqrt(max(spread, 0.0) * rows / (rows - 1)) / weight
     return found if math.isfinite(found) else None
+
+
+EXTREMES = ("shortest_prompt", "longest_prompt", "longest_prompts")
+"""Fields that are no sums."""
+
+
+def added_looks(parts: Sequence[TokenLooks | None]) -> TokenLooks | None:
+    """Return the sums of all parts; None where one of them is not known, or there is none."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    filled = [part for part in known if part.rows] or known
+    longest = max(part.longest_prompt for part in filled)
+    sums: dict[str, Any] = {
+        name: (sum if field.annotation is int else math.fsum)(getattr(part, name) for part in known)
+        for name, field in TokenLooks.model_fields.items()
+        if name not in EXTREMES
+    }
+    return TokenLooks(
+        **sums,
+        shortest_prompt=min(part.shortest_prompt for part in filled),
+        longest_prompt=longest,
+        longest_prompts=sum(p.longest_prompts for p in filled if p.longest_prompt == longest),
+    )

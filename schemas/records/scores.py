@@ -110,10 +110,48 @@ class RowSquares(Record):
     """Of its squared sum of weights."""
 
 
+class TokenLooks(Record):
+    """What student and teacher say of the tokens that the student sampled, summed.
+
+    Log-probabilities are in nats: the student's as it sampled, the teacher's as it scored.
+    """
+
+    rows: Count
+    tokens: Count
+    """Sampled by the student itself; all sums over tokens are over these."""
+    student: Real
+    teacher: Real
+    gap_squares: Real
+    """Of the squares of student minus teacher."""
+    first_tokens: Count
+    """Those among the first ones of their response."""
+    first_student: Real
+    first_teacher: Real
+    ended: Count
+    """Rows that the student ended itself."""
+    ended_student: Real
+    """Of the token with which it did."""
+    ended_teacher: Real
+    looked: Count
+    """Tokens at which the kept ids were looked at."""
+    ranked: Count
+    """Tokens that should be among the ids kept, by their rank."""
+    found: Count
+    """Those of them that are."""
+    compared: Count
+    """Tokens at which the student's own top ids were looked for among the ids kept."""
+    overlap: Real
+    """Shares of them that were found."""
+    shortest_prompt: Count
+    longest_prompt: Count
+    longest_prompts: Count
+    """Rows whose prompt is as long as the longest."""
+
+
 class ScoreCommit(UnitCommit):
     """One scored unit of a round: which cache shard covers it, and what that took."""
 
-    LATER = frozenset({"sibling_rows", "squares"})
+    LATER = frozenset({"sibling_rows", "squares", "looks"})
     reused_rows: Count
     teacher_tokens: Count
     sibling_rows: dict[Digest, Count] = {}
@@ -123,6 +161,8 @@ class ScoreCommit(UnitCommit):
     sampled_tokens: Count
     squares: RowSquares | None = None
     """Of the rows' sums of log q − log p and of their tokens; None where an older opd scored."""
+    looks: TokenLooks | None = None
+    """What alarms are judged from; None where an older opd scored."""
 
     def flaw(self) -> str | None:
         """Return how the commit contradicts itself: its shard's name, or too many rows."""
@@ -134,7 +174,7 @@ class ScoreCommit(UnitCommit):
 class ScoreManifest(Versioned):
     """Cache entries that cover one teacher's part of a round."""
 
-    LATER = frozenset({"sibling_rows", "reverse_kl_error"})
+    LATER = frozenset({"sibling_rows", "reverse_kl_error", "looks"})
     run: FileName
     round: Count
     teacher: FileName
@@ -154,6 +194,8 @@ class ScoreManifest(Versioned):
     drawn from, which is the student where the rollout was neither tempered nor cut."""
     reverse_kl_error: Real | None = None
     """Its standard error, rows being independent."""
+    looks: TokenLooks | None = None
+    """What alarms are judged from; None where an older opd scored."""
 
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its units, their sums, or too many rows."""

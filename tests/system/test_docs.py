@@ -89,6 +89,7 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 GENERATED = (
+    "alarms",
     "benchmarks",
     "commands",
     "configuration",

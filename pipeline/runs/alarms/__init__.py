@@ -1,0 +1,1 @@
+"""What looks wrong in a run, in words: rules as data over figures of its newest rounds."""

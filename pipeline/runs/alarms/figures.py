@@ -1,0 +1,174 @@
+"""The figures that alarms are judged from, of one round, each with its standard error. Pure.
+
+A figure that is not stored is left out; so is one that means nothing with the run's settings.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.runs.alarms.seen import Seen, Steps
+from pipeline.runs.gate import mean_reverse_kl
+from schemas.records.joins import added_looks
+from schemas.records.scores import TokenLooks
+
+
+class Value(NamedTuple):
+    """A figure of a round."""
+
+    mean: float
+    error: float = 0.0
+    """Standard error: an alarm is raised only beyond it."""
+    step: int | None = None
+    """Optimizer step at which it was seen, where it is one step's."""
+
+
+Named = Iterator[tuple[str, Value]]
+
+SPREAD = 1.0
+"""Nats by which log-probabilities of tokens scatter about their mean, as errors assume."""
+
+LEAST_STEPS = 5
+"""Steps of which a median can be told."""
+
+LONG_PROMPT = 24
+"""Tokens of a longest prompt below which equal lengths are nothing strange."""
+
+
+def figures_of(seen: Seen) -> dict[str, Value]:
+    """Return the figures of a round by name."""
+    found = {name: value for part in PARTS for name, value in part(seen)}
+    return {name: value for name, value in found.items() if math.isfinite(value.mean)}
+
+
+def _share(part: float, whole: float) -> Value:
+    """Return a share of independent rows with an error that is never 0."""
+    mean = part / whole
+    smooth = (part + 1.0) / (whole + 2.0)
+    return Value(mean, math.sqrt(smooth * (1.0 - smooth) / whole))
+
+
+def _sampled(seen: Seen) -> Named:
+    rolled = seen.rollout
+    if rolled is None or not rolled.rows:
+        return
+    mean = rolled.tokens / rolled.rows
+    yield "response_tokens", Value(mean, mean / math.sqrt(rolled.rows))
+
+
+def _scored(seen: Seen) -> Named:
+    gap = mean_reverse_kl(seen.scores)
+    if gap is not None and seen.config.rollout.is_whole:
+        yield "reverse_kl", Value(gap.value, gap.error or 0.0)
+    looks = added_looks([one.looks for one in seen.scores])
+    if looks is None or not looks.tokens:
+        return
+    if seen.rollout is not None and looks.rows >= seen.rollout.rows:
+        yield "cut_off", _share(looks.rows - looks.ended, looks.rows)
+    if seen.config.rollout.is_whole and looks.teacher < 0.0:
+        root = math.sqrt(looks.gap_squares / looks.tokens)
+        error = root * math.sqrt(looks.tokens) / -looks.teacher
+        yield "entropy_share", Value(looks.student / looks.teacher, error)
+    yield from _gaps(looks)
+    yield from _kept(looks, seen)
+    long_enough = looks.longest_prompt >= max(LONG_PROMPT, 2 * looks.shortest_prompt)
+    if long_enough:
+        yield "prompts_at_longest", _share(looks.longest_prompts, looks.rows)
+
+
+def _gaps(looks: TokenLooks) -> Named:
+    root = math.sqrt(looks.gap_squares / looks.tokens)
+    yield "gap", Value(root)
+    if looks.ended:
+        gap = (looks.ended_student - looks.ended_teacher) / looks.ended
+        yield "end_gap", Value(gap, max(root, SPREAD) / math.sqrt(looks.ended))
+    rest = looks.tokens - looks.first_tokens
+    if looks.first_tokens and rest:
+        first = looks.first_student - looks.first_teacher
+        later = looks.student - looks.teacher - first
+        error = root * math.hypot(looks.first_tokens**-0.5, rest**-0.5)
+        yield "first_gap", Value(first / looks.first_tokens - later / rest, error)
+
+
+def _kept(looks: TokenLooks, seen: Seen) -> Named:
+    if looks.looked and seen.config.rollout.candidates:
+        yield "candidates_share", Value(looks.compared / looks.looked)
+    if looks.ranked:
+        yield "in_place", Value(looks.found / looks.ranked)
+    if looks.compared:
+        yield "overlap", Value(looks.overlap / looks.compared, 0.5 / math.sqrt(looks.compared))
+
+
+def _trained(seen: Seen) -> Named:
+    train = seen.train
+    if train is None:
+        return
+    told = train.summary
+    error = 1.0 / math.sqrt(max(train.tokens, 1))
+    for name in ("student_mass", "teacher_mass", "tail_clamped", "floored"):
+        if name in told:
+            yield name, Value(told[name], 0.5 * error)
+    rows = train.rows + train.stale_rows
+    if rows:
+        yield "stale_share", Value(train.stale_rows / rows)
+    if train.steps:
+        yield "skipped_share", Value(train.skipped_steps / train.steps)
+    if train.rollout_kl is not None:
+        yield "rollout_kl", Value(train.rollout_kl)
+
+
+def _stepped(seen: Seen) -> Named:
+    steps = seen.steps
+    if not steps or "step" not in steps or not len(steps["step"]):
+        return
+    yield from _spike(steps)
+    moved = steps.get("rollout_kl")
+    if moved is not None and np.isfinite(moved).any() and not seen.config.train.max_staleness:
+        place = int(np.nanargmax(moved))
+        yield "moved", Value(float(moved[place]), step=int(steps["step"][place]))
+    names = ("student_token_logprob", "student_entropy", "tokens")
+    if seen.train is not None and seen.train.rollout_kl is not None and set(names) <= set(steps):
+        logprob, entropy, tokens = (float(steps[name][0]) for name in names)
+        error = SPREAD / math.sqrt(max(tokens, 1.0))
+        yield "surprise", Value(abs(logprob + entropy), error, int(steps["step"][0]))
+
+
+def _spike(steps: Steps) -> Named:
+    norms = steps.get("grad_norm", np.empty(0))
+    if np.isfinite(norms).sum() < LEAST_STEPS:
+        return
+    median = float(np.nanmedian(norms))
+    place = int(np.nanargmax(norms))
+    if median > 0:
+        step = int(steps["step"][place])
+        yield "gradient_spike", Value(float(norms[place]) / median, step=step)
+
+
+PARTS: tuple[Callable[[Seen], Named], ...] = (_sampled, _scored, _trained, _stepped)
+
+FIGURES = {
+    "response_tokens": "tokens of a response, mean of the round",
+    "cut_off": "responses that ended at the limit, as a share",
+    "end_gap": "student's minus teacher's log-probability of the token that ended a response",
+    "first_gap": "log q − log p of the first 4 tokens of a response, minus that of the rest",
+    "student_mass": "student's mass on the ids kept of the teacher",
+    "teacher_mass": "teacher's mass on the ids kept of it",
+    "overlap": "student's own top ids (rollout.candidates) that are among those kept, as a share",
+    "entropy_share": "student's entropy by its entropy plus reverse KL: mean log q by mean log p",
+    "rollout_kl": "KL of what sampled to the learner before its first step",
+    "surprise": "mean log-probability of sampled tokens plus entropy, at a round's first step",
+    "stale_share": "rows left out as too old",
+    "tail_clamped": "tokens whose tail was clamped, as a share",
+    "floored": "tokens with a floored teacher log-probability, as a share",
+    "gap": "root mean square of log q − log p of sampled tokens",
+    "in_place": "sampled tokens found among the kept ids, of those whose rank says so",
+    "gradient_spike": "largest gradient norm of a round by the median",
+    "moved": "largest rollout_kl of a round's steps",
+    "reverse_kl": "reverse KL of the round",
+    "skipped_share": "steps that were skipped, as a share",
+    "prompts_at_longest": "rows whose prompt is exactly as long as the longest one",
+    "candidates_share": "tokens with the student's own top ids, as a share",
+}
+"""What each figure is, in words."""

@@ -1,0 +1,103 @@
+"""Alarms of a run: rules held against the figures of its newest rounds. Pure, but for `run_alarms`.
+
+Promises: no difference within errors raises one; the newest round that has a figure decides.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.runs.alarms.figures import Value, figures_of
+from pipeline.runs.alarms.rules import RULES, Rule, Severity
+from pipeline.runs.alarms.seen import begun_rounds, look_at
+from pipeline.runs.run import Run
+
+SURE = 3.0
+"""Standard errors that a figure must be beyond its limit."""
+
+History = Sequence[tuple[int, Mapping[str, Value]]]
+"""Figures of rounds, oldest first."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One thing that looks wrong."""
+
+    name: str
+    severity: Severity
+    words: str
+    """What was found, with its figure: a sentence without its end."""
+    value: float
+    limit: float
+    since: int
+    """Round in which it began, of those that are judged."""
+    step: int | None
+    """Optimizer step, where it is of one."""
+    advice: str
+    """What to try."""
+
+    @property
+    def sentence(self) -> str:
+        """Return it as a line for people."""
+        step = "" if self.step is None else f", step {self.step}"
+        return f"{self.words} (since round {self.since}{step}). {self.advice}."
+
+
+def run_alarms(run: Run, rounds: Sequence[int] | None = None) -> list[Alarm]:
+    """Return what looks wrong in a run, the worst first.
+
+    Args:
+        run: the run.
+        rounds: those that have begun, in order; None looks for them.
+
+    Raises:
+        DataError: a manifest is damaged.
+    """
+    seen = look_at(run, begun_rounds(run) if rounds is None else rounds)
+    return judged([(one.round, figures_of(one)) for one in seen])
+
+
+def judged(history: History) -> list[Alarm]:
+    """Return the alarms that figures of rounds raise, the worst first."""
+    found = [alarm for rule in RULES if (alarm := _alarm(rule, history)) is not None]
+    return sorted(found, key=lambda one: one.severity != "wrong")
+
+
+def _alarm(rule: Rule, history: History) -> Alarm | None:
+    known = [(index, told[rule.figure]) for index, told in history if rule.figure in told]
+    known = known[:1] if rule.only_first else known
+    if not known or (rule.only_first and known[0][0] != history[0][0]):
+        return None
+    start = known[0][1]
+    since = None
+    for index, value in reversed(known):
+        if not _breaks(rule, value, start):
+            break
+        since = index, value
+    if since is None:
+        return None
+    now = known[-1][1]
+    written = {"now": format(now.mean, rule.form), "start": format(start.mean, rule.form)}
+    return Alarm(
+        name=rule.name,
+        severity=rule.severity,
+        words=rule.words.format(**written),
+        value=now.mean,
+        limit=rule.limit,
+        since=since[0],
+        step=since[1].step,
+        advice=rule.advice,
+    )
+
+
+def _breaks(rule: Rule, now: Value, start: Value) -> bool:
+    """Return whether a figure is beyond a rule's limit for sure."""
+    if rule.test == "above":
+        return now.mean - SURE * now.error > rule.limit
+    if rule.test == "below":
+        return now.mean + SURE * now.error < rule.limit
+    factor = 1.0 + rule.limit if rule.test == "up by" else 1.0 - rule.limit
+    error = SURE * math.hypot(now.error, factor * start.error)
+    if rule.test == "up by":
+        return now.mean - error > factor * start.mean and now.mean > rule.at_least
+    return now.mean + error < factor * start.mean

@@ -1,0 +1,105 @@
+"""What is looked at in a unit's tokens as they are scored: sums that alarms are judged from. Pure.
+
+Promises: of nothing that a codec rounds, so that scores from the teacher and from a shard look the
+same.
+Shapes: R rows, T tokens of all rows joined, L of them that are looked at, K top-k, N own ids.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.scores.columns import scores_of
+from pipeline.scores.scores import Scores
+from schemas.columns import Floats, flat_values, list_lengths
+from schemas.ragged import offsets_within
+from schemas.records.scores import TokenLooks
+
+FIRST = 4
+"""Tokens of a response that count as its first ones: more than templates begin answers with."""
+
+MOST_LOOKED = 4096
+"""Tokens of a unit at which kept ids are looked at, evenly spread."""
+
+MOST_OWN_IDS = 16
+"""Own ids of the student that are looked for at a token."""
+
+OWN_IDS = "student_topk_ids"
+
+
+def token_looks(rows: pa.Table, scores: pa.Table, *, floor: float) -> TokenLooks:
+    """Return the sums over a unit's rows.
+
+    Args:
+        rows: of the rollout.
+        scores: of the same rows, in their order.
+        floor: teacher log-probability that stands for all below it.
+    """
+    lengths = list_lengths(rows, "response_ids")
+    own_T = flat_values(rows, "response_mask").astype(bool)
+    student_T = flat_values(rows, "rollout_student_logprobs").astype(np.float64)
+    teacher_T = np.maximum(flat_values(scores, "token_logprob"), floor).astype(np.float64)
+    first_T = own_T & (offsets_within(lengths) < FIRST)
+    last_R = np.cumsum(lengths) - 1
+    stopped_R = pc.equal(rows["finish_reason"], "stop").to_numpy(zero_copy_only=False)
+    ends = last_R[stopped_R & own_T[last_R]] if len(last_R) else last_R
+    return TokenLooks(
+        rows=rows.num_rows,
+        tokens=int(own_T.sum()),
+        student=float(student_T[own_T].sum()),
+        teacher=float(teacher_T[own_T].sum()),
+        gap_squares=float(np.square(student_T - teacher_T)[own_T].sum()),
+        first_tokens=int(first_T.sum()),
+        first_student=float(student_T[first_T].sum()),
+        first_teacher=float(teacher_T[first_T].sum()),
+        ended=len(ends),
+        ended_student=float(student_T[ends].sum()),
+        ended_teacher=float(teacher_T[ends].sum()),
+        **_of_kept_ids(rows, scores_of(scores), np.flatnonzero(own_T)),
+        **_of_prompts(list_lengths(rows, "prompt_ids")),
+    )
+
+
+def _of_kept_ids(rows: pa.Table, scores: Scores, own: NDArray[Any]) -> dict[str, Any]:
+    """Return what the ids kept of the teacher tell, at some of the student's own tokens."""
+    none = {"looked": 0, "ranked": 0, "found": 0, "compared": 0, "overlap": 0.0}
+    if not len(own) or not scores.topk_ids.shape[1]:
+        return none
+    places = own[:: -(-len(own) // MOST_LOOKED)]
+    kept_LK = scores.topk_ids[places]
+    sampled_L = flat_values(rows, "response_ids")[places]
+    is_ranked_L = scores.token_rank[places] <= (kept_LK >= 0).sum(axis=1)
+    is_found_L = (kept_LK == sampled_L[:, None]).any(axis=1)
+    overlaps = _overlap(rows, kept_LK, places)
+    return {
+        "looked": len(places),
+        "ranked": int(is_ranked_L.sum()),
+        "found": int((is_ranked_L & is_found_L).sum()),
+        "compared": len(overlaps),
+        "overlap": float(overlaps.sum()),
+    }
+
+
+def _overlap(rows: pa.Table, kept_LK: NDArray[Any], places: NDArray[Any]) -> Floats:
+    """Return the share of the student's own top ids among the kept ones; none where none are."""
+    if OWN_IDS not in rows.column_names or rows.column(OWN_IDS).null_count:
+        return np.empty(0, np.float32)
+    tokens = int(list_lengths(rows, "response_ids").sum())
+    own_TN = flat_values(rows, OWN_IDS).reshape(tokens, -1)
+    own_LN = own_TN[places, : min(MOST_OWN_IDS, kept_LK.shape[1])]
+    if not own_LN.shape[1]:
+        return np.empty(0, np.float32)
+    found_LN = np.stack([(kept_LK == ids[:, None]).any(axis=1) for ids in own_LN.T], axis=1)
+    return np.asarray(found_LN.mean(axis=1), dtype=np.float32)
+
+
+def _of_prompts(lengths_R: NDArray[np.int64]) -> dict[str, int]:
+    longest = int(lengths_R.max(initial=0))
+    return {
+        "shortest_prompt": int(lengths_R.min()) if len(lengths_R) else 0,
+        "longest_prompt": longest,
+        "longest_prompts": int((lengths_R == longest).sum()),
+    }
