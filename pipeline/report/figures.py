@@ -19,6 +19,7 @@ from pipeline.report.tokens.places import (
     free_columns,
 )
 from pipeline.report.tokens.reading import Sample, read_sample
+from pipeline.runs.alarms.judging import Alarm, run_alarms
 from pipeline.runs.run import Run
 from schemas.errors import ConfigError
 from schemas.foreign import printable
@@ -54,6 +55,8 @@ class RunFigures:
     """Free column of the prompt file that divides prompts into families."""
     places: tuple[Places, ...]
     """Of the first and of the newest round that was looked at."""
+    alarms: tuple[Alarm, ...] = ()
+    """As `opd status` raises them."""
 
     @property
     def last(self) -> dict[str, float | None]:
@@ -90,6 +93,7 @@ def gather(run: Run, name: str, *, rows: int, column: str | None = None) -> RunF
         sample=sample,
         column=column,
         places=tuple(_places(looked, number, column) for number in ends),
+        alarms=tuple(run_alarms(run, [one.round for one in records.rounds])),
     )
 
 

@@ -1,7 +1,7 @@
 """What looks wrong in a run: each finding with its figure, since when, and what to try. Pure.
 
-Owns: the list that the page shows under "what looks wrong". A further alarm is a function of a
-run's figures in `CHECKS`.
+Owns: the list that the page shows under "what looks wrong": alarms, of which `opd status` tells
+the same, and what only a report can tell, as functions in `CHECKS`.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,18 +43,10 @@ def _changed_settings(figures: RunFigures) -> Iterator[Finding]:
         )
 
 
-def _skipped_steps(figures: RunFigures) -> Iterator[Finding]:
-    if "skipped_steps" not in figures.rounds.columns:
-        return
-    rows = [row for row in figures.rounds.to_dicts() if row["skipped_steps"]]
-    if rows:
-        count = sum(row["skipped_steps"] for row in rows)
-        yield Finding(
-            "look",
-            f"{count:.0f} optimizer steps were skipped, for their loss or gradient was no number",
-            rows[0]["round"],
-            "Lower train.learning_rate or train.max_grad_norm under another run.name",
-        )
+def _alarms(figures: RunFigures) -> Iterator[Finding]:
+    for alarm in figures.alarms:
+        step = "" if alarm.step is None else f", at step {alarm.step}"
+        yield Finding(alarm.severity, f"{alarm.words}{step}", alarm.since, alarm.advice)
 
 
 def _gone(figures: RunFigures) -> Iterator[Finding]:
@@ -65,7 +57,7 @@ def _gone(figures: RunFigures) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[RunFigures], Iterator[Finding]], ...] = (
     _changed_settings,
-    _skipped_steps,
+    _alarms,
     _gone,
 )
 """Every check, in the order in which equally bad findings are told."""

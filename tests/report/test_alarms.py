@@ -1,0 +1,186 @@
+"""Faults planted in a small run: each is named, by `opd status`, `opd run` and the report."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.report.figures import gather
+from pipeline.report.findings import findings
+from pipeline.runs.alarms.figures import figures_of
+from pipeline.runs.alarms.judging import judged
+from pipeline.runs.alarms.seen import Seen, look_at
+from pipeline.runs.configsource import load_config
+from pipeline.runs.run import Run, open_run
+from pipeline.shards.rollouts import read_rollout
+from pipeline.shards.scores import read_scores
+from pipeline.teachers.looks import FIRST, token_looks
+from schemas.columns import flat_values, list_lengths
+from schemas.records.joins import added_looks
+from schemas.records.scores import ScoreManifest
+from tests.support.forged import forged
+from tests.support.runs import Cli
+
+Plant = Callable[[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> Run:
+    return open_run(load_config(finished_run / "run.toml"))
+
+
+@pytest.fixture(scope="module")
+def seen(run: Run) -> list[Seen]:
+    return look_at(run, [0, 1])
+
+
+def named(seen: list[Seen]) -> list[str]:
+    return [alarm.name for alarm in judged([(one.round, figures_of(one)) for one in seen])]
+
+
+def with_looks(run: Run, one: Seen, plant: Plant) -> ScoreManifest:
+    """Return a round's scores as the stage would have written them from other tables."""
+    (scores,) = one.scores
+    assert one.rollout is not None
+    parts = []
+    for rolled, scored in zip(one.rollout.units, scores.units, strict=True):
+        rows = read_rollout(run.storage, rolled.shard)
+        read = read_scores(run.storage, scored.shard, scorer=scores.scorer)
+        parts.append(token_looks(*plant(rows, read), floor=-100.0))
+    return scores.model_copy(update={"looks": added_looks(parts)})
+
+
+def planted(run: Run, seen: list[Seen], plant: Plant) -> list[Seen]:
+    return [replace(one, scores=(with_looks(run, one, plant),)) for one in seen]
+
+
+def column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return a table with other values in a column of lists, as long as they were."""
+    place, field = table.column_names.index(name), table.schema.field(name)
+    ends = np.concatenate([[0], np.cumsum(list_lengths(table, name))])
+    kind = pa.LargeListArray if pa.types.is_large_list(field.type) else pa.ListArray
+    offsets = pa.array(ends, pa.int64() if kind is pa.LargeListArray else pa.int32())
+    lists = kind.from_arrays(offsets, pa.array(values, field.type.value_type))
+    return table.set_column(place, field, lists)
+
+
+def first_tokens(rows: pa.Table) -> Any:
+    lengths = list_lengths(rows, "response_ids")
+    return np.concatenate([np.arange(n) < FIRST for n in lengths])
+
+
+def ends(rows: pa.Table) -> Any:
+    lengths = list_lengths(rows, "response_ids")
+    return np.concatenate([np.arange(n) == n - 1 for n in lengths])
+
+
+def minus(rows: pa.Table, scores: pa.Table, where: Any, nats: float) -> tuple[pa.Table, pa.Table]:
+    logprobs = flat_values(scores, "token_logprob")
+    return rows, column(scores, "token_logprob", np.where(where, logprobs - nats, logprobs))
+
+
+def other_rows(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
+    width = len(flat_values(scores, "topk_ids")) // len(flat_values(scores, "token_rank"))
+    return rows, column(scores, "topk_ids", np.roll(flat_values(scores, "topk_ids"), 5 * width))
+
+
+def same_model(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
+    return rows, column(scores, "token_logprob", flat_values(rows, "rollout_student_logprobs"))
+
+
+def cut_prompts(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
+    prompts = [[1] * min(10 + 30 * n, 40) for n in range(rows.num_rows)]
+    place, field = rows.column_names.index("prompt_ids"), rows.schema.field("prompt_ids")
+    return rows.set_column(place, field, pa.array(prompts, field.type)), scores
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [
+        pytest.param(
+            lambda r, s: minus(r, s, first_tokens(r), 6.0), "template_strange", id="wrong template"
+        ),
+        pytest.param(
+            lambda r, s: minus(r, s, ends(r), 9.0), "end_token_lost", id="wrong end token"
+        ),
+        pytest.param(other_rows, "scores_shuffled", id="scores shuffled between rows"),
+        pytest.param(same_model, "teacher_is_student", id="teacher is the student"),
+        pytest.param(cut_prompts, "prompts_cut", id="prompts cut"),
+    ],
+)
+def test_a_fault_in_what_was_scored_is_named(
+    run: Run, seen: list[Seen], plant: Plant, name: str
+) -> None:
+    assert name not in named(seen)
+    assert name in named(planted(run, seen, plant))
+
+
+def test_a_healthy_run_raises_none_and_its_looks_are_those_of_its_shards(
+    run: Run, seen: list[Seen]
+) -> None:
+    assert named(seen) == []
+    assert [one.scores for one in planted(run, seen, lambda r, s: (r, s))] == [
+        one.scores for one in seen
+    ]
+
+
+def test_a_student_whose_weights_were_not_reloaded_is_named(seen: list[Seen]) -> None:
+    assert seen[1].train is not None
+    train = seen[1].train.model_copy(update={"rollout_kl": 0.02})
+    assert named([seen[0], replace(seen[1], train=train)]) == ["rollout_kl"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "change", "name"),
+    [
+        ("student_token_logprob", lambda values: values - 2.0, "sampling_not_as_told"),
+        ("rollout_kl", lambda values: values + 3.0, "left_its_samples"),
+        ("grad_norm", lambda values: [1.0, 1.1, 0.9, 40.0, 1.0], "gradient_spike"),
+    ],
+    ids=["another temperature", "learning rate times 100", "a spike"],
+)
+def test_a_fault_in_optimizer_steps_is_named(
+    seen: list[Seen], figure: str, change: Callable[[Any], Any], name: str
+) -> None:
+    steps = dict(seen[1].steps or {})
+    values = np.asarray(change(steps[figure]), dtype=np.float64)
+    long = {n: np.resize(v, len(values)) for n, v in steps.items()}
+    assert named([seen[0], replace(seen[1], steps={**long, figure: values})]) == [name]
+
+
+def test_candidates_that_the_engine_dropped_are_named(seen: list[Seen]) -> None:
+    config = seen[1].config
+    asked = config.model_copy(
+        update={"rollout": config.rollout.model_copy(update={"candidates": 4})}
+    )
+    assert named([replace(one, config=asked) for one in seen]) == ["candidates_dropped"]
+
+
+def test_rounds_of_an_older_opd_raise_nothing_for_what_they_lack(seen: list[Seen]) -> None:
+    old = [
+        replace(one, scores=tuple(s.model_copy(update={"looks": None}) for s in one.scores))
+        for one in seen
+    ]
+    assert named([replace(one, steps=None) for one in old]) == []
+
+
+def test_status_run_and_report_say_the_same(run_copy: Path, cli: Cli) -> None:
+    path = run_copy / "store/runs/tiny/rounds/0001/score/main/manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["looks"] |= {"found": 0}
+    path.write_bytes(forged(manifest))
+    toml = run_copy / "run.toml"
+    (alarm,) = cli.ok("status", "-c", toml)["alarms"]
+    assert (alarm["name"], alarm["severity"], alarm["since"]) == ("scores_shuffled", "wrong", 1)
+    assert cli.ok("run", "-c", toml)["alarms"] == [alarm]
+    for command in ("status", "run"):
+        said = " ".join(cli(command, "-c", toml).stdout.split())
+        assert f"wrong: {alarm['words']} (since round 1). {alarm['advice']}." in said
+    figures = gather(open_run(load_config(toml)), "tiny", rows=4)
+    (found,) = findings(figures)
+    assert (found.figure, found.since, found.advice) == (alarm["words"], 1, alarm["advice"])
