@@ -94,6 +94,23 @@ PAGES: dict[str, tuple[str, tuple[Figure, ...]]] = {
             Figure("peak_mb_trl", "peak memory of TRL, MB"),
         ),
     ),
+    "objectives": (
+        "The quickstart's task, learned by every objective from the same rollouts where that is "
+        "possible: [objectives.md](objectives.md) has the table.",
+        (
+            Figure(
+                "objectives_that_reach", "objectives that reach 95 % of the teacher in all seeds"
+            ),
+            Figure("objectives_measured", "objectives that were measured"),
+            Figure(
+                "fewest_seeds",
+                "seeds of the one with fewest",
+                least=5,
+                why="A run takes minutes, and a machine with other work did not do all of them.",
+            ),
+            Figure("default_least", "least accuracy of the default over the teacher's", least=0.98),
+        ),
+    ),
     "learner": (
         "An optimizer step of the learner against a plain torch loop, how rows are dealt to 1 to "
         "64 ranks (computed from the plan, the worst of twelve cases), and how long it waits for "

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pipeline.checkpoints.opening import opened_model
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.layout import batch_inputs
 from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.inputs import TrainInputs, find_inputs
-from pipeline.learner.learner import batch_inputs
 from pipeline.learner.module import load_student
 from pipeline.learner.objective.checked import Checked, FormFigures
 from pipeline.learner.objective.forms import By, Form, forms_of, rows_of, without_sample
@@ -156,7 +156,7 @@ def _with_student(run: Run, batches: Mapping[By, Batch], source: ModelSource) ->
     """Return the rows with what the student computes of them, in the learner's number format."""
     train = run.config.train
     device = pick_device(train.device)
-    student, mode = load_student(source, train, device)
+    student, mode, _ = load_student(source, train, device)
     student = student.to(getattr(torch, train.dtype))
     mode.set(student, learns=False)
     batch = batches["bucket"]
