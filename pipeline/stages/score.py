@@ -231,7 +231,9 @@ def _covered(
         sampled_kl=float(gap[own].astype(np.float64).sum()),
         sampled_tokens=int(own.sum()),
         squares=row_squares(gap, own, list_lengths(rows, "response_ids")),
-        looks=token_looks(rows, scores, floor=TEACHER_FLOOR),
+        looks=token_looks(
+            rows, scores, floor=TEACHER_FLOOR, domain=job.run.config.loss.weights.domain
+        ),
     )
 
 

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from pipeline.scores.columns import scores_of
 from pipeline.scores.scores import Scores
 from schemas.columns import Floats, flat_values, list_lengths
+from schemas.foreign import printable
 from schemas.ragged import offsets_within
 from schemas.records.scores import TokenLooks
+from schemas.strictjson import StrictJSONError, parse_json
 
 FIRST = 4
 """Tokens of a response that count as its first ones: more than templates begin answers with."""
@@ -24,24 +26,35 @@ FIRST = 4
 MOST_LOOKED = 4096
 """Tokens of a unit at which kept ids are looked at, evenly spread."""
 
+DOMAIN_COLUMNS = ("domain", "topic", "task", "source", "category", "subject", "dataset")
+"""Free columns that name a prompt's domain, where `loss.weights.domain` names none."""
+
+MOST_DOMAINS, LONGEST_NAME = 64, 60
+"""Domains of a unit that are told apart, and characters of their names."""
+
 MOST_OWN_IDS = 16
 """Own ids of the student that are looked for at a token."""
 
 OWN_IDS = "student_topk_ids"
 
 
-def token_looks(rows: pa.Table, scores: pa.Table, *, floor: float) -> TokenLooks:
+def token_looks(
+    rows: pa.Table, scores: pa.Table, *, floor: float, domain: str | None = None
+) -> TokenLooks:
     """Return the sums over a unit's rows.
 
     Args:
         rows: of the rollout.
         scores: of the same rows, in their order.
         floor: teacher log-probability that stands for all below it.
+        domain: free column of the prompts that names their domain; None takes the first of
+            `DOMAIN_COLUMNS` that they have.
     """
     lengths = list_lengths(rows, "response_ids")
     own_T = flat_values(rows, "response_mask").astype(bool)
     student_T = flat_values(rows, "rollout_student_logprobs").astype(np.float64)
     teacher_T = np.maximum(flat_values(scores, "token_logprob"), floor).astype(np.float64)
+    square_T = np.where(own_T, np.square(student_T - teacher_T), 0.0)
     first_T = own_T & (offsets_within(lengths) < FIRST)
     last_R = np.cumsum(lengths) - 1
     stopped_R = pc.equal(rows["finish_reason"], "stop").to_numpy(zero_copy_only=False)
@@ -51,7 +64,7 @@ def token_looks(rows: pa.Table, scores: pa.Table, *, floor: float) -> TokenLooks
         tokens=int(own_T.sum()),
         student=float(student_T[own_T].sum()),
         teacher=float(teacher_T[own_T].sum()),
-        gap_squares=float(np.square(student_T - teacher_T)[own_T].sum()),
+        gap_squares=float(square_T.sum()),
         first_tokens=int(first_T.sum()),
         first_student=float(student_T[first_T].sum()),
         first_teacher=float(teacher_T[first_T].sum()),
@@ -59,8 +72,42 @@ def token_looks(rows: pa.Table, scores: pa.Table, *, floor: float) -> TokenLooks
         ended_student=float(student_T[ends].sum()),
         ended_teacher=float(teacher_T[ends].sum()),
         **_of_kept_ids(rows, scores_of(scores), np.flatnonzero(own_T)),
+        domains=_by_domain(rows, np.bincount(_row_of(lengths), square_T, len(lengths)), domain),
         **_of_prompts(list_lengths(rows, "prompt_ids")),
     )
+
+
+def _row_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def _by_domain(rows: pa.Table, square_R: NDArray[Any], domain: str | None) -> dict[str, float]:
+    """Return the weighted sum of the squares of each domain's rows."""
+    encoded = rows["metadata"].combine_chunks().dictionary_encode()
+    known = [_object(text) for text in encoded.dictionary.to_pylist()]
+    names = (domain,) if domain is not None else DOMAIN_COLUMNS
+    column = next((n for n in names if any(isinstance(k.get(n), str) for k in known)), None)
+    if column is None:
+        return {}
+    place_R = encoded.indices.fill_null(len(known)).to_numpy()
+    pull_R = rows["weight"].to_numpy().astype(np.float64) * square_R
+    pull_K = np.bincount(place_R, pull_R, len(known) + 1)
+    found: dict[str, float] = {}
+    for told, pull in zip([*known, {}], pull_K.tolist(), strict=True):
+        value = told.get(column)
+        name = printable(value)[:LONGEST_NAME] if isinstance(value, str) else ""
+        name = name if name in found or len(found) < MOST_DOMAINS else ""
+        found[name] = found.get(name, 0.0) + pull
+    return {name: pull for name, pull in sorted(found.items()) if pull}
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Return stored metadata; what is no object of JSON has no columns."""
+    try:
+        found = parse_json(text.encode())
+    except StrictJSONError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _of_kept_ids(rows: pa.Table, scores: Scores, own: NDArray[Any]) -> dict[str, Any]:

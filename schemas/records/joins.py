@@ -81,8 +81,8 @@ def standard_error(mean: float, weight: float, squares: RowSquares, *, rows: int
     return found if math.isfinite(found) else None
 
 
-EXTREMES = ("shortest_prompt", "longest_prompt", "longest_prompts")
-"""Fields that are no sums."""
+NO_SUMS = ("shortest_prompt", "longest_prompt", "longest_prompts", "domains")
+"""Fields of looks that are added otherwise."""
 
 
 def added_looks(parts: Sequence[TokenLooks | None]) -> TokenLooks | None:
@@ -95,11 +95,15 @@ def added_looks(parts: Sequence[TokenLooks | None]) -> TokenLooks | None:
     sums: dict[str, Any] = {
         name: (sum if field.annotation is int else math.fsum)(getattr(part, name) for part in known)
         for name, field in TokenLooks.model_fields.items()
-        if name not in EXTREMES
+        if name not in NO_SUMS
     }
     return TokenLooks(
         **sums,
         shortest_prompt=min(part.shortest_prompt for part in filled),
         longest_prompt=longest,
         longest_prompts=sum(p.longest_prompts for p in filled if p.longest_prompt == longest),
+        domains={
+            name: math.fsum(part.domains.get(name, 0.0) for part in known)
+            for name in sorted({name for part in known for name in part.domains})
+        },
     )

@@ -116,6 +116,7 @@ class TokenLooks(Record):
     Log-probabilities are in nats: the student's as it sampled, the teacher's as it scored.
     """
 
+    LATER = frozenset({"domains"})
     rows: Count
     tokens: Count
     """Sampled by the student itself; all sums over tokens are over these."""
@@ -146,6 +147,9 @@ class TokenLooks(Record):
     longest_prompt: Count
     longest_prompts: Count
     """Rows whose prompt is as long as the longest."""
+    domains: dict[str, Real] = {}
+    """Domain of the prompts → sum of weight · (student minus teacher)², what it pulls with; empty
+    where prompts name none."""
 
 
 class ScoreCommit(UnitCommit):

@@ -99,6 +99,21 @@ def cut_prompts(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
     return rows.set_column(place, field, pa.array(prompts, field.type)), scores
 
 
+def domains(rows: pa.Table, scores: pa.Table, *, times: float = 20.0) -> Any:
+    """Return rows of two domains, of which one weighs as many times more."""
+    first = np.arange(rows.num_rows) % 2 == 0
+    texts = [json.dumps({"domain": "a" if one else "b"}) for one in first]
+    for name, values in (("metadata", texts), ("weight", np.where(first, times, 1.0))):
+        field = rows.schema.field(name)
+        array = pa.array(values, field.type)
+        rows = rows.set_column(rows.column_names.index(name), field, array)
+    return rows, scores
+
+
+def test_two_domains_that_pull_alike_raise_nothing(run: Run, seen: list[Seen]) -> None:
+    assert named(planted(run, seen, lambda r, s: domains(r, s, times=1.0))) == []
+
+
 @pytest.mark.parametrize(
     ("plant", "name"),
     [
@@ -110,6 +125,7 @@ def cut_prompts(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
         ),
         pytest.param(other_rows, "scores_shuffled", id="scores shuffled between rows"),
         pytest.param(same_model, "teacher_is_student", id="teacher is the student"),
+        pytest.param(domains, "one_domain", id="one domain times 20"),
         pytest.param(cut_prompts, "prompts_cut", id="prompts cut"),
     ],
 )

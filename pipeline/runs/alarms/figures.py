@@ -67,12 +67,16 @@ def _scored(seen: Seen) -> Named:
         return
     if seen.rollout is not None and looks.rows >= seen.rollout.rows:
         yield "cut_off", _share(looks.rows - looks.ended, looks.rows)
+    root = math.sqrt(looks.gap_squares / looks.tokens)
     if seen.config.rollout.is_whole and looks.teacher < 0.0:
-        root = math.sqrt(looks.gap_squares / looks.tokens)
         error = root * math.sqrt(looks.tokens) / -looks.teacher
         yield "entropy_share", Value(looks.student / looks.teacher, error)
     yield from _gaps(looks)
     yield from _kept(looks, seen)
+    pulls = list(looks.domains.values())
+    if len(pulls) > 1 and sum(pulls) > 0:
+        share = max(pulls) / sum(pulls)
+        yield "domain_share", Value(share, 2.0 * (1.0 - share) / math.sqrt(looks.rows))
     long_enough = looks.longest_prompt >= max(LONG_PROMPT, 2 * looks.shortest_prompt)
     if long_enough:
         yield "prompts_at_longest", _share(looks.longest_prompts, looks.rows)
@@ -169,6 +173,7 @@ FIGURES = {
     "reverse_kl": "reverse KL of the round",
     "skipped_share": "steps that were skipped, as a share",
     "prompts_at_longest": "rows whose prompt is exactly as long as the longest one",
+    "domain_share": "share of one domain in the sum of weight · (log q − log p)²",
     "candidates_share": "tokens with the student's own top ids, as a share",
 }
 """What each figure is, in words."""

@@ -267,4 +267,13 @@ RULES = (
         ".0%",
         "wrong",
     ),
+    Rule(
+        "one_domain",
+        "domain_share",
+        "above",
+        0.80,
+        "One domain of the prompts carries {now} of what pulls the student to its teachers",
+        "Set loss.weights.domain, give the domain's prompts less weight, or mix the file anew",
+        ".0%",
+    ),
 )
