@@ -1,9 +1,9 @@
-# opd: `make quickstart` and `make test` make the environments they need in .venv and .venv-airflow.
+# opd: `make quickstart` and `make test` make the environments they need in .venv and others.
 # Installs again only where a pinned file under requirements/ changed.
 
 PYTHON ?= python3
 TORCH := 2.13.0
-PINNED := core report graders train vllm airflow dev peers docs
+PINNED := core report graders train vllm airflow trackers dev peers docs
 JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -21,7 +21,7 @@ quickstart: .venv/.opd .venv/.train .venv/.report ## run the whole pipeline on t
 	$(BIN)/opd quickstart $(ARGS)
 
 test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
-test: .venv/.opd .venv/.dev .venv-airflow/.airflow ## run the tests; ARGS='-k name' picks some, JOBS=n at once
+test: .venv/.opd .venv/.dev .venv-airflow/.airflow .venv-trackers/.trackers ## run the tests; ARGS='-k name' picks some, JOBS=n at once
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(if $(PY),,.venv/.opd .venv/.dev) ## run the tests that need a GPU; PY=python3 takes an environment of yours
@@ -97,6 +97,13 @@ clean: ## remove caches and build output; .venv and results stay
 .venv-airflow/.airflow: requirements/airflow.txt | .venv/.made
 	$(PYTHON) -m venv .venv-airflow
 	.venv-airflow/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
+	@touch $@
+
+# MLflow and trackio ask for older packages than vllm has.
+.venv-trackers/.trackers: requirements/trackers.txt requirements/core.txt | .venv/.made
+	$(PYTHON) -m venv .venv-trackers
+	for file in core trackers; do .venv-trackers/bin/python -m pip --disable-pip-version-check install \
+	--quiet --no-deps -r requirements/$$file.txt || exit; done
 	@touch $@
 
 .venv-docs/.docs: requirements/docs.txt | .venv/.made

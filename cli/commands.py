@@ -11,7 +11,7 @@ from cli import config as inspect_config
 from cli import doctor, prompts, quickstart, runs, stages
 from cli.cache import commands as cache
 from cli.helppage import CommandPage, GroupPage
-from cli.look import export, report
+from cli.look import export, report, track
 from cli.setup.attempt import try_run
 from cli.setup.init import init
 
@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "status": runs.status,
         "report": report.report,
         "export": export.export,
+        "track": track.track,
         "plan": runs.plan,
         "prompts": prompts.app,
     },

@@ -1,13 +1,11 @@
 """The stage commands: rollout, grade, score, train, eval and run."""
 
-import time
-from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from cli.look.ended import tell_end
+from cli.look.stagereport import report_stages, tracking
 from cli.options import (
     LAST_ROUND,
     ConfigOption,
@@ -18,18 +16,10 @@ from cli.options import (
     load_run,
     parse_worker,
 )
-from cli.output import (
-    is_main_process,
-    joined_json,
-    make_progress,
-    print_json,
-    print_result,
-    result_json,
-)
+from cli.output import make_progress
 from cli.training.launched import launch, train_one
 from cli.training.objectivecheck import show_objective_check
 from pipeline.learner.launch import needs_launch
-from pipeline.runs.reporting import StageResult
 from pipeline.runs.run import Run
 from schemas.config.run import MAX_ROUNDS
 
@@ -54,7 +44,7 @@ def rollout(
 
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
-    _report(
+    report_stages(
         run,
         as_json,
         lambda: [run_rollout(run, round_index, worker=mine, progress=progress, teacher=teacher)],
@@ -90,7 +80,7 @@ def grade(
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
     whose = [None, *run.config.answering] if teacher is None else [teacher]
-    _report(
+    report_stages(
         run,
         as_json,
         lambda: (
@@ -127,7 +117,7 @@ def score(
 
     run, mine = load_run(config, overrides), parse_worker(worker)
     progress = make_progress(as_json=as_json)
-    _report(
+    report_stages(
         run,
         as_json,
         lambda: run_score(
@@ -184,7 +174,12 @@ def train(
     from pipeline.stages.train import run_train
 
     progress = make_progress(as_json=as_json)
-    _report(run, as_json, lambda: [run_train(run, round_index, progress=progress)])
+    report_stages(
+        run,
+        as_json,
+        lambda: [run_train(run, round_index, progress=progress)],
+        tracked=tracking(config, overrides),
+    )
 
 
 def evaluate(
@@ -216,10 +211,11 @@ def evaluate(
     run, mine = load_run(config, overrides), parse_worker(worker)
     subjects = baseline_subjects(run) if round_index is None else [round_subject(run, round_index)]
     progress = make_progress(as_json=as_json)
-    _report(
+    report_stages(
         run,
         as_json,
         lambda: (run_eval(run, s, worker=mine, progress=progress) for s in subjects),
+        tracked=tracking(config, overrides),
     )
 
 
@@ -251,30 +247,5 @@ def drive(run: Run, config: str, rounds: int, overrides: list[str], *, as_json: 
         train_one, run, config, overrides=overrides, progress=progress, as_json=as_json
     )
     results = run_rounds(run, rounds, train=train_round, progress=progress)
-    _report(run, as_json, lambda: results, whole_run=True)
-
-
-def _report(
-    run: Run,
-    as_json: bool,
-    work: Callable[[], Iterable[StageResult]],
-    *,
-    whole_run: bool = False,
-) -> None:
-    """Do the work, store how long each part took, and print results as they come."""
-    from pipeline.runs.reporting import record_time
-
-    lines, begin, total = [], time.monotonic(), 0.0
-    for result in work():
-        seconds, begin = time.monotonic() - begin, time.monotonic()
-        total += seconds
-        if not is_main_process():
-            continue
-        record_time(run, result, seconds)
-        lines.append(result_json(result, seconds))
-        if not as_json:
-            print_result(result, seconds)
-    if whole_run and is_main_process():
-        tell_end(run, lines, total, as_json=as_json)
-    elif as_json and lines:
-        print_json(joined_json(lines))
+    tracked = tracking(config, overrides)
+    report_stages(run, as_json, lambda: results, whole_run=True, tracked=tracked)

@@ -21,6 +21,7 @@ from schemas.config.rounds.schedule import ScheduleSection
 from schemas.config.score import ScoreSection, with_kept
 from schemas.config.section import Name, Place, Section, later, tuning
 from schemas.config.storage import StorageSection
+from schemas.config.tracking.track import TrackSection
 from schemas.config.train import TrainSection
 from schemas.scoresignal import Signal, signal_for
 
@@ -74,6 +75,8 @@ class RunConfig(Section):
     """What changes from round to round; without it nothing does."""
     gate: GateSection | None = tuning(None)
     """When to stop early: at a target, or because the student got worse."""
+    track: TrackSection | None = tuning(None)
+    """Who is told of the run; without it nobody is."""
     storage: StorageSection = Field(default_factory=StorageSection)
     """Retries, time-outs and S3 options of the store."""
 

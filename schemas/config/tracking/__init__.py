@@ -1,0 +1,1 @@
+"""The table `[track]`: programs that show a run."""

@@ -1,0 +1,43 @@
+"""The environment of trackers' libraries: commands in it, and its readers of what was sent."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.repository import REPOSITORY
+from tests.support.runs import Outcome
+
+PYTHON = REPOSITORY / ".venv-trackers" / "bin" / "python"
+
+
+def tracker_python() -> Path:
+    """Return the Python that has the libraries; skip where there is none."""
+    if not PYTHON.exists():
+        pytest.skip("there are no trackers in .venv-trackers: make .venv-trackers/.trackers")
+    return PYTHON
+
+
+def in_environment(*arguments: str | Path) -> Outcome:
+    """Run a command of opd in that environment, offline."""
+    command = [str(tracker_python()), "-P", "-m", "cli.main", *map(str, arguments)]
+    done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=300)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def variables() -> dict[str, str]:
+    """Return the environment of such a command."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "offline"}
+
+
+def read_back(kind: str, *arguments: str | Path) -> Any:
+    """Return what a library's own reader finds."""
+    program = REPOSITORY / "tests" / "support" / "trackerreaders.py"
+    command = [str(tracker_python()), str(program), kind, *map(str, arguments)]
+    done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=300)
+    print(done.stderr, file=sys.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
