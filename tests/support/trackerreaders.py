@@ -1,7 +1,10 @@
 """What trackers' own readers find, as JSON; runs in the environment of their libraries."""
 
 import json
+import struct
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -19,6 +22,60 @@ def tensorboard(folder: str) -> dict[str, Any]:
             for t in tags["tensors"]
         },
     }
+
+
+def mlflow(database: str) -> dict[str, Any]:
+    """Return scalars as [step, value], settings, tags and files of the only run."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+    (run,) = client.search_runs([client.get_experiment_by_name("opd").experiment_id])
+    history = {n: client.get_metric_history(run.info.run_id, n) for n in run.data.metrics}
+    return {
+        "scalars": {n: [[m.step, m.value] for m in found] for n, found in history.items()},
+        "settings": dict(run.data.params),
+        "tags": dict(run.data.tags),
+        "status": run.info.status,
+        "files": sorted(f.path for f in client.list_artifacts(run.info.run_id, "samples")),
+    }
+
+
+def _stored(file: Path) -> Iterator[bytes]:
+    """Yield the records of a file of W&B: LevelDB's log format, behind a header of 7 bytes."""
+    data, place, joined = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        joined += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield joined
+            joined = b""
+
+
+def wandb(folder: str) -> dict[str, Any]:
+    """Return the rows that offline runs hold, their ids, settings and artifacts."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    rows, ids, artifacts = [], [], []
+    settings: dict[str, Any] = {}
+    for file in sorted(Path(folder).glob("wandb/offline-run-*/*.wandb")):
+        for data in _stored(file):
+            record = Record.FromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
+                names = {".".join(one.nested_key) or one.key: one for one in record.history.item}
+                rows.append({name: json.loads(one.value_json) for name, one in names.items()})
+            elif kind == "run":
+                ids.append(record.run.run_id)
+                told = record.run.config.update
+                settings |= {one.key: json.loads(one.value_json) for one in told}
+            elif kind == "artifact":
+                artifacts.append(record.artifact.name)
+    return {"rows": rows, "ids": ids, "settings": settings, "artifacts": artifacts}
 
 
 if __name__ == "__main__":

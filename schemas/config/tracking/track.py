@@ -1,11 +1,19 @@
 """`[track]`: programs that show runs, which are told of rounds and steps as they end."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from schemas.config.section import Place, Seconds, Section, tuning
+from schemas.config.section import Name, Place, Seconds, Section, Text, tuning
 from schemas.location import parse_location
+
+SERVER = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
+
+
+def is_server(text: str) -> bool:
+    """Return whether a text is the URL of a web server."""
+    return text.lower().startswith(("http://", "https://"))
 
 
 def _local(text: str) -> str:
@@ -14,8 +22,22 @@ def _local(text: str) -> str:
     return text
 
 
+def _served(text: str) -> str:
+    if not is_server(text):
+        return _local(text)
+    if not SERVER.fullmatch(text):
+        raise ValueError(
+            "it is a URL with a user, a password or parameters, which is not repeated. Credentials "
+            "come from the environment, as MLflow reads them: MLFLOW_TRACKING_USERNAME and others"
+        )
+    return text
+
+
 Folder = Annotated[Place, AfterValidator(_local)]
 """A path of this machine."""
+
+Served = Annotated[Text, AfterValidator(_served)]
+"""A path of this machine, or the URL of a web server."""
 
 
 class TensorBoardSection(Section):
@@ -23,6 +45,28 @@ class TensorBoardSection(Section):
 
     folder: Folder = tuning(...)
     """Folder that `tensorboard --logdir` is given; the run has a folder of its own in it."""
+
+
+class MLflowSection(Section):
+    """`[track.mlflow]`: a run of MLflow; credentials come from the environment."""
+
+    uri: Served = tuning(...)
+    """A file for a SQLite database, such as `mlflow.db`, or the URL of a tracking server."""
+    experiment: Text = tuning("opd")
+    """Name of the experiment; it is made where there is none."""
+
+
+class WandbSection(Section):
+    """`[track.wandb]`: a run of Weights & Biases; the key comes from the environment."""
+
+    project: Name = tuning("opd")
+    """Name of the project."""
+    entity: Name | None = tuning(None)
+    """User or team; default that of the key."""
+    mode: Literal["online", "offline"] = tuning("online")
+    """Whether it is sent at once, or kept in `folder` for `wandb sync`."""
+    folder: Folder = tuning("wandb")
+    """Folder of this machine for what the library writes."""
 
 
 class TrackSection(Section):
@@ -40,6 +84,10 @@ class TrackSection(Section):
     where the libraries do not fit beside those of an engine. Default: the one that runs opd."""
     tensorboard: TensorBoardSection | None = tuning(None)
     """TensorBoard."""
+    mlflow: MLflowSection | None = tuning(None)
+    """MLflow."""
+    wandb: WandbSection | None = tuning(None)
+    """Weights & Biases."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -54,5 +102,5 @@ class TrackSection(Section):
         return self
 
 
-TRACKERS = ("tensorboard",)
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Tables of `[track]` that are trackers."""
