@@ -37,11 +37,12 @@ def program(folder: Path, text: str) -> str:
 
 
 def test_what_is_stored_is_sent_before_the_command_ends(
-    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+    run_copy: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_tensorboard(run_copy, f'python = "{tracker_python()}"', "report = false")
     monkeypatch.setenv("PYTHONPATH", variables()["PYTHONPATH"])
-    assert follow(config) == []
+    outcome = cli("train", "-c", config, "--round", "0", "--json")
+    assert outcome.code == 0 and "tracker" not in outcome.stderr
     (folder,) = (run_copy / "seen").iterdir()
     parts = sorted(path.name.partition(".opd.")[2] for path in folder.iterdir())
     assert parts == ["0000", "0000-eval", "0001", "0001-eval", "settings"]
