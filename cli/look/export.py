@@ -38,7 +38,9 @@ def export(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder with a model card, and the scores as a dataset.
+    """Write a checkpoint as a Hugging Face folder with its model card.
+
+    --dataset writes the sequences and their scores too.
 
     The card tells teachers, data, objective, figures with intervals, cost and commands, all from
     stored records. Nothing is overwritten, and a folder is there whole or not at all.

@@ -21,7 +21,7 @@ def test_of_tempered_draws_the_reverse_kl_is_that_of_the_student_and_has_an_erro
     mu_V = (counts_V / counts_V.sum()).double().log()
     columns = raw_columns(teacher_V.expand(16, vocab), tokens_T, 3, mu_T=mu_V[tokens_T])
     row_T = torch.arange(16) % 4
-    targets = replace(build(columns), row_T=row_T)
+    targets = replace(build(columns), row_T=row_T, by_row=True)
     head = Head(weight_VH=torch.eye(vocab), bias_V=None)
     hidden_TH = logits_V.float().expand(16, vocab).contiguous()
     _, sums = head_loss(hidden_TH, head, targets, REVERSE, chunk_tokens=5, scale=1.0)

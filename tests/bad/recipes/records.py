@@ -1,11 +1,14 @@
 """Bad records and objects of a root."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from tests.support.badcases import found
 from tests.support.forged import forged
@@ -239,7 +242,8 @@ def rollout_as_scores(folder: Path) -> None:
 
     def change(commit: dict[str, Any]) -> None:
         key = f"cache/{cache.name}/data/{digest}.parquet"
-        commit["shard"] |= {"key": key, "sha256": digest, "bytes": len(data)}
+        rows = pq.read_metadata(io.BytesIO(data)).num_rows
+        commit["shard"] |= {"key": key, "sha256": digest, "bytes": len(data), "rows": rows}
 
     edit(folder, COMMIT, change)
 
