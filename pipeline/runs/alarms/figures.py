@@ -111,7 +111,11 @@ def _trained(seen: Seen) -> Named:
         return
     told = train.summary
     error = 1.0 / math.sqrt(max(train.tokens, 1))
-    for name in ("student_mass", "teacher_mass", "tail_clamped", "floored"):
+    config = seen.config  # a sample says what the ids beside it lack
+    masses = (
+        () if config.score.sample or config.rollout.sample else ("student_mass", "teacher_mass")
+    )
+    for name in (*masses, "tail_clamped", "floored"):
         if name in told:
             yield name, Value(told[name], 0.5 * error)
     rows = train.rows + train.stale_rows
