@@ -67,7 +67,7 @@ def test_a_missing_section_is_named(section: str) -> None:
 def test_no_key_that_changes_results_silently_has_a_default() -> None:
     required = {key for key, field in fields_of(RunConfig) if field.is_required()}
     found = {key.replace("teachers.", "teachers.main.") for key in required} - set(SECTIONS)
-    optional = ("eval.", "reward.", "schedule.", "train.lora.")
+    optional = ("eval.", "reward.", "schedule.", "track.", "train.lora.")
     assert {key for key in found if not key.startswith(optional)} == set(REQUIRED)
 
 

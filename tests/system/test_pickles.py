@@ -20,6 +20,7 @@ LOADERS = {"torch", "np", "numpy"}
 ALLOWED = {
     ("pipeline/rewards/worker.py", "exec"): "the user's own grader, in a process of its own",
     ("pipeline/learner/objective/ownloss.py", "exec"): "the user's own loss, which the TOML names",
+    ("pipeline/trackers/sending.py", "import_module"): "one of its own modules, by a fixed name",
     ("pipeline/models/own/pieces.py", "import_module"): "a library by a name that stands there",
     ("pipeline/learner/learner.py", "load_checkpoint"): "DeepSpeed reads what statefiles.py made",
     ("pipeline/learner/ranks.py", "all_gather_object"): "between processes of one start",
