@@ -14,7 +14,7 @@ import pipeline as opd
 
 CONFIG = os.environ.get("OPD_CONFIG", "examples/cpu.toml")
 sys.path.insert(0, str(Path(CONFIG).resolve().parent))
-from rewards import final_number  # noqa: E402
+from rewards import final_number  # noqa: E402  # it lies beside the TOML
 
 print(final_number("1+2=3", "3", {}), final_number("1+2=4", "3", {}))
 

@@ -32,7 +32,7 @@ def taught(figures: RunFigures) -> list[str]:
 def came(figures: RunFigures) -> list[str]:
     """Return how far the student came, against its start and its teachers."""
     last, words = figures.last, []
-    now = Interval(*(last.get(f"accuracy{end}") for end in ("", "_low", "_high")))  # type: ignore[arg-type]
+    now = Interval(*(last.get(f"accuracy{end}") for end in ("", "_low", "_high")))  # type: ignore[arg-type] # floats, or None where not graded
     start, samples = figures.records.start, _samples(figures)
     if now.mean is not None:
         graded = figures.rounds.drop_nulls("accuracy")["round"][-1]

@@ -46,7 +46,7 @@ def load(tmp_path: Path) -> Iterator[Callable[[Path, str], Any]]:
         spec.loader.exec_module(module)
         return getattr(module, name)
 
-    yield loaded  # type: ignore[misc]
+    yield loaded  # type: ignore[misc] # a fixture that gives a function
     for name in names:
         sys.modules.pop(name, None)
 

@@ -147,6 +147,13 @@ def test_every_function_of_the_keys_is_drawn() -> None:
     }
 
 
+SELDOM = re.compile(
+    r"/leases/|/index/(damaged|parts|states|tables)/|/renumbering|^(gc|pins|probe|rewards|scorers)/"
+    r"|/(grade|samples)/|/failed\.json$|/drift\.json$|/checkpoints/base/|/admission/engine/"
+)
+"""Keys that a plain run that went undisturbed does without."""
+
+
 @pytest.mark.slow
 def test_a_finished_run_leaves_no_key_that_is_not_drawn(finished_run: Path) -> None:
     root = finished_run / "store"
@@ -158,8 +165,8 @@ def test_a_finished_run_leaves_no_key_that_is_not_drawn(finished_run: Path) -> N
             matching = {name for name, pattern in patterns.items() if pattern.fullmatch(key)}
             assert matching, f"{key} is not drawn in docs/storage.md"
             found |= matching
-    missing = {key for key in patterns if key not in found}
-    assert 2 * len(found) > len(missing), f"no such keys: {sorted(missing)}"
+    missing = sorted(key for key in patterns if key not in found and not SELDOM.search(key))
+    assert not missing, f"no such keys: {missing}"
 
 
 # --- one module spells them ---

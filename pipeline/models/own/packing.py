@@ -111,7 +111,7 @@ def attend(
 
     plain: Any = sdpa_attention_forward
     if packed_rows is None:
-        return plain(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
+        return plain(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return] # its gap
     if found := [name for name in ALTERS if settings.get(name) is not None]:
         raise ValueError(f"attention with {found[0]} is not packed")
     of_tokens = [states.transpose(1, 2)[0] for states in (query, key, value)]

@@ -162,4 +162,4 @@ def _spans(values: pl.Series) -> bool:
     positive = values.filter(values > 0)
     if positive.is_empty():
         return False
-    return float(positive.max()) > 30 * float(positive.min())  # type: ignore[arg-type]
+    return float(positive.max()) > 30 * float(positive.min())  # type: ignore[arg-type] # floats

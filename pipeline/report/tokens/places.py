@@ -57,7 +57,7 @@ def by_position(tokens: pl.DataFrame) -> pl.DataFrame:
     own = _known(tokens)
     if own.is_empty():
         return _summed(own.with_columns(place=pl.col("position")))
-    last = int(own["position"].max())  # type: ignore[arg-type]
+    last = int(own["position"].max())  # type: ignore[arg-type] # integers
     edges = position_edges(last)
     bucket = np.searchsorted(edges, own["position"].to_numpy(), side="right") - 1
     return _summed(own.with_columns(place=pl.Series(edges[bucket]))).sort("place")
