@@ -154,7 +154,7 @@ def _learned(
     if not (folder / "run.toml").exists():
         if _is_late(until):
             return None
-        make(str(folder), str(seed), *(["quick"] if quick else []))
+        make(str(folder), str(seed), *(["quick"] if quick else []), rounds=ROUNDS)
     from cli.options import load_run
 
     rounds = 2 if quick else ROUNDS

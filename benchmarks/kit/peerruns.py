@@ -14,14 +14,17 @@ from pathlib import Path
 from pipeline.quickstart.folder import EVAL_PROMPTS, config_text, make_quickstart
 
 ROUNDS = 20
-"""Rounds of the quickstart that prompts are made for: more than are trained."""
+"""Rounds of the quickstart that prompts are made for where none are named."""
 
 QUICK_STEPS = 20
 """Steps of the models' own training where a benchmark is to take seconds."""
 
 
-def make(folder: str, seed: str, *quick: str) -> dict[str, str]:
-    """Make the quickstart's models and prompts in a folder, keeping what is there."""
+def make(folder: str, seed: str, *quick: str, rounds: int = ROUNDS) -> dict[str, str]:
+    """Make the quickstart's models, prompts and run.toml in a folder, keeping what is there.
+
+    The learning rate of that run.toml reaches its floor at the end of these rounds.
+    """
     place, number = Path(folder), int(seed)
     if quick:
         from pipeline.quickstart.models import STUDENT, TEACHER, train_model
@@ -29,8 +32,8 @@ def make(folder: str, seed: str, *quick: str) -> dict[str, str]:
         for name, recipe in (("teacher", TEACHER), ("student", STUDENT)):
             short = replace(recipe, steps=QUICK_STEPS, check_every=QUICK_STEPS)
             train_model(short, place / name, seed=number, report=lambda step, total: None)
-    text = config_text(root="store", seed=number, rounds=ROUNDS, engine="hf")
-    make_quickstart(place, text, seed=number, rounds=ROUNDS, report=lambda name, step, total: None)
+    text = config_text(root="store", seed=number, rounds=rounds, engine="hf")
+    make_quickstart(place, text, seed=number, rounds=rounds, report=lambda name, step, total: None)
     return {"folder": folder}
 
 
