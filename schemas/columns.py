@@ -68,8 +68,8 @@ def list_array(values: Any, lengths: Any, kind: pa.DataType) -> pa.Array:
 
 def list_rows(table: pa.Table, name: str) -> list[Any]:
     """Return a list column as one numpy array per row (views, maybe read-only)."""
-    ends = np.cumsum(list_lengths(table, name))[:-1]
-    return np.split(flat_values(table, name), ends) if table.num_rows else []
+    values, ends = flat_values(table, name), np.cumsum(list_lengths(table, name)).tolist()
+    return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def binary_array(values: Any, lengths: Any) -> pa.Array:

@@ -58,6 +58,13 @@ def publish_checkpoint(
     return create_record(storage, manifest_key(run.checkpoint_folder(index)), manifest)
 
 
+def holds_weights(manifest: CheckpointManifest, folder: Path) -> bool:
+    """Return whether a checkpoint has the weights of a folder, not those of another attempt."""
+    weights = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
+    stored = {name: shard.sha256 for name, shard in manifest.files.items()}
+    return all(stored.get(path.name) == file_sha256(path) for path in weights)
+
+
 def _read_claim(storage: Storage, key: str) -> bytes | None:
     """Return the file that decides, once it holds a manifest; None where there is none yet."""
 

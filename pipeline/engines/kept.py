@@ -78,21 +78,23 @@ def put(place: str, key: Any, thing: Thing) -> None:
 
 
 @contextmanager
-def lent(make: Callable[[], T], *, place: str, key: Any) -> Iterator[T]:
+def lent(make: Callable[[], T], *, place: str, key: Any, last: bool = False) -> Iterator[T]:
     """Give a thing for a block, a kept one or a new one, and keep it after a block without error.
 
     Args:
         make: makes a new one.
         place: where it is kept.
         key: all that it is made of.
+        last: whether nobody asks for it afterwards, so that it is closed.
     """
     kept: T | None = take(place, key)
     thing = make() if kept is None else kept
     with ExitStack() as unless_done:
         unless_done.callback(thing.close)
         yield thing
-        unless_done.pop_all()
-        put(place, key, thing)
+        if not last:
+            unless_done.pop_all()
+            put(place, key, thing)
 
 
 def once(key: Hashable) -> bool:

@@ -5,7 +5,7 @@ Nothing of an engine is imported before it is opened.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 
 from pipeline.engines.engine import Engine
@@ -126,10 +126,20 @@ def engine_version(name: EngineName, source: ModelSource | None = None) -> str:
     for package in known.packages:
         distribution = _distribution(package, engine=name)
         label = package if known.as_served else distribution
-        found.append(f"{label}-{metadata.version(distribution)}")
+        found.append(f"{label}-{installed_version(distribution)}")
     if name == "hf" and source is not None and is_capped(whole_settings(source)):
         found.append(EAGER)
     return "+".join(found)
+
+
+@cache
+def installed_version(distribution: str) -> str:
+    """Return the version of what is installed; its file is parsed once in a process.
+
+    Raises:
+        PackageNotFoundError: it is not.
+    """
+    return metadata.version(distribution)
 
 
 def scoring_version(
@@ -169,7 +179,7 @@ def _distribution(package: str, *, engine: EngineName) -> str:
         return package
     for name in (VLLM, f"{VLLM}-cpu"):
         try:
-            metadata.version(name)
+            installed_version(name)
         except metadata.PackageNotFoundError:
             continue
         return name

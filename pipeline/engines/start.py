@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import tokenizer_place
 from schemas.config.engines import EngineSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Use = Literal["sample", "score"]
 
@@ -45,6 +48,8 @@ class Start:
     """What identifies the model, where that is known already."""
     ledger: Ledger | None = None
     """Where it is remembered that the engine was held; None for this process alone."""
+    model: "PreTrainedModel | None" = None
+    """The model itself where this process has loaded it; `hf` takes it instead of its files."""
 
     @property
     def fixed(self) -> tuple[object, ...]:

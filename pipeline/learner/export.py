@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 from pipeline.checkpoints.carried import carry_tokenizer
 from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.probe import make_probe, write_probe
-from pipeline.checkpoints.publishing import publish_checkpoint
+from pipeline.checkpoints.publishing import holds_weights, publish_checkpoint
+from pipeline.engines.hf.exported import keep_exported
 from pipeline.learner.feed.layout import batch_inputs
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, token_logprobs
@@ -25,6 +27,9 @@ from pipeline.scores.tolerances import export_limit
 from pipeline.store.disk.scratch import scratch
 from schemas.errors import ConfigError, DataError
 from schemas.records.training import StateManifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def publish_student(
@@ -64,10 +69,10 @@ def publish_student(
         with scratch("export") as folder:
             _export(run, learner, weights, source, folder)
             made = replace(source, location=str(folder))
-            found_T = _check_export(run, made, probe, expected.cpu())
+            model, found_T = _check_export(run, made, probe, expected.cpu())
             lengths = probe.prompt_tokens_B.tolist()
             write_probe(folder, make_probe(probe.id_rows(), lengths, found_T.numpy()))
-            publish_checkpoint(
+            manifest = publish_checkpoint(
                 run,
                 index,
                 folder,
@@ -75,6 +80,9 @@ def publish_student(
                 state=state_key,
                 base=None if source.base is None else run.checkpoint(None),
             )
+            if source.base is None and holds_weights(manifest, folder):
+                version, dtype = manifest.policy_version, run.config.student.dtype
+                keep_exported(model, version=version, dtype=dtype)
 
     from_main(publish)
 
@@ -92,8 +100,10 @@ def _export(
     export_folder(learner.student, cast, source=source, folder=folder)
 
 
-def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tensor) -> Tensor:
-    """Return the checkpoint's own log-probabilities of a probe, once they are the learner's."""
+def _check_export(
+    run: Run, source: ModelSource, probe: Batch, expected_T: Tensor
+) -> tuple["PreTrainedModel", Tensor]:
+    """Return the checkpoint and its log-probabilities of a probe, once they are the learner's."""
     dtype = run.config.student.dtype
     model = load_model(source, dtype=dtype, device="cpu")
     ids_BT, mask_BT, states_2T = batch_inputs(probe, "cpu")
@@ -110,4 +120,4 @@ def _check_export(run: Run, source: ModelSource, probe: Batch, expected_T: Tenso
             f"learner's, at most {allowed:.3g} is expected; nothing was committed. The "
             "architecture is not saved faithfully by transformers: report it with its name"
         )
-    return found_T
+    return model, found_T

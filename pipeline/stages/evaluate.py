@@ -45,6 +45,7 @@ from pipeline.stages.sampler import (
 from pipeline.stages.samples import SampleJob, SampleStage, run_sampling
 from pipeline.stages.subjects import Subject, student_tokenizer, teacher_weights
 from pipeline.store.records import create_record
+from schemas.columns import list_rows
 from schemas.config.evaluation import EvalSection
 from schemas.errors import ConfigError, DataError
 from schemas.fingerprint import fingerprint
@@ -159,7 +160,8 @@ def _grade(
         )
         finish = partial(_graded, grading, tokenizer)
         stage = SampleStage(run.storage, subject.folder, job, units, digest, tokenizer, finish)
-        with lazy_engine(run, section, weights, slot=slot, progress=progress) as engine:
+        last = subject.teacher is not None
+        with lazy_engine(run, section, weights, slot=slot, last=last, progress=progress) as engine:
             shards, computed = run_sampling(stage, engine, worker=worker, progress=progress)
     manifest = None
     if shards is not None:
@@ -170,9 +172,7 @@ def _grade(
 
 def _graded(grading: _Grading, tokenizer: Any, table: pa.Table) -> pa.Table:
     """Return a sampled table with its rewards; what did not stop is not graded where it has to."""
-    texts = tokenizer.batch_decode(
-        table.column("response_ids").to_pylist(), skip_special_tokens=True
-    )
+    texts = tokenizer.batch_decode(list_rows(table, "response_ids"), skip_special_tokens=True)
     names = ("prompt_id", "reference", "metadata")
     columns = [table.column(name).to_pylist() for name in names]
     rewards = np.zeros(table.num_rows)

@@ -31,6 +31,7 @@ from pipeline.stages.commits import StageUnits, commit_units
 from pipeline.stages.subjects import check_teacher
 from pipeline.store.commit import commit_names, content_shard, publish
 from pipeline.store.records import create_record, read_record
+from schemas.columns import list_rows
 from schemas.config.evaluation import RewardSection
 from schemas.errors import ConfigError, IdentityError
 from schemas.fingerprint import fingerprint
@@ -204,9 +205,7 @@ def _grade_unit(job: _Job, unit: UnitShard, tokenizer: Any, judge: Judge) -> int
 
 def _verdicts(job: _Job, rows: pa.Table, tokenizer: Any, judge: Judge) -> list[Verdict]:
     """Return the verdict on each row; code of the user's own is asked only where it must be."""
-    texts = tokenizer.batch_decode(
-        rows.column("response_ids").to_pylist(), skip_special_tokens=True
-    )
+    texts = tokenizer.batch_decode(list_rows(rows, "response_ids"), skip_special_tokens=True)
     names = ("prompt_id", "reference", "metadata")
     prompts, references, metadata = (rows.column(name).to_pylist() for name in names)
     responses = [Response(*row) for row in zip(prompts, texts, references, metadata, strict=True)]

@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.admission.starts import sampling_start
 from pipeline.checkpoints.probe import find_probe
 from pipeline.engines.engine import Engine
-from pipeline.engines.kept import done, once
+from pipeline.engines.hf.exported import take_exported
+from pipeline.engines.kept import done, lent, once
 from pipeline.engines.lazy import LazyEngine
 from pipeline.engines.ledger import RunLedger
 from pipeline.engines.opening import for_policy, open_engine
@@ -31,6 +32,7 @@ def lazy_engine(
     *,
     slot: EngineSlot | None,
     progress: Progress,
+    last: bool = True,
 ) -> LazyEngine:
     """Return an engine that samples for a run, not opened yet.
 
@@ -40,6 +42,7 @@ def lazy_engine(
         weights: the model, and the version that names it on servers that are up elsewhere.
         slot: where an engine of the student is kept between stages; None for any other model.
         progress: told of a start that takes long, of a kept engine, and when memory ran out.
+        last: whether no later stage samples from these weights, where models stay loaded.
     """
     slot = slot if section.vllm.keep_between_stages else None
     note, kept = progress.note, slot is not None
@@ -51,6 +54,9 @@ def lazy_engine(
         ledger=RunLedger(run),
     )
     opener = partial(_opened, start, note, weights)
+    if start.section.engine == "hf":
+        made_of = (weights.version, start.section.device, start.fixed)
+        return LazyEngine(opener, note, partial(lent, place="sampler", key=made_of, last=last))
     if slot is None:
         return LazyEngine(opener, note)
     return LazyEngine(opener, note, partial(slot.lend, start=start, weights=weights, note=note))
@@ -60,6 +66,7 @@ def _opened(start: Start, note: Note, weights: Weights) -> Engine:
     """Return an engine that has proved itself; `hf` does so once for the students of one shape."""
     if start.section.engine != "hf" or start.source.base is not None:
         return proved_engine(start, note, probe=weights.probe)
+    start = replace(start, model=take_exported(version=weights.version, dtype=start.dtype))
     if not once(proof_key(start)):
         return open_engine(start, note)
     engine = proved_engine(start, note, probe=weights.probe)

@@ -172,7 +172,7 @@ def sample_unit(job: SampleJob, unit: Unit, engine: Engine, tokenizer: Any) -> p
         "weight": rows.column("weight"),
         "reference": rows.column("reference"),
         "metadata": rows.column("metadata"),
-        "text": tokenizer.batch_decode([s.ids.tolist() for s in samples]),
+        "text": tokenizer.batch_decode([s.ids for s in samples]),
     }
     absent = [None] * len(samples)
     return pa.table({f.name: columns.get(f.name, absent) for f in ROLLOUT}, schema=ROLLOUT)

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from pipeline.engines import opening
 from pipeline.engines.opening import ENGINES, engine_version, require_engine
 from schemas.config.engines import EngineName
 from schemas.errors import ConfigError
@@ -23,7 +24,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
                 raise metadata.PackageNotFoundError(name)
             return found
 
-        monkeypatch.setattr(metadata, "version", version)
+        monkeypatch.setattr(opening, "installed_version", version)
 
     return say
 

@@ -9,6 +9,7 @@ import pytest
 from pipeline.engines.engine import Engine
 from pipeline.engines.start import Note
 from pipeline.learner.learner import Learner
+from pipeline.models import loading
 from pipeline.runs.run import Run
 from pipeline.store.storage import Storage
 from pipeline.teachers.teacher import Scorer
@@ -67,10 +68,11 @@ def test_rounds_draw_other_samples_and_a_replay_draws_the_same(
     assert not shards[0] & shards[1]
 
 
-def test_a_run_that_keeps_its_models_loads_a_teacher_once_and_ends_as_one_that_does_not(
+def test_a_run_that_keeps_its_models_loads_each_once_and_ends_as_one_that_does_not(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads, plain, opened = list[str](), Learner.__init__, Scorer.open
+    load = loading.load_model
 
     def opening(self: Scorer, run: Run, note: Note) -> Engine:
         loads.append("teacher")
@@ -80,17 +82,23 @@ def test_a_run_that_keeps_its_models_loads_a_teacher_once_and_ends_as_one_that_d
         loads.append("learner")
         plain(self, *given)
 
+    def opens(*given: Any, **settings: Any) -> Any:
+        loads.append("engine's model")
+        return load(*given, **settings)
+
+    monkeypatch.setattr("pipeline.engines.hf.engine.load_model", opens)
     monkeypatch.setattr(Scorer, "open", opening)
     monkeypatch.setattr(Learner, "__init__", learning)
     found, counts = [], []
     for keep in (True, False):
-        config = write_run(tmp_path / str(keep), changes={"eval": None, "run.keep_models": keep})
+        config = write_run(tmp_path / str(keep), changes={"run.keep_models": keep})
+        cli.ok("rollout", "-c", config, "--round", "0")  # so that all models have been admitted
+        loads.clear()
         cli.ok("run", "-c", config)
         found.append(snapshot(Storage(str(tmp_path / str(keep) / "store")), ""))
-        counts.append((loads.count("teacher"), loads.count("learner")))
-        loads.clear()
+        counts.append([loads.count(name) for name in ("teacher", "learner", "engine's model")])
     assert found[0] == found[1]
-    assert counts == [(1, 1), (2, 2)]
+    assert counts == [[1, 1, 4], [2, 2, 8]]
 
 
 def test_workers_split_a_stage_and_the_last_one_writes_the_manifest(

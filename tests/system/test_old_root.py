@@ -8,12 +8,12 @@ import json
 import re
 import shutil
 import tarfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.engines import opening
 from schemas.records.scores import CacheCommit
 from tests.support.old_root.figures import objects, of_new_records, of_result, other_new_keys
 from tests.support.runs import Cli
@@ -53,8 +53,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.extractall(tmp_path, filter="data")
     record = json.loads((tmp_path / "store/runs/old/run.json").read_text())
     then = {name: record["software"][name] for name in ("torch", "transformers")}
-    now = metadata.version
-    monkeypatch.setattr(metadata, "version", lambda name: then.get(name) or now(name))
+    now = opening.installed_version
+    monkeypatch.setattr(opening, "installed_version", lambda name: then.get(name) or now(name))
     return tmp_path
 
 

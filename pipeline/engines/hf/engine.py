@@ -6,7 +6,7 @@ token budget. Shapes: B rows, T tokens, V vocabulary.
 
 import gc
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from pipeline.engines.memory import capacity, empty_device, free_weights
 from pipeline.engines.rotary import border_of
 from pipeline.engines.start import Start
 from pipeline.models.head import check_head, decoder_of, head_of, rows_in
-from pipeline.models.loading import load_model
+from pipeline.models.loading import load_model, pick_device
 from pipeline.models.own.attention import require_agreement
 from pipeline.models.own.causality import require_causality
 from pipeline.models.padding import length_batches, padded, response_positions
@@ -35,6 +35,9 @@ from schemas.columns import Ids
 from schemas.fingerprint import sequence_digest
 from schemas.randomness import uniforms
 from schemas.scoresignal import Signal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CPU_TOKENS = 1024
 """Most tokens that are scored at once on a CPU: its caches hold the activations of no more."""
@@ -53,7 +56,7 @@ class HfEngine:
             version: the versions that its numbers depend on.
         """
         self.version, section = version, start.section
-        self._model = load_model(start.source, dtype=start.dtype, device=section.device)
+        self._model = _model(start)
         self._head = head_of(self._model)
         self._batch_tokens = section.batch_tokens
         self._stops = ModelStops(start.source)
@@ -217,6 +220,13 @@ class HfEngine:
         greedy = sampling.temperature == 0.0
         ids_B = logprobs_BV.argmax(-1) if greedy else draw(logprobs_BV, uniform_B)
         return ids_B, logprobs_BV
+
+
+def _model(start: Start) -> "PreTrainedModel":
+    device, loaded = start.section.device, cast(Any, start.model)  # types of `to` lack devices
+    if loaded is not None:
+        return cast("PreTrainedModel", loaded.to(pick_device(device)))
+    return load_model(start.source, dtype=start.dtype, device=device)
 
 
 class _Row(NamedTuple):
