@@ -41,6 +41,10 @@ ALTERS = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
 """What models give attention that changes what a token sees, or how."""
 
 
+MASKS = {"local_size": "a window, or chunks", "use_vmap": "a mask that is more than causal"}
+"""What transformers makes masks with that `attend` does not know, and what that means."""
+
+
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """Where rows stand in one sequence: what attention needs of them, and their positions."""
@@ -114,6 +118,8 @@ def attend(
         return plain(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return] # its gap
     if found := [name for name in ALTERS if settings.get(name) is not None]:
         raise ValueError(f"attention with {found[0]} is not packed")
+    if attention_mask is not None:
+        raise ValueError("attention with a mask of the model's own is not packed")
     of_tokens = [states.transpose(1, 2)[0] for states in (query, key, value)]
     parts = []
     for tokens_BL in packed_rows.groups:
@@ -130,10 +136,18 @@ def _rows_of(states_NAD: Tensor, tokens_BL: Tensor) -> Tensor:
 
 
 def _mask(*args: Any, **settings: Any) -> Any:
-    """Return the mask of padded rows; packed ones have none, for `attend` reads them apart."""
+    """Return the mask of padded rows; packed ones have none, for `attend` reads them apart.
+
+    Raises:
+        ValueError: packed rows would need one: a window may be longer than the rows of a probe.
+    """
     from transformers.masking_utils import sdpa_mask
 
-    return None if settings.get("attention_mask") is None else sdpa_mask(*args, **settings)
+    if settings.get("attention_mask") is not None:
+        return sdpa_mask(*args, **settings)
+    if found := [words for name, words in MASKS.items() if settings.get(name)]:
+        raise ValueError(f"its attention has {found[0]}")
+    return None
 
 
 @torch.no_grad()

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PhimoeConfig,
+)
 
 from pipeline.learner.module import load_student
 from pipeline.models.own.packing import EVEN, PACKED, pack_rows, packed_rows
@@ -96,11 +102,12 @@ def test_attention_reads_rows_of_similar_length_beside_each_other() -> None:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (lambda: small(MistralConfig, sliding_window=4), "sliding"),
+        (lambda: small(MistralConfig, sliding_window=4), "its attention has a window"),
+        (lambda: small(PhimoeConfig, sliding_window=64), "its attention has a window"),
         (lambda: eager(small()), "eager"),
         (lambda: small(rope_parameters=DYNAMIC), "'dynamic' follows the longest row"),
     ],
-    ids=["sliding", "eager", "scaled"],
+    ids=["sliding", "window in the mask alone, longer than the probe", "eager", "scaled"],
 )
 def test_a_model_with_other_attention_is_padded(model: Any, why: str) -> None:
     made = model()
