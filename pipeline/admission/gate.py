@@ -32,6 +32,7 @@ from pipeline.admission.trial import (
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sample
 from pipeline.engines.ledger import RunLedger
+from pipeline.engines.reach import SHORT, Reach
 from pipeline.engines.start import Note
 from pipeline.prompts.pinning import made_prompts, read_prompts
 from pipeline.runs.run import Run, pin_run
@@ -50,9 +51,10 @@ from schemas.keys import (
 )
 from schemas.records.runs import AdmissionRecord, PromptsManifest
 
-PROMPT_TOKENS, NEW_TOKENS = 32, 8
-"""Tokens of the longest prompt of a trial, and of what the student samples: they cost a forward of
-a few hundred tokens. Each round tests its teachers again, on rows of its own."""
+NEW_TOKENS = 8
+PROMPT_TOKENS = SHORT - NEW_TOKENS
+"""Tokens of what the student samples, and of the longest prompt among the short rows of a trial:
+they cost a forward of a few hundred tokens. Each round tests its teachers on its own rows."""
 
 Figures = dict[str, Any]
 
@@ -149,10 +151,11 @@ def _trials(one: Candidate, stage: str | None, trial: Trial) -> list[AdmissionRe
     prompts, records = first_prompts(one, most=PROMPT_TOKENS), list[AdmissionRecord]()
     rows = _halves(prompts)
     for section in sections:
-        samples = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)
+        samples, reach = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)
         rows = Rows(prompts, [sample.ids for sample in samples])
         seen = seen_of_student(one, section)
-        records.append(_record(run, STUDENT, seen, _sampled(samples)))
+        figures = _sampled(samples) | _told(reach, "student", trial)
+        records.append(_record(run, STUDENT, seen, figures))
     size = int(one.settings.vocab_size)
     tried = partial(_tried, run, rows=rows, vocab_size=size, trial=trial)
     return [*records, *map(tried, names)]
@@ -160,8 +163,16 @@ def _trials(one: Candidate, stage: str | None, trial: Trial) -> list[AdmissionRe
 
 def _tried(run: Run, name: str, rows: Rows, *, vocab_size: int, trial: Trial) -> AdmissionRecord:
     seen = seen_of(run, name)
-    noise = try_teacher(run, name, rows, vocab_size=vocab_size, trial=trial)
-    return _record(run, teacher_label(name), seen, asdict(noise))
+    noise, reach = try_teacher(run, name, rows, vocab_size=vocab_size, trial=trial)
+    figures = asdict(noise) | _told(reach, f"teacher {name}", trial)
+    return _record(run, teacher_label(name), seen, figures)
+
+
+def _told(reach: Reach, label: str, trial: Trial) -> Figures:
+    """Tell what a trial did not reach; return what it did."""
+    if words := reach.words():
+        trial.note(f"{label}: {words}")
+    return reach.figures()
 
 
 def _is_tried(run: Run) -> bool:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.admission.findings import Finding
+from pipeline.admission.starts import sampling_start, scoring_start
+from pipeline.engines.reach import reach_of
+from pipeline.engines.start import Start
 from pipeline.models.accounting import require_read
 from pipeline.models.loading import empty_model, require_causal, require_packages
 from pipeline.models.lora import check_continued, check_targets
@@ -82,7 +85,8 @@ def look_at_student(one: Candidate) -> Finding:
                 f"student holds {held} tokens, but prompts.max_tokens + eval.max_new_tokens = "
                 f"{needed}: lower one of them"
             )
-    return _fitting("student", source, settings, run, scores=False)
+    start = sampling_start(run, run.config.rollout, source, dtype="", kept=False)
+    return _fitting("student", settings, run, start)
 
 
 def look_at_teacher(one: Candidate, name: str, *, whole: bool) -> Finding:
@@ -119,7 +123,7 @@ def look_at_teacher(one: Candidate, name: str, *, whole: bool) -> Finding:
     check_vocabulary(name, vocabulary_size(theirs), size)
     check_fits(theirs, settings, f"teachers.{name}.model")
     check_k(run.config.score.k, min(int(settings.vocab_size), size))
-    return _fitting(label, source, settings, run, scores=True)
+    return _fitting(label, settings, run, scoring_start(run, source, section.dtype))
 
 
 def _check_adapter(run: Run, source: ModelSource) -> None:
@@ -134,11 +138,14 @@ def _check_adapter(run: Run, source: ModelSource) -> None:
         check_continued(Path(source.location), lora, model)
 
 
-def _fitting(label: str, source: ModelSource, settings: Any, run: Run, *, scores: bool) -> Finding:
+def _fitting(label: str, settings: Any, run: Run, start: Start) -> Finding:
     """Return that the longest sequence fits a model, and a place more where it scores."""
-    needed = check_context(run, settings, label=label, scores=scores)
+    source = start.source
+    needed = check_context(run, settings, label=label, scores=start.use == "score")
     words = f"{source.location}: {settings.vocab_size} ids, {_held(settings)} tokens, "
     words += f"{needed} needed; {effective_settings(source, model_tokenizer(source)).words()}"
+    if left := reach_of(start).words():
+        words += f"; in trials, {left}"
     return Finding(label, "ok", words, {"context": _held(settings), "needed": needed})
 
 

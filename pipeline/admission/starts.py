@@ -1,8 +1,9 @@
-"""What the engines of a run that sample start with: the same in a trial and in the stage itself."""
+"""What the engines of a run start with: the same in a trial and in the stage itself."""
 
 from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource
 from pipeline.runs.run import Run
+from pipeline.teachers.limits import longest
 from schemas.config.engines import EngineSection
 
 
@@ -29,6 +30,11 @@ def sampling_start(
         max_tokens=run.config.prompts.max_tokens + limit,
         reads_text=bool(run.config.rollout.stop_strings),
     )
+
+
+def scoring_start(run: Run, source: ModelSource, dtype: str) -> Start:
+    """Return what the engine of the score stage starts with, for a model in a number format."""
+    return Start(source, run.config.score, dtype=dtype, use="score", max_tokens=longest(run))
 
 
 def response_limit(run: Run, section: EngineSection) -> int:

@@ -1,4 +1,6 @@
-"""Trials: a model is loaded by the engine that will run it, and tried on a few short rows.
+"""Trials: a model is loaded by the engine that will run it, and tried on a few rows.
+
+The longest that a run allows is among them where it is cheap; what is not tried is told.
 
 Must not: write anything.
 """
@@ -11,11 +13,12 @@ import numpy as np
 
 from pipeline.admission.models import Candidate, teacher_source
 from pipeline.admission.settings import engine_sections
-from pipeline.admission.starts import response_limit, sampling_start
+from pipeline.admission.starts import response_limit, sampling_start, scoring_start
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.kept import done
 from pipeline.engines.opening import open_engine
 from pipeline.engines.proof import proof_key, proved_engine
+from pipeline.engines.reach import Reach, reach_of
 from pipeline.engines.start import Ledger, Note, Start
 from pipeline.models.source import ModelSource
 from pipeline.models.tokenizer import vocabulary_size
@@ -24,12 +27,14 @@ from pipeline.prompts.files import require_prompt_file
 from pipeline.runs.figures import Noise
 from pipeline.runs.run import Run
 from pipeline.scores.tolerances import EXACT
-from pipeline.teachers.limits import longest
 from pipeline.teachers.selftest import few_rows, scoring_noise, tolerance_of
 from schemas.columns import Ids
 from schemas.config.engines import EngineSection
 from schemas.errors import ConfigError, DataError
 from schemas.scoresignal import Signal
+
+LAST_TOKENS = 8
+"""Tokens of the longest row that stand for a response."""
 
 FROM_PROMPTS = 64
 """Prompts, from the begin of their file, that the rows of a trial are chosen from."""
@@ -41,6 +46,18 @@ class Rows:
 
     prompts: list[Ids]
     responses: list[Ids]
+
+    def lengths(self) -> list[int]:
+        """Return the tokens of each."""
+        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+
+    def up_to(self, tokens: int) -> "Rows":
+        """Return them with one of so many tokens, if they are all shorter."""
+        if max(self.lengths()) >= tokens:
+            return self
+        row = np.resize(np.concatenate([*self.prompts, *self.responses]), tokens)
+        at = max(1, tokens - LAST_TOKENS)
+        return Rows([*self.prompts, row[:at]], [*self.responses, row[at:]])
 
 
 @dataclass(frozen=True)
@@ -127,8 +144,10 @@ def try_student(
     *,
     new_tokens: int,
     trial: Trial,
-) -> list[Sample]:
-    """Return what the student samples with a stage's engine: its own distribution, no end.
+) -> tuple[list[Sample], Reach]:
+    """Return what the student samples with a stage's engine, and how far that was tried.
+
+    Its own distribution is drawn from, and nothing ends a response.
 
     Args:
         one: the run.
@@ -157,11 +176,15 @@ def try_student(
                 f"up to {int(sample.ids.max(initial=0))}, expected numbers up to 0 and ids below "
                 f"{size}: look at the engine's settings and version. Nothing was stored"
             )
-    return samples
+    return samples, reach_of(start).with_rows(
+        len(p) + len(sample.ids) for p, sample in zip(prompts, samples, strict=True)
+    )
 
 
-def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, trial: Trial) -> Noise:
-    """Return how far a teacher's scores of rows depend on what else is scored.
+def try_teacher(
+    run: Run, name: str, rows: Rows, *, vocab_size: int, trial: Trial
+) -> tuple[Noise, Reach]:
+    """Return how far a teacher's scores depend on what else is scored, and what was tried.
 
     Args:
         run: the run.
@@ -176,17 +199,14 @@ def try_teacher(run: Run, name: str, rows: Rows, *, vocab_size: int, trial: Tria
     """
     section, source = run.config.teachers[name], teacher_source(run, name)
     start = scoring_start(run, source, section.dtype)
+    reach = reach_of(start)
+    rows = rows.up_to(reach.tried)
     with opened(start, trial) as engine:
         size = min(engine.vocab_size, vocab_size)
         signal = Signal(min(max(run.config.score.k, 1), size))
         noise = scoring_noise(engine, rows.prompts, rows.responses, signal=signal, vocab_size=size)
     noise.check(tolerance_of(run.config.score, section.dtype), where=f"teachers.{name}")
-    return noise
-
-
-def scoring_start(run: Run, source: ModelSource, dtype: str) -> Start:
-    """Return what the engine of the score stage starts with, for a model in a number format."""
-    return Start(source, run.config.score, dtype=dtype, use="score", max_tokens=longest(run))
+    return noise, reach.with_rows(rows.lengths())
 
 
 @contextmanager

@@ -7,11 +7,13 @@ of settings, not of training. Nothing is written.
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from pipeline.admission.findings import Finding, looked
+from pipeline.admission.findings import Finding, State, looked
 from pipeline.admission.models import Candidate
+from pipeline.admission.starts import scoring_start
 from pipeline.admission.trial import (
     Rows,
     Trial,
@@ -19,12 +21,12 @@ from pipeline.admission.trial import (
     is_tried,
     opened,
     sampling_sections,
-    scoring_start,
     try_student,
     try_teacher,
     why_not_sampled,
 )
 from pipeline.engines.engine import Sample
+from pipeline.engines.reach import Reach
 from pipeline.engines.start import Note
 from pipeline.runs.run import Run
 from pipeline.scores.drift import gap_of
@@ -68,14 +70,15 @@ def try_engines(run: Run, note: Note) -> Iterator[Finding]:
 
 def _samples(one: Candidate, sampled: list[tuple[Ids, Sample]], trial: Trial) -> Finding:
     """Sample from the student with the engine of the rollout, and with that of the evaluation."""
-    prompts, tokens = first_prompts(one, most=PROMPT_TOKENS), 0
+    prompts, tokens, beyond = first_prompts(one, most=PROMPT_TOKENS), 0, list[Reach]()
     for section in sampling_sections(one, None, trial.note):
-        samples = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)
+        samples, reach = try_student(one, section, prompts, new_tokens=NEW_TOKENS, trial=trial)
+        beyond.append(reach)
         tokens += sum(len(sample.ids) for sample in samples)
         if not sampled:
             sampled.extend(zip(prompts, samples, strict=True))
     words = f"{tokens} tokens: what is drawn is what the engine's own scores say"
-    return Finding("student samples", "ok", words, {"tokens": tokens})
+    return _told("student samples", words, {"tokens": tokens}, beyond)
 
 
 def _same_weights(one: Candidate, sampled: list[tuple[Ids, Sample]], trial: Trial) -> Finding:
@@ -102,9 +105,16 @@ def _same_weights(one: Candidate, sampled: list[tuple[Ids, Sample]], trial: Tria
 
 def _noise(run: Run, name: str, rows: Rows, trial: Trial) -> Finding:
     size = int(Candidate(run).settings.vocab_size)
-    noise = try_teacher(run, name, rows, vocab_size=size, trial=trial)
+    noise, reach = try_teacher(run, name, rows, vocab_size=size, trial=trial)
     words = (
         f"scored alone, together and turned round, {noise.tokens} tokens differ by "
         f"{noise.mean:.2e} nats on average, {noise.max:.2e} at most"
     )
-    return Finding(f"noise of {name}", "ok", words, asdict(noise))
+    return _told(f"noise of {name}", words, asdict(noise), [reach])
+
+
+def _told(name: str, words: str, figures: dict[str, Any], reaches: list[Reach]) -> Finding:
+    """Return what was found in a trial, with what it did not reach."""
+    left = dict.fromkeys(words for reach in reaches if (words := reach.words()))
+    state: State = "warning" if any(reach.borders for reach in reaches) else "ok"
+    return Finding(name, state, "; ".join([words, *left]), figures | reaches[0].figures())

@@ -2,25 +2,26 @@
 
 Sampling runs on a cache, on padded rows and on rows that end; scores of one row at a time need none
 of these. Promises: an engine whose draws its own scores do not bear out, or whose scores a
-checkpoint's probe does not, is closed before anything is sampled; a few hundred tokens are read.
+checkpoint's probe does not, is closed before anything is sampled; a few hundred tokens are read,
+and the longest row that may be asked for, where that is cheap.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.checkpoints.probe import Probe
-from pipeline.engines.borders import borders_of
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
+from pipeline.engines.reach import NEAR_DRAWN, PAST, named_borders, reach_of
 from pipeline.engines.start import Note, Start
 from pipeline.engines.vllm.weightcheck import probe_scores
 from pipeline.models.border import explained
 from pipeline.models.look.settings import CONFIG
-from pipeline.models.source import load_settings
+from pipeline.models.source import whole_settings
 from pipeline.scores.drift import Gap, gap_of
 from pipeline.scores.tolerances import noise_limit
 from schemas.columns import Floats, Ids
@@ -32,9 +33,6 @@ NEW_TOKENS = 4
 
 SHORT = (3, 3, 8)
 """Prompt tokens of the rows that every engine draws: two of one length, one that pads them."""
-
-MOST_TOKENS = 700
-"""Prompt tokens of all rows; a border that is further away is out of reach."""
 
 ADVICE = "Set the engine of rollout and eval to another one, or choose another model"
 
@@ -83,9 +81,7 @@ def drawn_gap(engine: Engine, prompts: Sequence[Ids], tokens: int) -> Gap:
     whole = engine.generate(prompts, seeds, plain)
     early = int(whole[0].ids[tokens // 2])
     ended = engine.generate(prompts, seeds, replace(plain, stop_token_ids=(early,)))
-    scored = [
-        _scored(engine, prompt, sample) for prompt, sample in zip(prompts, whole, strict=True)
-    ]
+    scored = _scores(engine, prompts, whole)
     again = [
         found[: len(mine.ids)]
         if np.array_equal(mine.ids, first.ids[: len(mine.ids)])
@@ -96,6 +92,24 @@ def drawn_gap(engine: Engine, prompts: Sequence[Ids], tokens: int) -> Gap:
     return gap_of(drawn, np.concatenate([*scored, *again]))
 
 
+def far_gap(engine: Engine, prompt: Ids, tokens: int) -> Gap:
+    """Return the same of one long row that is drawn beside a short one, once.
+
+    Args:
+        engine: the engine.
+        prompt: of the long row.
+        tokens: that are drawn of each.
+    """
+    both = [prompt, prompt[: SHORT[0]]]
+    drawn = engine.generate(both, range(len(both)), Sampling(1.0, 1.0, 0, tokens, ()))
+    mine = np.concatenate([sample.logprobs for sample in drawn])
+    return gap_of(mine, np.concatenate(_scores(engine, both, drawn)))
+
+
+def _scores(engine: Engine, prompts: Sequence[Ids], samples: Sequence[Sample]) -> list[Floats]:
+    return [_scored(engine, p, sample) for p, sample in zip(prompts, samples, strict=True)]
+
+
 def _scored(engine: Engine, prompt: Ids, sample: Sample) -> Floats:
     """Return an engine's scores of one row."""
     found = engine.score([prompt], [sample.ids], signal=Signal(1), vocab_size=engine.vocab_size)
@@ -104,21 +118,26 @@ def _scored(engine: Engine, prompt: Ids, sample: Sample) -> Floats:
 
 def _prove(engine: Engine, start: Start, probe: Probe | None) -> None:
     words = f"engine {engine.name!r} cannot sample from {start.source.words}"
-    longest = start.max_tokens or engine.context_length - 1
-    prompts = _prompts(engine, load_settings(start.source), min(longest, engine.context_length))
-    while prompts:
-        try:
-            with explained(words, advice=ADVICE):
-                gap = drawn_gap(engine, prompts, NEW_TOKENS)
-        except CapacityError:
-            if not engine.shrink():
-                raise
-            continue
+    near, far = _prompts(engine, start)
+    gaps = [partial(drawn_gap, engine, near, NEW_TOKENS)] if near else []
+    gaps += [partial(far_gap, engine, prompt, NEW_TOKENS) for prompt in far]
+    for measure in gaps:
+        with explained(words, advice=ADVICE):
+            gap = _fitting(engine, measure)
         _check(gap, start.dtype, f"{words}: its draws are {gap.words}, away from its own scores")
-        break
     if probe is not None and engine.name != "hf":
         gap = gap_of(probe_scores(engine, probe), probe.logprobs_T)
         _check(gap, start.dtype, f"{words}: its scores are {gap.words}, away from transformers'")
+
+
+def _fitting(engine: Engine, measure: Callable[[], Gap]) -> Gap:
+    """Return a gap, measured with fewer tokens at once where memory runs out."""
+    while True:
+        try:
+            return measure()
+        except CapacityError:
+            if not engine.shrink():
+                raise
 
 
 def _check(gap: Gap, dtype: str, words: str) -> None:
@@ -131,12 +150,25 @@ def _check(gap: Gap, dtype: str, words: str) -> None:
         )
 
 
-def _prompts(engine: Engine, settings: Any, longest: int) -> list[Ids]:
-    """Return prompts of a few lengths: short ones, and those that cross a border when drawn."""
-    room = longest - NEW_TOKENS
-    lengths = [length for length in SHORT if length <= room]
-    for border in borders_of(settings.get_text_config()):
-        if max(SHORT) < border <= room and sum(lengths) + border <= MOST_TOKENS:
-            lengths.append(border - 1)
-    random = np.random.default_rng(0)
-    return [random.integers(0, engine.vocab_size, n).astype(np.int32) for n in lengths]
+def _prompts(engine: Engine, start: Start) -> tuple[list[Ids], list[Ids]]:
+    """Return prompts of a few lengths that are drawn together, and longer ones.
+
+    Some cross a border when drawn; one becomes the longest row that may be asked for.
+    """
+    reach, random = reach_of(start), np.random.default_rng(0)
+    held = engine.context_length - int(engine.name != "hf")  # vLLM scores what it may go on
+    room = min(start.max_tokens or held, held) - NEW_TOKENS
+    near, far = [length for length in SHORT if length <= room], list[int]()
+    for border in named_borders(whole_settings(start.source).get_text_config()):
+        if max(SHORT) < border <= room and sum(near) + border <= NEAR_DRAWN:
+            near.append(border - 1)
+        elif max(SHORT) < border <= reach.tried - PAST:
+            far.append(border - 1)
+    last = min(room, reach.tried - NEW_TOKENS)
+    if last > max([0, *near, *far]):
+        far.append(last)
+
+    def rows(lengths: list[int]) -> list[Ids]:
+        return [random.integers(0, engine.vocab_size, n).astype(np.int32) for n in lengths]
+
+    return rows(near), rows(far)

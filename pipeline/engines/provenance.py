@@ -17,7 +17,7 @@ from pipeline.models.source import ModelSource, local_folder, model_identity, wh
 from pipeline.store.disk.files import file_sha256
 from schemas.fingerprint import fingerprint
 
-FORM = 1
+FORM = 2
 """Of what is seen, and of how it is compared: raised where either changes."""
 
 PACKAGES = (

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.engines.borders import borders_of
 from pipeline.engines.engine import Engine
 from pipeline.engines.provenance import Seen, with_any_weights, with_weights
+from pipeline.engines.reach import PAST, Reach, named_borders, reach_of
 from pipeline.engines.start import Note, Start
 from pipeline.models.loading import load_model
 from pipeline.models.look.settings import quantization_of
 from pipeline.models.own.attention import require_agreement
 from pipeline.models.own.causality import require_causality
+from pipeline.models.own.experts import require_same_experts
 from pipeline.models.source import ModelSource, local_folder, whole_settings
 from pipeline.scores.drift import Gap, gap_of
 from pipeline.scores.tolerances import noise_limit
@@ -31,8 +32,8 @@ from schemas.scoresignal import Signal
 ROWS = (6, 17, 64)
 """Tokens of the rows, prompt and response."""
 
-MOST_TOKENS = 256
-"""Tokens of a row that goes beyond a border of the model."""
+LAST = 16
+"""Most tokens of a longer row's response, so that its logits are few."""
 
 GROWTH = 2.5
 """Bytes that the reference may take for each byte of the weights' files, 16 bits made to 32."""
@@ -116,8 +117,11 @@ def _reference_of(start: Start, note: Note) -> _Reference | None:
     if reason := _why_not(start.source):
         note(f"{start.source.words} is not held against a forward of transformers: {reason}")
         return None
+    reach = reach_of(start)
+    if reach.borders:
+        note(f"{start.source.words}: {reach.words()}")
     settings = whole_settings(start.source).get_text_config()
-    prompts, responses = _rows(settings, start.max_tokens)
+    prompts, responses = _rows(settings, reach)
     try:
         logprobs_T = _logprobs(start.source, prompts, responses)
     except CapacityError as error:
@@ -175,6 +179,7 @@ def _logprobs(source: ModelSource, prompts: list[Ids], responses: list[Ids]) -> 
     require_causality(model, source)
     longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
     require_agreement(model, source, tokens=longest)
+    require_same_experts(model, source)
     found = []
     with torch.inference_mode():
         for prompt, response in zip(prompts, responses, strict=True):
@@ -187,11 +192,14 @@ def _logprobs(source: ModelSource, prompts: list[Ids], responses: list[Ids]) -> 
     return np.concatenate(found)
 
 
-def _rows(settings: Any, longest: int | None) -> tuple[list[Ids], list[Ids]]:
-    """Return prompts and responses of random ids, one row beyond each border of the model."""
-    held = getattr(settings, "max_position_embeddings", None)
-    room = min(each for each in (longest, held, MOST_TOKENS) if each is not None)
-    lengths = [n for n in (*ROWS, *(n + 8 for n in borders_of(settings))) if n <= room] or [room]
+def _rows(settings: Any, reach: Reach) -> tuple[list[Ids], list[Ids]]:
+    """Return prompts and responses of random ids, one row beyond each border within reach."""
+    beyond = [border + PAST for border in named_borders(settings)]
+    lengths = sorted({n for n in (*ROWS, *beyond, reach.compared) if n <= reach.compared})
     random = np.random.default_rng(0)
     rows = [random.integers(0, settings.vocab_size, n).astype(np.int32) for n in lengths]
-    return [row[: len(row) // 2] for row in rows], [row[len(row) // 2 :] for row in rows]
+    cuts = [n // 2 if n in ROWS else max(n // 2, n - LAST) for n in lengths]
+    return (
+        [row[:cut] for row, cut in zip(rows, cuts, strict=True)],
+        [row[cut:] for row, cut in zip(rows, cuts, strict=True)],
+    )

@@ -65,18 +65,23 @@ def reason_of(error: BaseException, *, most: int = REASON_CHARS) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
+def is_full(error: BaseException) -> bool:
+    """Return whether an exception of a library says that memory is full."""
+    words, named = str(error).lower(), type(error).__name__
+    full = isinstance(error, MemoryError) or named == "OutOfMemoryError"
+    return full or any(phrase in words for phrase in FULL)
+
+
 def _own(error: BaseException, what: str, blame: type[OpdError], advice: str) -> OpdError:
     reason = reason_of(error)
     fault = disk_fault(error)
     if fault is not None:
         return full_disk(fault, error)
-    words = str(error).lower()
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if full or any(phrase in words for phrase in FULL):
+    if is_full(error):
         return CapacityError(
             f"{what}: it does not fit the memory ({reason}). Free memory, or take a smaller model"
         )
-    if OWN_CODE in words:
+    if OWN_CODE in str(error).lower():
         advice = (
             "It comes with Python code of its own: read that code, then set trust_remote_code = "
             "true in the model's section"

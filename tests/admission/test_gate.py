@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.admission.trial import cut_rows
-from pipeline.engines import proof
+from pipeline.engines import proof, reach
 from pipeline.engines.server import process
 from schemas.errors import DataError
 from schemas.fingerprint import fingerprint
@@ -20,7 +20,7 @@ from schemas.records.runs import AdmissionRecord
 from tests.support.forged import forged
 from tests.support.repository import REPOSITORY
 from tests.support.runs import Cli
-from tests.support.tiny import make_model, write_run
+from tests.support.tiny import MAX_PROMPT_TOKENS, make_model, write_run
 
 LORA: dict[str, object] = {
     "train.lora.rank": 2,
@@ -150,6 +150,26 @@ def test_a_trial_is_kept_and_done_again_for_other_settings_alone(folder: Path, c
     tuned = ("--rounds", "3", "--set", "score.noise_tolerance=0.5")
     cli.ok("run", "-c", config, *tuned)
     assert len(admissions(folder)) == 3 and set(first) < set(admissions(folder))
+
+
+@pytest.mark.parametrize("cheap", [True, False])
+def test_a_trial_goes_up_to_the_longest_row_that_is_allowed_or_says_where_it_ends(
+    cheap: bool, folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not cheap:
+        monkeypatch.setattr(reach, "CPU_COST", 0)
+    config = write_run(folder, changes={"eval": None, "rollout.max_new_tokens": 60})
+    outcome = cli("run", "-c", config, "--rounds", "1")
+    assert outcome.code == 0
+    allowed = MAX_PROMPT_TOKENS + 60
+    for key in admissions(folder):
+        record = AdmissionRecord.from_bytes((folder / "store" / key).read_bytes(), where=key)
+        assert record.figures["allowed_tokens"] == allowed
+        assert record.figures["tried_tokens"] == (allowed if cheap else 40)
+    words = f"rows above 40 tokens are not tried, and {allowed} are allowed"
+    assert (f"teacher main: {words}" in outcome.stderr) is not cheap
+    shown = cli("doctor", "-c", config).stdout
+    assert shown.count(f"in trials, {words}") == (0 if cheap else 2)
 
 
 def test_a_score_of_a_run_that_has_no_rollout_pins_nothing(folder: Path, cli: Cli) -> None:

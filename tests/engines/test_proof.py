@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pipeline.checkpoints.probe import Probe
-from pipeline.engines import proof
+from pipeline.engines import proof, reach
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
 from pipeline.engines.proof import drawn_gap, proved_engine
+from pipeline.engines.reach import reach_of
 from pipeline.engines.start import Note, Start
 from pipeline.models.source import ModelSource
 from pipeline.scores.scores import Scores
@@ -33,6 +34,8 @@ class _Changed:
     """Nats that are added to what is drawn of rows that others ended beside."""
     full: int = 0
     """How often memory runs out before it does not."""
+    by_length: tuple[int, float] = (0, 0.0)
+    """Nats that are added to what is drawn of rows of more tokens than the first says."""
     asked: list[list[int]] = field(default_factory=list)
     closed: bool = False
 
@@ -47,6 +50,9 @@ class _Changed:
         samples = self.engine.generate(prompts, seeds, sampling)
         for sample in samples if sampling.stop_token_ids else []:
             sample.logprobs[1:] += self.by
+        least, more = self.by_length
+        for prompt, sample in zip(prompts, samples, strict=True):
+            sample.logprobs[1:] += more * (len(prompt) > least)
         return samples
 
     def score(self, prompts: Any, responses: Any, **given: Any) -> Scores:
@@ -91,16 +97,40 @@ def test_rows_of_several_lengths_are_drawn_twice_up_to_the_windows_end(
 ) -> None:
     engine = changed(opened)
     assert proved_engine(start_of(source), print) is engine
-    assert engine.asked == [[3, 3, 8, 15]] * 2 and not engine.closed
+    assert engine.asked == [[3, 3, 8, 15], [3, 3, 8, 15], [56, 3]] and not engine.closed
 
 
-@pytest.mark.parametrize(("max_tokens", "lengths"), [(18, [3, 3, 8]), (9, [3, 3]), (6, [])])
-def test_no_row_is_longer_than_the_stage_may_ask(
-    source: ModelSource, opened: list[_Changed], max_tokens: int, lengths: list[int]
+@pytest.mark.parametrize(
+    ("max_tokens", "lengths", "longest"), [(18, [3, 3, 8], 14), (9, [3, 3], 5), (6, [], 2)]
+)
+def test_the_longest_row_is_as_long_as_the_stage_may_ask(
+    source: ModelSource,
+    opened: list[_Changed],
+    max_tokens: int,
+    lengths: list[int],
+    longest: int,
 ) -> None:
     engine = changed(opened)
     proved_engine(start_of(source, max_tokens=max_tokens), print)
-    assert engine.asked == ([lengths] * 2 if lengths else [])
+    assert engine.asked == ([lengths] * 2 if lengths else []) + [[longest, min(3, longest)]]
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_a_fault_of_the_longest_row_alone_is_found_where_that_row_is_cheap(
+    far: bool, tmp_path: Path, opened: list[_Changed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = changed(opened, by_length=(900, 0.5))
+    if not far:
+        monkeypatch.setattr(reach, "CPU_COST", 0)
+    start = start_of(make_kind(tmp_path, "Mistral", max_position_embeddings=2000), max_tokens=1000)
+    if far:
+        with pytest.raises(ConfigError, match=r"its draws are .*5\.0e-01 at most"):
+            proved_engine(start, print)
+        return
+    proved_engine(start, print)
+    assert max(map(max, engine.asked)) == 36 and reach_of(start).words() == (
+        "rows above 40 tokens are not tried, and 1000 are allowed"
+    )
 
 
 @pytest.mark.parametrize("by", [2e-3, -2e-3, np.nan])
@@ -116,7 +146,7 @@ def test_draws_that_differ_where_a_row_ended_beside_them_are_refused(
 def test_less_is_tried_where_memory_runs_out(source: ModelSource, opened: list[_Changed]) -> None:
     engine = changed(opened, full=2)
     proved_engine(start_of(source), print)
-    assert len(engine.asked) == 2
+    assert len(engine.asked) == 3
     opened.clear()
     assert not changed(opened, full=99).closed
     with pytest.raises(CapacityError):

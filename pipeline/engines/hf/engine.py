@@ -13,19 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.engines.borders import compared_tokens
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.hf.record import Record
 from pipeline.engines.hf.sampling import draw, own_uniforms, processed_logprobs
 from pipeline.engines.hf.stepping import Stepper
 from pipeline.engines.hf.textends import BatchReading
 from pipeline.engines.memory import capacity, empty_device, free_weights
+from pipeline.engines.reach import reach_of
 from pipeline.engines.rotary import border_of
 from pipeline.engines.start import Start
 from pipeline.models.head import check_head, decoder_of, head_of, rows_in
 from pipeline.models.loading import load_model, pick_device
 from pipeline.models.own.attention import require_agreement
 from pipeline.models.own.causality import require_causality
+from pipeline.models.own.experts import require_same_experts
 from pipeline.models.padding import length_batches, padded, response_positions
 from pipeline.models.stopstrings import ModelStops
 from pipeline.scores.scores import Scores
@@ -67,8 +68,8 @@ class HfEngine:
         probe = torch.arange(min(4, self.vocab_size), device=self._model.device)[None]
         check_head(self._model, self._head, probe)
         require_causality(self._model, start.source)
-        tokens = compared_tokens(config, start.max_tokens)
-        require_agreement(self._model, start.source, tokens=tokens)
+        require_agreement(self._model, start.source, tokens=reach_of(start).compared)
+        require_same_experts(self._model, start.source)
         self._stepper = Stepper(self._model, self._head, start.dtype)
         self._border = border_of(self._model.config)
 

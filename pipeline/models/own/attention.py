@@ -5,24 +5,19 @@ where two implementations give different numbers, and nothing says which are rig
 refused. Torch is imported inside functions only.
 """
 
-import json
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.models.border import explained
+from pipeline.models.border import explained, is_full
 from pipeline.models.look.jsonfiles import read_object
 from pipeline.models.look.settings import CONFIG
+from pipeline.models.own.reading import row_logprobs, settings_mark
 from pipeline.models.own.twin import adds_alibi, twin_of, without_second_alibi
 from pipeline.models.source import ModelSource, local_folder
 from pipeline.scores.drift import gap_of
 from pipeline.scores.tolerances import noise_limit
 from schemas.columns import Floats
 from schemas.errors import ConfigError
-from schemas.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,12 +27,6 @@ EAGER, SDPA = "eager", "sdpa"
 
 CHOICE = ("attn_implementation", "_attn_implementation")
 """Settings of `config.json` that say which implementation is meant."""
-
-PLACE = re.compile(r'"_name_or_path": "(?:[^"\\]|\\.)*"')
-"""Where a model was loaded from, in the settings that transformers holds."""
-
-COMPARED = 64
-"""Tokens at the end of a row whose log-probabilities are compared."""
 
 _AGREED: set[str] = set()
 """Digests of the settings, number formats and devices that were compared in this process."""
@@ -80,7 +69,7 @@ def require_agreement(model: "PreTrainedModel", source: ModelSource, *, tokens: 
         f"cannot use {source.words}: its attention {mine!r} cannot be held against {other!r}",
         advice=f"A teacher's {CONFIG} may name the right one as {CHOICE[0]}, which is believed",
     ):
-        found, expected = _logprobs(model, tokens), _otherwise(model, other, tokens)
+        found, expected = row_logprobs(model, tokens), _otherwise(model, other, tokens)
     if expected:
         dtype = str(model.dtype).removeprefix("torch.")
         gap = min((gap_of(found, each) for each in expected), key=lambda gap: gap.max)
@@ -128,8 +117,10 @@ def _otherwise(model: "PreTrainedModel", other: str, tokens: int) -> list[Floats
     try:
         model.set_attn_implementation(other)
         changed = config._attn_implementation == other
-        return [_logprobs(model, tokens)] if changed else []
-    except Exception:  # it is not for this model, whose own implementation has just computed it
+        return [row_logprobs(model, tokens)] if changed else []
+    except Exception as error:  # it is not for this model, whose own has just computed it
+        if is_full(error):
+            raise
         return []
     finally:
         model.set_attn_implementation(before)
@@ -139,43 +130,6 @@ def _of_twin(model: "PreTrainedModel", other: str, tokens: int) -> Iterator[Floa
     """Yield what another implementation gives in a model that cannot change its own."""
     twin = twin_of(model, other)
     if twin is not None:
-        yield _logprobs(twin, tokens)
+        yield row_logprobs(twin, tokens)
         if other == EAGER and without_second_alibi(twin):
-            yield _logprobs(twin, tokens)
-
-
-def _logprobs(model: "PreTrainedModel", tokens: int) -> Floats:
-    """Return the log-probabilities of the last tokens of one row of random ids."""
-    size = int(model.config.get_text_config().vocab_size)
-    row = np.random.default_rng(0).integers(0, size, tokens)
-    return logprobs_of(model, row, last=COMPARED)
-
-
-def logprobs_of(
-    model: "PreTrainedModel", row: NDArray[np.int64], *, last: int | None = None
-) -> Floats:
-    """Return the log-probabilities of a row's tokens but the first, read in one forward.
-
-    Args:
-        model: the model.
-        row: ids.
-        last: at most so many, at its end; None for all.
-    """
-    import torch
-
-    from pipeline.models.head import decoder_of, head_of
-
-    ids_1T = torch.from_numpy(row)[None].to(model.device)
-    wanted = len(row) - 1 if last is None else min(last, len(row) - 1)
-    with torch.inference_mode():
-        states = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
-        logprobs = head_of(model).logits(states[0, -wanted - 1 : -1]).float().log_softmax(-1)
-        found = logprobs.gather(1, ids_1T[0, -wanted:, None])[:, 0]
-    return np.asarray(found.cpu().numpy(), np.float32)
-
-
-def settings_mark(model: "PreTrainedModel") -> str:
-    """Return a digest of all that decides which code computes a model: its weights are not seen."""
-    settings = json.dumps(model.config.to_dict(), default=str, sort_keys=True)
-    way = model.config._attn_implementation
-    return fingerprint([PLACE.sub("", settings), way, str(model.dtype), model.device.type])
+            yield row_logprobs(twin, tokens)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.models.look.settings import CONFIG
-from pipeline.models.own.attention import logprobs_of, settings_mark
+from pipeline.models.own.reading import logprobs_of, settings_mark
 from pipeline.models.source import ModelSource
 from pipeline.scores.drift import gap_of
 from pipeline.scores.tolerances import noise_limit
