@@ -16,6 +16,7 @@ from pipeline.learner.feed.domains import weigh_domains
 from pipeline.learner.feed.probe import probe_rows
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, Micro
+from pipeline.learner.machine.units import sharing_units
 from pipeline.learner.metrics import applied, check_first_step, skip_note
 from pipeline.learner.objective.rounds import round_settings, what_it_reads
 from pipeline.learner.ranks import Ranks, from_main, gather_objects, together
@@ -46,8 +47,7 @@ class TrainedRound:
     new_steps: int
     """Steps of this call; those before a crash are in the state too."""
     data_wait_share: float | None
-    """Of this call: for which share of its steps' time the process that waited longest had no data.
-    None where there were none."""
+    """Share of this call's steps' time for which the process that waited longest had no data."""
 
 
 def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progress) -> TrainedRound:
@@ -59,19 +59,27 @@ def train_round(run: Run, inputs: TrainInputs, ranks: Ranks, *, progress: Progre
         ConfigError: a loss or a gradient norm is no number again and again, or a weight is none.
         IdentityError: a shard holds the scores of another teacher, or rows of another policy.
     """
+    keep = 2 * run.config.train.shuffle_shards
+    with sharing_units(ranks, keep=keep) as share:
+        data = RoundData(
+            run.storage,
+            inputs.rollout,
+            inputs.scores,
+            keep=keep,
+            rewards=inputs.rewards,
+            gate=inputs.gate,
+            share=share,
+            **what_it_reads(run, inputs),
+        )
+        return _train_rows(run, inputs, data, ranks, progress)
+
+
+def _train_rows(
+    run: Run, inputs: TrainInputs, data: RoundData, ranks: Ranks, progress: Progress
+) -> TrainedRound:
     train = run.config.train
-    keep = 2 * train.shuffle_shards
-    data = RoundData(
-        run.storage,
-        inputs.rollout,
-        inputs.scores,
-        keep=keep,
-        rewards=inputs.rewards,
-        gate=inputs.gate,
-        **what_it_reads(run, inputs),
-    )
-    oldest_round = inputs.round_index - train.max_staleness
-    lengths = from_main(lambda: data.read_lengths(oldest_round=oldest_round))
+    oldest = inputs.round_index - train.max_staleness
+    lengths = from_main(lambda: data.read_lengths(oldest_round=oldest))
     steps = together(
         lambda: round_steps(
             lengths,

@@ -4,7 +4,7 @@ Shapes: B sequences; P prompt tokens and T response tokens, those of all sequenc
 K top-k; R rows of a round, in the order of its rollout manifest; U its units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,6 +158,10 @@ class Batch:
             advantage_B=None if self.advantage_B is None else self.advantage_B[rows],
             gate_B=None if self.gate_B is None else self.gate_B[rows],
         )
+
+
+Share = Callable[[int, Callable[[], Batch]], Batch]
+"""Gives the unit of a number: as another process has made it, or made here for all of them."""
 
 
 def untrained_batch() -> Batch:

@@ -78,13 +78,16 @@ def test_one_process_reads_each_shard_of_a_round_once_however_many_others_there_
 
 
 @pytest.mark.slow
-def test_the_main_process_reads_the_lengths_and_the_other_one_the_shards_of_its_rows(
-    finished_run: Path, tmp_path: Path
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_of_a_machine_read_the_scores_of_each_unit_once_together(
+    finished_run: Path, tmp_path: Path, processes: int
 ) -> None:
-    config = untrained(finished_run, tmp_path / "two", micro_batch_tokens=1)
-    (main_rollouts, main_scores), (rollouts, scores) = reads(config, processes=2)
+    """The main process reads the rollouts before, for the lengths of their rows."""
+    config = untrained(finished_run, tmp_path / "several", micro_batch_tokens=1, epochs=2)
+    (main_rollouts, _), *others = found = reads(config, processes=processes)
     assert main_rollouts == [1] * UNITS
-    assert 1 <= max(main_scores) == max(rollouts) == max(scores) == 1
+    assert [sum(counts) for counts in zip(*(s for _, s in found), strict=True)] == [1] * UNITS
+    assert max(sum(counts) for counts in zip(*(r for r, _ in others), strict=True)) <= 1
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from pipeline.learner.sequences import (
     Batch,
     Lengths,
     Rows,
+    Share,
     TeacherColumns,
     join_batches,
     join_teachers,
@@ -66,6 +67,7 @@ class RoundData:
         gate: GateInputs | None = None,
         samples: Sequence[SampleOf] = (),
         normalisers: Mapping[str, int] | None = None,
+        share: Share | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -78,11 +80,12 @@ class RoundData:
             gate: what says how much each row distils; None where all do alike.
             samples: whose threshold samples the objective can use, the better one first.
             normalisers: place of the log Z that the objective reads, by teacher; None for none.
+            share: of units among the processes of a machine; None where each makes its own.
         """
         self._gate, self._normalisers = gate, normalisers
         self._rewards, self._samples = rewards, tuple(samples)
         self._storage, self._rollout, self._scores = storage, rollout, scores
-        self._keep: int = keep
+        self._keep, self._share = keep, share
         self._held: OrderedDict[int, Batch] = OrderedDict()
         self._unscored: dict[int, pa.Table] = {}
         self._coming: Coming | None = None
@@ -195,6 +198,11 @@ class RoundData:
 
     def _load(self, index: int) -> Batch:
         table = self._unscored.pop(index, None)
+        make = partial(self._made, index, table)
+        return make() if self._share is None else self._share(index, make)
+
+    def _made(self, index: int, table: pa.Table | None) -> Batch:
+        """Return a unit from its shards; that of the rollout may be read already."""
         if table is None:
             shard = self._rollout.units[index].shard
             table = self._columns_of(read_rollout(self._storage, shard))

@@ -1,0 +1,1 @@
+"""What the processes of the learner on one machine share."""
