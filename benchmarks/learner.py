@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kit.dealing import dealing_cases
+from benchmarks.kit.decoding import decoding_cases
 from benchmarks.kit.feeding import feeding_case
 from benchmarks.kit.inputs import (
     MEDIUM,
@@ -81,7 +82,7 @@ def run(*, quick: bool, seed: int, device: str = "cpu") -> Result:
     """Measure a tiny and a 20M student, on a GPU a 20M and a larger one.
 
     `step_ratio` is the larger one's, `step_ratio_small` the smaller one's; of dealing, each figure
-    is the worst case.
+    is the worst case. `decode_cpu_ratio` is what four ranks pay to read a round over what one does.
     """
     sizes = (TINY,) if quick else (TINY, MEDIUM)
     if device != "cpu" and not quick:
@@ -93,7 +94,9 @@ def run(*, quick: bool, seed: int, device: str = "cpu") -> Result:
     figures |= {name: headline(dealt, name, max) for name in DEALT}
     fed = feeding_case(quick=quick, seed=seed)
     figures["data_wait_share"] = headline([fed], "data_wait_share", max)
-    return Result(figures, [*cases, *dealt, fed])
+    decoded = decoding_cases(quick=quick, seed=seed)
+    figures["decode_cpu_ratio"] = headline(decoded[-1:], "decode_cpu_ratio", max)
+    return Result(figures, [*cases, *dealt, fed, *decoded])
 
 
 def _case(size: Size, *, quick: bool, seed: int, device: str) -> Case:

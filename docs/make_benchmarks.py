@@ -143,6 +143,11 @@ PAGES: dict[str, tuple[str, tuple[Figure, ...]]] = {
                 "readers and the S3 server waited for a core, not for the line. The same "
                 "readers gave .003 on this machine when it was calm.",
             ),
+            Figure(
+                "decode_cpu_ratio",
+                "CPU seconds in which four ranks on one machine read a round, over one rank's",
+                most=1.2,
+            ),
         ),
     ),
     "learner-cuda": (

@@ -40,6 +40,8 @@ from pipeline.store.storage import Storage
 from pipeline.teachers.reading import score_table
 from schemas.config.loss import LossConfig
 from schemas.config.train import TrainSection
+from schemas.records.runs import RolloutManifest
+from schemas.records.scores import ScoreManifest
 from schemas.records.shards import UnitShard
 from tests.support.faults import FaultProxy
 from tests.support.servers import BUCKET, SeaweedServer
@@ -59,7 +61,8 @@ def feeding_case(*, quick: bool, seed: int) -> Case:
     """Return which share of its time a learner waits for data, and how its memory grows."""
     with tempfile.TemporaryDirectory(prefix="opd-bench-") as name, _slow_s3(Path(name)) as storage:
         student = make_model(Path(name) / "student", TINY, seed=seed)
-        data = _round(storage, student, units=16 if quick else UNITS, seed=seed)
+        stored = stored_round(storage, student, units=16 if quick else UNITS, seed=seed)
+        data = RoundData(storage, *stored, keep=2 * GROUP)
         learner = Learner(student, _settings(), join_ranks("cpu"))
         try:
             return _feed(learner, data, seed=seed)
@@ -106,9 +109,19 @@ def _settings() -> LearnerSettings:
     return LearnerSettings(train, LossConfig(kind="forward_kl"))
 
 
-def _round(storage: Storage, teacher: ModelSource, *, units: int, seed: int) -> RoundData:
-    """Return a stored round of which every unit has the same rows, each read as its own."""
-    sequences = make_sequences(ROWS, TINY.vocab, seed=seed, response=(160, 480))
+def stored_round(
+    storage: Storage, teacher: ModelSource, *, rows: int = ROWS, units: int, seed: int
+) -> tuple[RolloutManifest, dict[str, ScoreManifest]]:
+    """Return the manifests of a round of which every unit has the same rows, each read as its own.
+
+    Args:
+        storage: where it is stored.
+        teacher: who scores it.
+        rows: of a shard.
+        units: shards of it.
+        seed: of the rows.
+    """
+    sequences = make_sequences(rows, TINY.vocab, seed=seed, response=(160, 480))
     table = rollout_rows(sequences)
     section = engine_section(batch_tokens=4_096)
     engine = open_engine(Start(teacher, section, dtype="float32", use="score"), warn)
@@ -119,8 +132,7 @@ def _round(storage: Storage, teacher: ModelSource, *, units: int, seed: int) -> 
     shard = store_shard(storage, f"{scorer.folder}/data", data, scores, "token_logprob")
     rollout = store_rollout(storage, [table] * units)
     scored = [UnitShard(unit=unit.unit, shard=shard) for unit in rollout.units]
-    manifests = {TEACHER: score_manifest(rollout, scored, scorer.key)}
-    return RoundData(storage, rollout, manifests, keep=2 * GROUP)
+    return rollout, {TEACHER: score_manifest(rollout, scored, scorer.key)}
 
 
 @contextmanager

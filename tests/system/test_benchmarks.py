@@ -50,7 +50,7 @@ FIGURES = {
     "index": {"open_s", "lookup_s", "lookup_memory_mb", "objects_read", "lookup_growth"},
     "learner": {
         *("step_ratio", "step_ratio_small", "critical_path_ratio", "waiting_path_ratio"),
-        *("padding_share", "data_wait_share"),
+        *("padding_share", "data_wait_share", "decode_cpu_ratio"),
     },
     "losses": {"floor_ratio", "floor_ratio_bf16", "naive_ratio", "peak_ratio"},
     "objectives": {
