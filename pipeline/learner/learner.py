@@ -22,6 +22,7 @@ from pipeline.engines.memory import empty_device, leave_imports
 from pipeline.learner.batches import StepPlan, packed_steps
 from pipeline.learner.feed.ahead import Ahead
 from pipeline.learner.feed.data import RoundData
+from pipeline.learner.feed.device.lane import Lane
 from pipeline.learner.feed.layout import batch_inputs, packed_inputs
 from pipeline.learner.feed.targets import batch_targets
 from pipeline.learner.metrics import step_metrics
@@ -70,7 +71,7 @@ class Learner:
             self._engine, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=engine_config(settings)
             )
-        self._settings, self._ranks = settings, ranks
+        self._settings, self._ranks, self._lane = settings, ranks, Lane(ranks.device)
         self._is_plain = train.zero_stage == 0 and train.dtype == "float32"
         if self._is_plain and ranks.count == 1:  # a gradient is the sum over all processes already
             self._engine.enable_backward_allreduce = False
@@ -220,19 +221,18 @@ class Learner:
         return state
 
     def _micro(self, data: RoundData, rows: Rows) -> Micro:
-        """Return what the module takes of some rows, on the CPU; touches nothing of the engine."""
-        return self._micro_of(data.batch(rows) if len(rows) else untrained_batch())
+        """Return what the module takes of some rows, on the device, nothing of the engine's."""
+        batch = data.batch(rows) if len(rows) else untrained_batch()
+        return self._lane.make(lambda: self._micro_of(batch))
 
     def _micro_of(self, batch: Batch) -> Micro:
-        loss, by_row = self._settings.loss, self._settings.by_row
+        loss, by_row, device = self._settings.loss, self._settings.by_row, self._ranks.device
         inputs = batch_inputs if self.padded_because else packed_inputs
-        targets = batch_targets(batch, loss, self.vocab_size, by_row=by_row)
-        return *inputs(batch, "cpu"), targets
+        targets = batch_targets(batch, loss, self.vocab_size, by_row=by_row, device=device)
+        return *inputs(batch, device), targets
 
-    def _taken(
-        self, data: RoundData | Ahead[Micro], rows: Rows, failed: list[OpdError]
-    ) -> tuple[Any, ...]:
-        """Return the next micro-batch, on the device.
+    def _taken(self, data: RoundData | Ahead[Micro], rows: Rows, failed: list[OpdError]) -> Micro:
+        """Return the next micro-batch.
 
         A process among others must take part in a step to its end. Where its data fail, it does so
         without rows, and keeps the error, which all of them are told then.
@@ -247,7 +247,7 @@ class Learner:
             failed.append(error)
         if micro is None:
             micro = self._micro_of(untrained_batch())
-        return tuple(part.to(self._ranks.device) for part in micro)
+        return self._lane.claim(micro)
 
     def _update(self) -> float | None:
         """Change the weights; return the gradient norm before clipping.

@@ -100,6 +100,15 @@ def test_micro_batches_of_any_size_give_the_same_step(
         assert split.values(name) == pytest.approx(whole.values(name), rel=1e-5)
 
 
+def test_a_step_whose_data_travel_to_a_device_is_the_same_step(
+    setup: Setup, train: Trainer
+) -> None:
+    """Up to where tensors begin in memory, by which products are rounded."""
+    there = Trainer(replace(setup, ranks=replace(setup.ranks, device="cpu:0")))(SOME)
+    assert there.gap(train(SOME)) < 1e-6
+    assert there.values("loss") == pytest.approx(train(SOME).values("loss"), rel=1e-6)
+
+
 def test_the_metrics_are_means_over_the_tokens_of_a_step(setup: Setup, train: Trainer) -> None:
     found = train()
     assert found.values("loss") != pytest.approx(found.values("forward_kl"), rel=1e-3)  # weighted

@@ -1,0 +1,1 @@
+"""How micro-batches get to the device."""
