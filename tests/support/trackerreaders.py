@@ -1,6 +1,7 @@
 """What trackers' own readers find, as JSON; runs in the environment of their libraries."""
 
 import json
+import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -24,12 +25,13 @@ def tensorboard(folder: str) -> dict[str, Any]:
     }
 
 
-def mlflow(database: str) -> dict[str, Any]:
-    """Return scalars as [step, value], settings, tags and files of the only run."""
+def mlflow(database: str, name: str) -> dict[str, Any]:
+    """Return scalars as [step, value], settings, tags and files of the only run of a name."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{database}")
-    (run,) = client.search_runs([client.get_experiment_by_name("opd").experiment_id])
+    experiment = client.get_experiment_by_name("opd").experiment_id
+    (run,) = client.search_runs([experiment], f"attributes.run_name = '{name}'")
     history = {n: client.get_metric_history(run.info.run_id, n) for n in run.data.metrics}
     return {
         "scalars": {n: [[m.step, m.value] for m in found] for n, found in history.items()},
@@ -37,6 +39,7 @@ def mlflow(database: str) -> dict[str, Any]:
         "tags": dict(run.data.tags),
         "status": run.info.status,
         "files": sorted(f.path for f in client.list_artifacts(run.info.run_id, "samples")),
+        "reports": [f.path for f in client.list_artifacts(run.info.run_id) if not f.is_dir],
     }
 
 
@@ -76,6 +79,31 @@ def wandb(folder: str) -> dict[str, Any]:
             elif kind == "artifact":
                 artifacts.append(record.artifact.name)
     return {"rows": rows, "ids": ids, "settings": settings, "artifacts": artifacts}
+
+
+def trackio(folder: str) -> dict[str, Any]:
+    """Return scalars as [step, value], settings, tables and reports of the only run."""
+    os.environ["TRACKIO_DIR"] = folder
+    from trackio import Api
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = Api().runs("opd")
+    scalars: dict[str, list[list[float]]] = {}
+    tables = []
+    for row in SQLiteStorage.get_logs("opd", run.name, run_id=run.id):
+        tables += [row.pop("samples")["_value"]] if "samples" in row else []
+        for name, value in row.items():
+            if name not in ("step", "timestamp"):
+                scalars.setdefault(name, []).append([row["step"], value])
+    return {
+        "id": run.id,
+        "scalars": scalars,
+        "settings": run.config,
+        "tables": tables,
+        "reports": [
+            [one["name"], len(one["versions"])] for one in SQLiteStorage.list_artifacts("opd")
+        ],
+    }
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ import pytest
 
 from tests.support.repository import REPOSITORY
 from tests.support.runs import Outcome
+from tests.support.trackertold import parts
+
+Told = list[tuple[str, int, float]]
+"""Figures: name, number of the step or round, and value."""
 
 PYTHON = REPOSITORY / ".venv-trackers" / "bin" / "python"
 
@@ -34,6 +38,14 @@ def variables() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "offline"}
 
 
+def told_and_killed(kind: str, folder: Path, *moments: str) -> None:
+    """Have a tracker told of made-up parts, by processes that are killed at moments and a last."""
+    program = REPOSITORY / "tests" / "support" / "trackertold.py"
+    command = [str(tracker_python()), str(program), kind, str(folder), *moments]
+    done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def read_back(kind: str, *arguments: str | Path) -> Any:
     """Return what a library's own reader finds."""
     program = REPOSITORY / "tests" / "support" / "trackerreaders.py"
@@ -41,3 +53,14 @@ def read_back(kind: str, *arguments: str | Path) -> Any:
     done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=300)
     print(done.stderr, file=sys.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def all_points() -> Told:
+    """Return the figures of the made-up parts."""
+    points = [one for part in parts() for one in part.points]
+    return sorted((name, one.number, value) for one in points for name, value in one.named.items())
+
+
+def points_of(scalars: dict[str, list[Any]]) -> Told:
+    """Return figures as a reader found them."""
+    return sorted((name, at, value) for name, found in scalars.items() for at, value in found)

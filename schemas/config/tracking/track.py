@@ -69,6 +69,15 @@ class WandbSection(Section):
     """Folder of this machine for what the library writes."""
 
 
+class TrackioSection(Section):
+    """`[track.trackio]`: a run of trackio, in a folder of this machine."""
+
+    project: Name = tuning("opd")
+    """Name of the project."""
+    folder: Folder = tuning("trackio")
+    """Folder that trackio is given as `TRACKIO_DIR`; best one of a local disk."""
+
+
 class TrackSection(Section):
     """`[track]`: who is told of the run; one that fails or hangs stops nothing."""
 
@@ -88,6 +97,8 @@ class TrackSection(Section):
     """MLflow."""
     wandb: WandbSection | None = tuning(None)
     """Weights & Biases."""
+    trackio: TrackioSection | None = tuning(None)
+    """trackio."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -102,5 +113,5 @@ class TrackSection(Section):
         return self
 
 
-TRACKERS = ("tensorboard", "mlflow", "wandb")
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 """Tables of `[track]` that are trackers."""
