@@ -15,13 +15,12 @@ from cli.options import (
     SetOption,
     load_run,
 )
-from cli.output import in_bytes, in_hours, print_json, print_table
+from cli.output import in_hours, print_json, print_table
 from cli.terminal import clear_screen, say
 from schemas.config.run import MAX_ROUNDS
 
 if TYPE_CHECKING:
     from pipeline.runs.forecast import Forecast
-    from pipeline.runs.run import Run
     from pipeline.runs.status import RunStatus
 
 WATCH_S = 5.0
@@ -152,7 +151,9 @@ def plan(
     run = load_run(config, overrides)
     check_run(run)  # what is left of other settings is not what their owner asks
     if at_scale:
-        _show_scale(run, days, as_json=as_json)
+        from cli.look.scalepage import show_scale
+
+        show_scale(run, days, as_json=as_json)
         return
     target = rounds or run.config.run.rounds
     coming = next_round(run, target) if round_index is None else round_index
@@ -204,45 +205,6 @@ def gate(
         print_json({**head, **asdict(verdict)})
     else:
         say(f"{verdict.decision}: {verdict.reason}")
-
-
-def _show_scale(run: "Run", days: float, *, as_json: bool) -> None:
-    """Print a run of this kind at many sizes, and what gives out first."""
-    from pipeline.runs.forecast import forecast
-    from pipeline.runs.tasks import next_round
-    from pipeline.upkeep.scale import PUTS_PER_S, scale
-
-    first = next_round(run, run.config.run.rounds)
-    found = scale(run.config, forecast(run, first=first, rounds=first + 1), days=days)
-    if as_json:
-        print_json({"stage": "plan", "run": run.name, **asdict(found)})
-        return
-    titles = ("tokens", "sequences", "objects", "index", "scores", "writes/s", "reads/s")
-    rows = [
-        [f"{one.tokens:,}", f"{one.rows:,}", f"{one.objects:,}", in_bytes(one.index_bytes)]
-        + [in_bytes(one.store_bytes), f"{one.puts_per_s:,.2f}", f"{one.gets_per_s:,.2f}"]
-        + [f"{one.requests_usd:,.0f}", f"{one.month_usd:,.0f}"]
-        + ["–" if one.workers is None else f"{one.workers:,}"]
-        for one in found.sizes
-    ]
-    print_table(
-        f"a run like {run.name}, done in {days:g} days, from its {found.basis}",
-        (*titles, "requests, $", "$ a month", "scoring workers"),
-        rows,
-        left=(),
-    )
-    say("", f"what gives out, in order ({PUTS_PER_S:,} writes a second are S3's for one prefix):")
-    for limit in found.limits:
-        say(f"  at {limit.tokens:.1e} tokens: {limit.what}")
-    columns = list(next(iter(found.month_usd.values())))
-    prices = [
-        [codec, *(f"{price:.2f}" for price in by_k.values())]
-        for codec, by_k in found.month_usd.items()
-    ]
-    say("")
-    print_table("$ a month for 10^9 tokens", ("codec", *(f"k = {k}" for k in columns)), prices)
-    if all(one.workers is None for one in found.sizes):
-        say("workers are told once a round is scored: the rate is the run's own")
 
 
 def _span(left: int, target: int, round_index: int | None) -> str:

@@ -80,7 +80,7 @@ def init(
     given = {"student": student, "teacher": teacher, "prompts": prompts, "grader": grader}
     answers = _answers(given, may_ask=not as_json and sys.stdin.isatty() and sys.stdout.isatty())
     from pipeline.setup.init import Asked, init_run
-    from pipeline.setup.machine import this_machine
+    from pipeline.sizing.machine import this_machine
 
     notes: list[str] = []
 

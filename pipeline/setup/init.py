@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.prompts.files import PromptFile, require_prompt_file
-from pipeline.setup.machine import Machine
 from pipeline.setup.models import UNKNOWN_COMMIT, FoundModel, look_at, same_tokenizer
 from pipeline.setup.prompts import (
     HELD_OUT,
@@ -24,6 +23,7 @@ from pipeline.setup.prompts import (
 )
 from pipeline.setup.proposal import Facts, Proposal, propose
 from pipeline.setup.text import toml_of
+from pipeline.sizing.machine import Machine
 from pipeline.store.disk import files
 from pipeline.store.disk.scratch import disk_fault
 from pipeline.store.place import ConfigPlace

@@ -8,17 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.setup.machine import GIB, Machine
+from pipeline.sizing.learning import learning_bytes, rough_bytes
+from pipeline.sizing.machine import Machine
+from pipeline.sizing.parts import GIB, total
 from schemas.config.profiles.base import full_name, profile_values
 
 MEMORY_SHARE = 0.7
 """Share of a memory that weights and optimizer may take: the rest is for activations."""
-
-FULL_BYTES, SPLIT_BYTES = 6, 12
-"""Bytes of a parameter that learns: 16-bit weights, float32 gradient; what ZeRO splits."""
-
-CPU_BYTES = 20
-"""Bytes of a parameter that learns in float32, with what is exported and compared."""
 
 RATES = ((3e7, 1e-4), (3e8, 3e-5), (1e9, 1e-5), (4e9, 5e-6), (math.inf, 2e-6))
 """Parameters up to which → learning rate where all weights learn."""
@@ -106,11 +102,6 @@ def propose(facts: Facts) -> Proposal:
     return Proposal(base, reason, tuple(values), warnings)
 
 
-def learning_bytes(parameters: int, gpus: int) -> float:
-    """Return the bytes that a student takes on each GPU where all its weights learn."""
-    return parameters * (FULL_BYTES + SPLIT_BYTES / max(gpus, 1))
-
-
 def _profile(facts: Facts) -> tuple[str, str]:
     if facts.base is not None:
         return facts.base, "as you asked"
@@ -119,7 +110,7 @@ def _profile(facts: Facts) -> tuple[str, str]:
         return "opd:cpu", "no GPU was found on this machine"
     if facts.parameters is None:
         return "opd:lora", "the student's size is not known here: an adapter takes least memory"
-    needed, held = learning_bytes(facts.parameters, len(gpus)), min(gpus)
+    needed, held = total(learning_bytes(facts.parameters, processes=len(gpus))), min(gpus)
     words = f"weights and optimizer take {needed / GIB:.0f} GiB of each GPU's {held / GIB:.0f}"
     if needed <= MEMORY_SHARE * held:
         return "opd:full", f"all weights learn: {words}"
@@ -198,14 +189,13 @@ def _learning(facts: Facts, tree: dict[str, Any], name: str) -> Iterator[Value]:
 
 def _warnings(facts: Facts, name: str) -> Iterator[str]:
     machine, learns, reads = facts.machine, facts.parameters or 0, facts.teacher_parameters or 0
-    needed: float
-    if name == "opd:cpu":
-        needed, held = max(learns * CPU_BYTES, reads * 4), machine.memory_bytes
-        where = "this machine has"
-    else:
-        own = learns * 3 if name == "opd:lora" else learning_bytes(learns, len(machine.gpus))
-        needed, held = max(own, reads * 2), min(machine.gpus, default=0)
-        where = "a GPU of this machine has"
+    on_gpu = name != "opd:cpu"
+    needed = rough_bytes(
+        learns, reads, processes=len(machine.gpus), on_gpu=on_gpu, adapted=name == "opd:lora"
+    )
+    held, where = machine.memory_bytes, "this machine has"
+    if on_gpu:
+        held, where = min(machine.gpus, default=0), "a GPU of this machine has"
     if held and needed > held:
         yield (
             f"these models need {needed / GIB:.0f} GiB, and {where} {held / GIB:.0f}: they will "

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.setup.machine import GIB, Machine
 from pipeline.setup.proposal import Facts, propose
 from pipeline.setup.text import settings_in, toml_of
+from pipeline.sizing.machine import Machine
+from pipeline.sizing.parts import GIB
 from schemas.config.file import parse_config
 from schemas.config.run import RunConfig
 

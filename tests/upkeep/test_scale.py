@@ -1,5 +1,7 @@
 """A run on paper, at any size."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,3 +70,22 @@ def test_a_measured_run_says_how_many_workers_score(finished_run: str, cli: Cli)
     assert said["sizes"][-1]["workers"] > said["sizes"][0]["workers"] >= 1
     shown = cli("plan", "-c", f"{finished_run}/run.toml", "--scale").stdout
     assert "what gives out" in shown and "k = 64" in shown
+    stages = [f"{need['stage']} {need['memory']}" for need in said["memory"]["needs"]]
+    assert stages == ["rollout CPU", "score main CPU", "train CPU", "eval CPU", "opd run CPU"]
+    assert said["memory"]["tightest"] == "opd run" and said["memory"]["warnings"] == []
+    assert "met first: the memory of opd run" in shown
+
+
+@pytest.mark.slow
+def test_what_will_not_fit_is_warned_of_and_a_model_that_is_not_here_is_named(
+    run_copy: Path, cli: Cli
+) -> None:
+    config = run_copy / "run.toml"
+    large = ("--set", "train.micro_batch_tokens=2000000000", "--set", "train.device=cuda")
+    outcome = cli("plan", "-c", config, "--scale", *large)
+    assert outcome.code == 0 and "train needs a GPU, and none was found here" in outcome.stderr
+    for name in ("model.safetensors", "config.json"):
+        (run_copy / "main" / name).unlink()
+    said = cli.ok("plan", "-c", config, "--scale")
+    assert list(said["memory"]["unknown"]) == ["teachers.main"]
+    assert [need["stage"] for need in said["memory"]["needs"]] == ["rollout", "train", "eval"]

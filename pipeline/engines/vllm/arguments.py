@@ -8,6 +8,7 @@ import torch
 
 from pipeline.engines.start import Start
 from pipeline.models.source import ModelSource, load_settings
+from pipeline.sizing.shape import cached_numbers
 from schemas.config.engines import EngineSection
 from schemas.errors import CapacityError, ConfigError
 
@@ -137,10 +138,7 @@ def cpu_cache_bytes(shape: Any, dtype: str, *, tokens: int, least: int) -> int:
     """
     import psutil
 
-    queries = getattr(shape, "num_attention_heads", None) or 1  # none: a state space model
-    heads = getattr(shape, "num_key_value_heads", None) or queries
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // queries
-    each = 2 * shape.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
+    each = cached_numbers(shape) * getattr(torch, dtype).itemsize
     blocks = 2 * BLOCK_TOKENS  # vLLM rounds every sequence up, and keeps one block to itself
     free = psutil.virtual_memory().available
     if each * (least + blocks) > free:

@@ -3,8 +3,12 @@
 import importlib.util
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
-GIB = 1 << 30
+from pipeline.sizing.parts import GIB
+
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Where Linux says how much memory this container may take; `max` where that is all."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,16 @@ def this_machine() -> Machine:
     gpus = [torch.cuda.get_device_properties(index).total_memory for index in range(count)]
     return Machine(
         cores=os.cpu_count() or 1,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=_memory(),
         gpus=tuple(gpus),
         has_vllm=importlib.util.find_spec("vllm") is not None,
     )
+
+
+def _memory() -> int:
+    """Return the memory of the machine, or of the container where that has less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(LIMIT.read_text()))
+    except (OSError, ValueError):  # none, or `max`
+        return whole

@@ -1,0 +1,1 @@
+"""What memory a run's models take, and what this machine has."""
