@@ -9,9 +9,12 @@ from pipeline.store.paths import located
 from pipeline.store.place import ConfigPlace, PlacedConfig
 from pipeline.store.storage import Storage
 from schemas.config.file import parse_based
-from schemas.config.tree import MAX_BYTES, decoded
+from schemas.config.tree import MAX_BYTES, decoded, parse_tree
 from schemas.errors import ConfigError
 from schemas.foreign import shown
+
+MOST_LOOKED = 100
+"""Files of a folder that are looked at to find the one that was meant."""
 
 
 def read_config(location: str, overrides: Sequence[str] = ()) -> PlacedConfig:
@@ -69,10 +72,28 @@ def _read(path: Path) -> bytes:
 
 
 def _nearest_file(path: Path) -> str:
+    """Return a hint at the run of the same folder that may have been meant, or at how to get one.
+
+    A TOML of something else, such as pyproject.toml, is none.
+    """
     try:
-        names = [p.name for p in path.parent.glob("*.toml")]
+        names = [
+            one.name
+            for one in sorted(path.parent.glob("*.toml"))[:MOST_LOOKED]
+            if _is_of_a_run(one)
+        ]
     except OSError:
         return ""
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-    return hint or "; the folder examples/ of opd's repository has some to start from"
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)
+    if close:
+        return f"; did you mean {path.parent / close[0]}?"
+    return "; `opd init` writes one, and examples/ of opd's repository has some"
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Return whether a file looks like a run: it has a student, or a base to start from."""
+    try:
+        found = parse_tree(decoded(_read(path), where=path.name), where=path.name)
+    except (OSError, ConfigError):
+        return False
+    return isinstance(found.get("student"), dict) or isinstance(found.get("base"), str)
