@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from schemas.errors import INTERRUPTED_EXIT_CODE, ConfigError, OpdError
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
                 _fail(INTERRUPTED, INTERRUPTED_EXIT_CODE)
             known = error if isinstance(error, OpdError) else known_error(error)
             if known is not None:
-                _fail(str(known), known.exit_code)
+                _fail(str(known), known.exit_code, beside=known.beside)
             import traceback
 
             warn(*traceback.format_exc().splitlines())
@@ -87,7 +88,7 @@ def _end_at_once_by_signals() -> None:
         end_with_parent(signal.SIGTERM)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int, *, beside: Mapping[str, Any] = OpdError.beside) -> None:
     from pipeline.store import interrupts
 
     interrupts.settle()  # what follows imports, and must not be ended once more
@@ -97,7 +98,7 @@ def _fail(message: str, code: int) -> None:
     if is_main_process() or code not in (0, INTERRUPTED_EXIT_CODE):
         fail(message)
     if "--json" in sys.argv and is_main_process():
-        print_json({"error": message, "exit_code": code})
+        print_json({"error": message, "exit_code": code, **beside})
     sys.exit(code)
 
 

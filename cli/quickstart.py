@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +78,8 @@ def _epilogue(path: Path) -> None:
     from pipeline.runs.status import run_status
 
     say("")
-    print_status(run_status(load_run(str(path), None)))
+    status = run_status(load_run(str(path), None))
+    print_status(replace(status, alarms=[]))  # the run has told them at its end
     config = shlex.quote(str(path))
     say(
         "",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.look.ended import alarms_beside_gate
 from cli.look.statuspage import print_next, print_status
 from cli.options import (
     LAST_ROUND,
@@ -199,7 +200,8 @@ def gate(
 
     run = load_run(config, overrides)
     check_run(run)
-    verdict = judge(run, round_index)
+    with alarms_beside_gate(run):
+        verdict = judge(run, round_index)
     if as_json:
         head = {"stage": "gate", "run": run.name, "round": round_index}
         print_json({**head, **asdict(verdict)})

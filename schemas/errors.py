@@ -3,11 +3,17 @@
 Every message says what was found, where, what was expected and what to do next.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 
 class OpdError(Exception):
     """Base of every error that opd raises on purpose; `exit_code` is the exit status of the CLI."""
 
     exit_code = 1
+    beside: Mapping[str, Any] = MappingProxyType({})
+    """What programs are told beside the message."""
 
 
 class ConfigError(OpdError):

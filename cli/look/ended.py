@@ -1,18 +1,34 @@
 """What `opd run` tells at its end, beside the results of its stages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
-from cli.output import faults_in, print_json, whole_json, without_reward
-from cli.terminal import say
+from cli.output import faults_in, is_main_process, print_json, whole_json, without_reward
+from cli.terminal import say, warn
 from pipeline.runs.alarms.judging import Alarm, run_alarms
 from pipeline.runs.run import Run
+from schemas.errors import OpdError, RegressionError
 
 
 def alarm_lines(alarms: Sequence[Alarm]) -> list[str]:
     """Return what looks wrong, a line for each alarm."""
     return [f"{one.severity}: {one.sentence}" for one in alarms]
+
+
+@contextmanager
+def alarms_beside_gate(run: Run) -> Iterator[None]:
+    """Let an end of the block by `[gate]` tell the run's alarms too, which may be its cause."""
+    try:
+        yield
+    except RegressionError as error:
+        with suppress(OpdError):  # what cannot be read now must not hide why the run ends
+            alarms = run_alarms(run)
+            error.beside = {"alarms": [asdict(one) for one in alarms]}
+            if is_main_process():
+                warn(*alarm_lines(alarms))
+        raise
 
 
 def tell_end(run: Run, lines: list[dict[str, Any]], seconds: float, *, as_json: bool) -> None:

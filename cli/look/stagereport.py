@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from cli.look.ended import tell_end
+from cli.look.ended import alarms_beside_gate, tell_end
 from cli.output import (
     is_main_process,
     joined_json,
@@ -28,13 +28,14 @@ def report_stages(
 
     Where `tracked` names the configuration, trackers are told too.
     """
-    if not tracked or run.config.track is None or not is_main_process():
-        _do(run, as_json, work, whole_run=whole_run, told=lambda: None)
-        return
-    from pipeline.trackers.following import following
+    with alarms_beside_gate(run):
+        if not tracked or run.config.track is None or not is_main_process():
+            _do(run, as_json, work, whole_run=whole_run, told=lambda: None)
+            return
+        from pipeline.trackers.following import following
 
-    with following(run, tracked, make_progress(as_json=as_json).note) as told:
-        _do(run, as_json, work, whole_run=whole_run, told=told)
+        with following(run, tracked, make_progress(as_json=as_json).note) as told:
+            _do(run, as_json, work, whole_run=whole_run, told=told)
 
 
 def tracking(config: str, overrides: Sequence[str] | None) -> list[str]:

@@ -185,12 +185,49 @@ def test_rounds_of_an_older_opd_raise_nothing_for_what_they_lack(seen: list[Seen
     assert named([replace(one, steps=None) for one in old]) == []
 
 
-def test_status_run_and_report_say_the_same(run_copy: Path, cli: Cli) -> None:
+@pytest.fixture
+def shuffled(run_copy: Path) -> Path:
+    """Return the folder of a run whose second round says that its scores are of other rows."""
     path = run_copy / "store/runs/tiny/rounds/0001/score/main/manifest.json"
     manifest = json.loads(path.read_bytes())
     manifest["looks"] |= {"found": 0}
     path.write_bytes(forged(manifest))
-    toml = run_copy / "run.toml"
+    return run_copy
+
+
+@pytest.mark.parametrize("command", [("run",), ("gate", "--round", "1")], ids=["run", "gate"])
+def test_an_end_by_the_gate_tells_the_alarms_too(
+    shuffled: Path, cli: Cli, command: tuple[str, ...]
+) -> None:
+    given = [*command, "-c", str(shuffled / "run.toml"), "--set", "gate.max_accuracy_drop=0.01"]
+    file = shuffled / "store/runs/tiny/rounds/0000/eval/manifest.json"
+    file.write_bytes(forged(json.loads(file.read_bytes()) | {"accuracy": 1.0}))
+    ended = cli(*given, "--json")
+    assert ended.code == 8 and "gate.max_accuracy_drop" in ended.result["error"]
+    assert [one["name"] for one in ended.result["alarms"]] == ["scores_shuffled"]
+    lines = cli(*given).stderr.splitlines()
+    assert [line[:5] for line in lines] == ["wrong", "opd: "]
+
+
+def test_an_alarm_that_cannot_be_judged_does_not_hide_what_the_gate_says(
+    shuffled: Path, cli: Cli
+) -> None:
+    file = shuffled / "store/runs/tiny/rounds/0000/eval/manifest.json"
+    file.write_bytes(forged(json.loads(file.read_bytes()) | {"accuracy": 1.0}))
+    (shuffled / "store/runs/tiny/rounds/0000/rollout/manifest.json").write_text("{")
+    limit = ("--set", "gate.max_accuracy_drop=0.01")
+    ended = cli("gate", "-c", shuffled / "run.toml", "--round", "1", *limit, "--json")
+    assert ended.code == 8 and "alarms" not in ended.result
+
+
+def test_quickstart_tells_an_alarm_once(shuffled: Path, cli: Cli) -> None:
+    (shuffled / "teacher").mkdir()  # a folder of that name is kept, and nothing is trained
+    said = cli("quickstart", shuffled).stdout
+    assert said.count("scores belong to other sequences") == 1
+
+
+def test_status_run_and_report_say_the_same(shuffled: Path, cli: Cli) -> None:
+    toml = shuffled / "run.toml"
     (alarm,) = cli.ok("status", "-c", toml)["alarms"]
     assert (alarm["name"], alarm["severity"], alarm["since"]) == ("scores_shuffled", "wrong", 1)
     assert cli.ok("run", "-c", toml)["alarms"] == [alarm]
