@@ -51,6 +51,7 @@ def token_looks(
             `DOMAIN_COLUMNS` that they have.
     """
     lengths = list_lengths(rows, "response_ids")
+    row_T = np.repeat(np.arange(len(lengths)), lengths)
     own_T = flat_values(rows, "response_mask").astype(bool)
     student_T = flat_values(rows, "rollout_student_logprobs").astype(np.float64)
     teacher_T = np.maximum(flat_values(scores, "token_logprob"), floor).astype(np.float64)
@@ -72,13 +73,23 @@ def token_looks(
         ended_student=float(student_T[ends].sum()),
         ended_teacher=float(teacher_T[ends].sum()),
         **_of_kept_ids(rows, scores_of(scores), np.flatnonzero(own_T)),
-        domains=_by_domain(rows, np.bincount(_row_of(lengths), square_T, len(lengths)), domain),
+        domains=_by_domain(rows, np.bincount(row_T, square_T, len(lengths)), domain),
         **_of_prompts(list_lengths(rows, "prompt_ids")),
+        **_of_rows(rows, np.bincount(row_T, own_T, len(lengths))),
     )
 
 
-def _row_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.repeat(np.arange(len(lengths)), lengths)
+def _of_rows(rows: pa.Table, tokens_R: NDArray[Any]) -> dict[str, Any]:
+    """Return what errors of means need of the rows: lengths by prompt, and weights."""
+    prompt_R = rows["prompt_id"].combine_chunks().dictionary_encode()
+    tokens_P = np.bincount(prompt_R.indices.to_numpy(), tokens_R, len(prompt_R.dictionary))
+    weight_R = rows["weight"].to_numpy().astype(np.float64)
+    return {
+        "prompts": len(tokens_P),
+        "prompt_squares": float(tokens_P @ tokens_P),
+        "weights": float(weight_R @ tokens_R),
+        "weight_squares": float(np.square(weight_R) @ tokens_R),
+    }
 
 
 def _by_domain(rows: pa.Table, square_R: NDArray[Any], domain: str | None) -> dict[str, float]:

@@ -116,7 +116,7 @@ class TokenLooks(Record):
     Log-probabilities are in nats: the student's as it sampled, the teacher's as it scored.
     """
 
-    LATER = frozenset({"domains"})
+    LATER = frozenset({"domains", "prompts", "prompt_squares", "weights", "weight_squares"})
     rows: Count
     tokens: Count
     """Sampled by the student itself; all sums over tokens are over these."""
@@ -147,6 +147,13 @@ class TokenLooks(Record):
     longest_prompt: Count
     longest_prompts: Count
     """Rows whose prompt is as long as the longest."""
+    prompts: Count = 0
+    """Different prompts; 0, as the next three, where an older opd scored."""
+    prompt_squares: Real = 0.0
+    """Of each prompt's tokens, in all of its rows, the square: for the error of mean lengths."""
+    weights: Real = 0.0
+    """Of the tokens' rows, and of their squares."""
+    weight_squares: Real = 0.0
     domains: dict[str, Real] = {}
     """Domain of the prompts → sum of weight · (student minus teacher)², what it pulls with; empty
     where prompts name none."""

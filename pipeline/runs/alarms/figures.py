@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.runs.alarms.seen import Seen, Steps
 from pipeline.runs.gate import mean_reverse_kl
-from schemas.records.joins import added_looks
+from schemas.config.objective.weights import WeightsSection
 from schemas.records.scores import TokenLooks
 
 
@@ -55,14 +55,20 @@ def _sampled(seen: Seen) -> Named:
     if rolled is None or not rolled.rows:
         return
     mean = rolled.tokens / rolled.rows
-    yield "response_tokens", Value(mean, mean / math.sqrt(rolled.rows))
+    looks = seen.looks
+    if looks is None or looks.prompts < 2 or looks.rows < rolled.rows:
+        yield "response_tokens", Value(mean, mean / math.sqrt(rolled.rows))
+        return
+    spread = looks.prompt_squares / looks.prompts - (looks.tokens / looks.prompts) ** 2
+    error = math.sqrt(max(spread, 0.0) / (looks.prompts - 1)) * looks.prompts / looks.rows
+    yield "response_tokens", Value(mean, error)
 
 
 def _scored(seen: Seen) -> Named:
     gap = mean_reverse_kl(seen.scores)
     if gap is not None and seen.config.rollout.is_whole:
         yield "reverse_kl", Value(gap.value, gap.error or 0.0)
-    looks = added_looks([one.looks for one in seen.scores])
+    looks = seen.looks
     if looks is None or not looks.tokens:
         return
     if seen.rollout is not None and looks.rows >= seen.rollout.rows:
@@ -79,7 +85,8 @@ def _scored(seen: Seen) -> Named:
         yield "domain_share", Value(share, 2.0 * (1.0 - share) / math.sqrt(looks.rows))
     long_enough = looks.longest_prompt >= max(LONG_PROMPT, 2 * looks.shortest_prompt)
     if long_enough:
-        yield "prompts_at_longest", _share(looks.longest_prompts, looks.rows)
+        prompts = looks.prompts or looks.rows
+        yield "prompts_at_longest", _share(looks.longest_prompts * prompts / looks.rows, prompts)
 
 
 def _gaps(looks: TokenLooks) -> Named:
@@ -110,13 +117,13 @@ def _trained(seen: Seen) -> Named:
     if train is None:
         return
     told = train.summary
-    error = 1.0 / math.sqrt(max(train.tokens, 1))
+    error = 1.0 / math.sqrt(max(train.tokens * _alike(seen.looks), 1.0))
     config = seen.config  # a sample says what the ids beside it lack
     masses = (
         () if config.score.sample or config.rollout.sample else ("student_mass", "teacher_mass")
     )
     for name in (*masses, "tail_clamped", "floored"):
-        if name in told:
+        if name in told and not config.is_supervised:  # no teacher scores what it has sampled
             yield name, Value(told[name], 0.5 * error)
     rows = train.rows + train.stale_rows
     if rows:
@@ -136,11 +143,40 @@ def _stepped(seen: Seen) -> Named:
     if moved is not None and np.isfinite(moved).any() and not seen.config.train.max_staleness:
         place = int(np.nanargmax(moved))
         yield "moved", Value(float(moved[place]), step=int(steps["step"][place]))
-    names = ("student_token_logprob", "student_entropy", "tokens")
-    if seen.train is not None and seen.train.rollout_kl is not None and set(names) <= set(steps):
-        logprob, entropy, tokens = (float(steps[name][0]) for name in names)
-        error = SPREAD / math.sqrt(max(tokens, 1.0))
-        yield "surprise", Value(abs(logprob + entropy), error, int(steps["step"][0]))
+    yield from _surprise(steps, seen)
+
+
+def _surprise(steps: Steps, seen: Seen) -> Named:
+    """Yield how far log q of sampled tokens is from what the entropy says, on average.
+
+    Of the first steps, as many as tell most. A student that has moved by some KL from what sampled
+    shifts the mean by up to √(2 KL) times the spread of log q, which is taken off. So would weights
+    that heed the very token that was drawn: with those nothing is told.
+    """
+    names = ("student_token_logprob", "student_entropy", "tokens", "rollout_kl")
+    if seen.config.loss.weights != WeightsSection() or not set(names) <= set(steps):
+        return
+    if seen.train is None or seen.train.rollout_kl is None:
+        return
+    table = np.stack([steps[name] for name in names])
+    table = table[:, np.isfinite(table).all(axis=0) & (table[2] > 0)]
+    if not table.shape[1]:
+        return
+    logprob, entropy, tokens, moved = table
+    told = np.cumsum(tokens)
+    shift = SPREAD * np.sqrt(2.0 * np.cumsum(np.maximum(moved, 0.0) * tokens) / told)
+    error = SPREAD / np.sqrt(told * _alike(seen.looks))
+    best = int(np.argmin(shift + 3.0 * error))
+    gap = abs(float(np.cumsum((logprob + entropy) * tokens)[best])) / float(told[best])
+    value = max(gap - float(shift[best]), 0.0)
+    yield "surprise", Value(value, float(error[best]), int(steps["step"][0]))
+
+
+def _alike(looks: TokenLooks | None) -> float:
+    """Return how many tokens of one weight would tell as much as a token of these weights."""
+    if looks is None or looks.weight_squares <= 0.0:
+        return 1.0
+    return looks.weights**2 / (looks.tokens * looks.weight_squares)
 
 
 def _spike(steps: Steps) -> Named:
@@ -166,7 +202,7 @@ FIGURES = {
     "overlap": "student's own top ids (rollout.candidates) that are among those kept, as a share",
     "entropy_share": "student's entropy by its entropy plus reverse KL: mean log q by mean log p",
     "rollout_kl": "KL of what sampled to the learner before its first step",
-    "surprise": "mean log-probability of sampled tokens plus entropy, at a round's first step",
+    "surprise": "mean log-probability of sampled tokens plus entropy, in a round's first steps",
     "stale_share": "rows left out as too old",
     "tail_clamped": "tokens whose tail was clamped, as a share",
     "floored": "tokens with a floored teacher log-probability, as a share",

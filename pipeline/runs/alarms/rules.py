@@ -91,7 +91,7 @@ RULES = (
         "template_strange",
         "first_gap",
         "above",
-        1.0,
+        0.75,
         "The teacher is surprised by the first tokens of responses: {now} nats a token more "
         "between it and the student than on the rest",
         TEMPLATE,
@@ -271,7 +271,7 @@ RULES = (
         "one_domain",
         "domain_share",
         "above",
-        0.80,
+        0.70,
         "One domain of the prompts carries {now} of what pulls the student to its teachers",
         "Set loss.weights.domain, give the domain's prompts less weight, or mix the file anew",
         ".0%",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from pipeline.shards.parquet import read_table
 from schemas.config.run import RunConfig
 from schemas.errors import DataError
 from schemas.keys import ROUNDS
+from schemas.records.joins import added_looks
 from schemas.records.runs import RolloutManifest
-from schemas.records.scores import ScoreManifest
+from schemas.records.scores import ScoreManifest, TokenLooks
 from schemas.records.training import TrainManifest
 
 NEWEST = 8
@@ -39,6 +40,11 @@ class Seen:
     train: TrainManifest | None = None
     steps: Steps | None = None
     """Figures of its optimizer steps by name, NaN where they are none; None where not stored."""
+
+    @cached_property
+    def looks(self) -> TokenLooks | None:
+        """Return the sums over the tokens of all teachers; None where one of them has none."""
+        return added_looks([one.looks for one in self.scores])
 
 
 def begun_rounds(run: Run) -> list[int]:
