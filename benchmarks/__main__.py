@@ -20,6 +20,7 @@ from benchmarks.kit.measure import Result, Spread
 from schemas.errors import OpdError
 
 NAMES = {
+    "alarms": "runs that are well, and ten planted faults: which alarms are raised",
     "cache": "each codec of scores: bytes per token, error and speed",
     "chaos": "runs on S3 while everything is killed and every request may fail: promises kept",
     "engines": "vLLM through the stages against vLLM's bare loop: scoring and sampling",
@@ -34,9 +35,12 @@ NAMES = {
     "storage": "publishing and reading shards, and whether history slows it",
     "support": "gradients from what a cache keeps, against those of the whole vocabulary",
 }
+PLACES = {"alarms": "faults.alarms"}
+"""Where a benchmark is that is not in the module of its name."""
+
 DATA_HELP = (
     "cache: scores to measure with; peers: a folder that opd quickstart has made; support: a "
-    "model's folder; objectives: a folder to keep runs in"
+    "model's folder; alarms, objectives: a folder to keep runs in"
 )
 POSITIONS_HELP = "support: the most positions of a step that is measured"
 MINUTES_HELP = "fuzz, chaos: how long it runs; objectives: when no more is begun"
@@ -90,7 +94,7 @@ def measure(
     gc.collect()
     gc.freeze()  # every timing begins with a collection, which need not look at what is there now
     begin, used = time.perf_counter(), time.process_time()
-    result: Result = importlib.import_module(f"benchmarks.{name}").run(
+    result: Result = importlib.import_module(f"benchmarks.{PLACES.get(name, name)}").run(
         quick=quick, seed=seed, **given
     )
     words = ["python", "-m", "benchmarks", name, *(["--quick"] if quick else [])]

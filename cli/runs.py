@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.look.ended import alarms_beside_gate
+from cli.look.ended import alarms_beside_errors
 from cli.look.statuspage import print_next, print_status
 from cli.options import (
     LAST_ROUND,
@@ -200,7 +200,7 @@ def gate(
 
     run = load_run(config, overrides)
     check_run(run)
-    with alarms_beside_gate(run):
+    with alarms_beside_errors(run):
         verdict = judge(run, round_index)
     if as_json:
         head = {"stage": "gate", "run": run.name, "round": round_index}

@@ -264,6 +264,17 @@ PAGES: dict[str, tuple[str, tuple[Figure, ...]]] = {
             Figure("runs", "runs, each of which ended with every promise kept"),
         ),
     ),
+    "alarms": (
+        "Runs of three rounds that are well, of the quickstart's task and of a chat task with 80 "
+        "new tokens, each with five seeds and models of their own; and faults that are planted in "
+        "the models, files, settings or the engine of a run: [alarms.md](alarms.md).",
+        (
+            Figure("false_alarms", "alarms of the runs that are well", most=0),
+            Figure("healthy_runs", "runs that are well"),
+            Figure("faults_named", "faults that an alarm names, or opd refuses in words", least=13),
+            Figure("faults_planted", "faults that were planted, some of the ten in two ways"),
+        ),
+    ),
     "fuzz": (
         "Parsers and decoders on random and damaged input.",
         (Figure("executions", "inputs tried, each ending in data or in a refusal"),),

@@ -9,7 +9,7 @@ from cli.output import faults_in, is_main_process, print_json, whole_json, witho
 from cli.terminal import say, warn
 from pipeline.runs.alarms.judging import Alarm, run_alarms
 from pipeline.runs.run import Run
-from schemas.errors import OpdError, RegressionError
+from schemas.errors import DataError, OpdError, RegressionError
 
 
 def alarm_lines(alarms: Sequence[Alarm]) -> list[str]:
@@ -18,11 +18,11 @@ def alarm_lines(alarms: Sequence[Alarm]) -> list[str]:
 
 
 @contextmanager
-def alarms_beside_gate(run: Run) -> Iterator[None]:
-    """Let an end of the block by `[gate]` tell the run's alarms too, which may be its cause."""
+def alarms_beside_errors(run: Run) -> Iterator[None]:
+    """Let an end of the block by `[gate]` or impossible numbers tell alarms, which may say why."""
     try:
         yield
-    except RegressionError as error:
+    except (RegressionError, DataError) as error:
         with suppress(OpdError):  # what cannot be read now must not hide why the run ends
             alarms = run_alarms(run)
             error.beside = {"alarms": [asdict(one) for one in alarms]}

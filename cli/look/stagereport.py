@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from cli.look.ended import alarms_beside_gate, tell_end
+from cli.look.ended import alarms_beside_errors, tell_end
 from cli.output import (
     is_main_process,
     joined_json,
@@ -28,7 +28,7 @@ def report_stages(
 
     Where `tracked` names the configuration, trackers are told too.
     """
-    with alarms_beside_gate(run):
+    with alarms_beside_errors(run):
         if not tracked or run.config.track is None or not is_main_process():
             _do(run, as_json, work, whole_run=whole_run, told=lambda: None)
             return

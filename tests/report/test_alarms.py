@@ -1,4 +1,4 @@
-"""Faults planted in a small run: each is named, by `opd status`, `opd run` and the report."""
+"""What is stored of a small run raises alarms: in `opd status`, `opd run` and the report."""
 
 import json
 from collections.abc import Callable
@@ -19,8 +19,7 @@ from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
-from pipeline.teachers.looks import FIRST, token_looks
-from schemas.columns import flat_values, list_lengths
+from pipeline.teachers.looks import token_looks
 from schemas.records.joins import added_looks
 from schemas.records.scores import ScoreManifest
 from tests.support.forged import forged
@@ -59,106 +58,37 @@ def planted(run: Run, seen: list[Seen], plant: Plant) -> list[Seen]:
     return [replace(one, scores=(with_looks(run, one, plant),)) for one in seen]
 
 
-def column(table: pa.Table, name: str, values: Any) -> pa.Table:
-    """Return a table with other values in a column of lists, as long as they were."""
-    place, field = table.column_names.index(name), table.schema.field(name)
-    ends = np.concatenate([[0], np.cumsum(list_lengths(table, name))])
-    kind = pa.LargeListArray if pa.types.is_large_list(field.type) else pa.ListArray
-    offsets = pa.array(ends, pa.int64() if kind is pa.LargeListArray else pa.int32())
-    lists = kind.from_arrays(offsets, pa.array(values, field.type.value_type))
-    return table.set_column(place, field, lists)
-
-
-def first_tokens(rows: pa.Table) -> Any:
-    lengths = list_lengths(rows, "response_ids")
-    return np.concatenate([np.arange(n) < FIRST for n in lengths])
-
-
-def ends(rows: pa.Table) -> Any:
-    lengths = list_lengths(rows, "response_ids")
-    return np.concatenate([np.arange(n) == n - 1 for n in lengths])
-
-
-def minus(rows: pa.Table, scores: pa.Table, where: Any, nats: float) -> tuple[pa.Table, pa.Table]:
-    logprobs = flat_values(scores, "token_logprob")
-    return rows, column(scores, "token_logprob", np.where(where, logprobs - nats, logprobs))
-
-
-def other_rows(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
-    width = len(flat_values(scores, "topk_ids")) // len(flat_values(scores, "token_rank"))
-    return rows, column(scores, "topk_ids", np.roll(flat_values(scores, "topk_ids"), 5 * width))
-
-
-def same_model(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
-    return rows, column(scores, "token_logprob", flat_values(rows, "rollout_student_logprobs"))
-
-
-def cut_prompts(rows: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table]:
-    prompts = [[1] * min(10 + 30 * n, 40) for n in range(rows.num_rows)]
-    place, field = rows.column_names.index("prompt_ids"), rows.schema.field("prompt_ids")
-    return rows.set_column(place, field, pa.array(prompts, field.type)), scores
-
-
-def domains(rows: pa.Table, scores: pa.Table, *, times: float = 20.0) -> Any:
-    """Return rows of two domains, of which one weighs as many times more."""
-    first = np.arange(rows.num_rows) % 2 == 0
-    texts = [json.dumps({"domain": "a" if one else "b"}) for one in first]
-    for name, values in (("metadata", texts), ("weight", np.where(first, times, 1.0))):
-        field = rows.schema.field(name)
-        array = pa.array(values, field.type)
-        rows = rows.set_column(rows.column_names.index(name), field, array)
-    return rows, scores
+def domains(rows: pa.Table, scores: pa.Table) -> Any:
+    """Return rows of two domains in turn."""
+    texts = [json.dumps({"domain": "ab"[n % 2]}) for n in range(rows.num_rows)]
+    field = rows.schema.field("metadata")
+    place = rows.column_names.index("metadata")
+    return rows.set_column(place, field, pa.array(texts, field.type)), scores
 
 
 def test_two_domains_that_pull_alike_raise_nothing(run: Run, seen: list[Seen]) -> None:
-    assert named(planted(run, seen, lambda r, s: domains(r, s, times=1.0))) == []
-
-
-@pytest.mark.parametrize(
-    ("plant", "name"),
-    [
-        pytest.param(
-            lambda r, s: minus(r, s, first_tokens(r), 6.0), "template_strange", id="wrong template"
-        ),
-        pytest.param(
-            lambda r, s: minus(r, s, ends(r), 9.0), "end_token_lost", id="wrong end token"
-        ),
-        pytest.param(other_rows, "scores_shuffled", id="scores shuffled between rows"),
-        pytest.param(same_model, "teacher_is_student", id="teacher is the student"),
-        pytest.param(domains, "one_domain", id="one domain times 20"),
-        pytest.param(cut_prompts, "prompts_cut", id="prompts cut"),
-    ],
-)
-def test_a_fault_in_what_was_scored_is_named(
-    run: Run, seen: list[Seen], plant: Plant, name: str
-) -> None:
-    assert name not in named(seen)
-    assert name in named(planted(run, seen, plant))
+    assert named(planted(run, seen, domains)) == []
 
 
 def test_a_healthy_run_raises_none_and_its_looks_are_those_of_its_shards(
     run: Run, seen: list[Seen]
 ) -> None:
     assert named(seen) == []
+    for one in seen:  # a sample of each prompt, all of one weight
+        assert one.looks is not None and one.looks.prompts == one.looks.rows == 16
+        assert one.looks.weights == one.looks.weight_squares == one.looks.tokens
     assert [one.scores for one in planted(run, seen, lambda r, s: (r, s))] == [
         one.scores for one in seen
     ]
 
 
-def test_a_student_whose_weights_were_not_reloaded_is_named(seen: list[Seen]) -> None:
-    assert seen[1].train is not None
-    train = seen[1].train.model_copy(update={"rollout_kl": 0.02})
-    assert named([seen[0], replace(seen[1], train=train)]) == ["rollout_kl"]
-
-
 @pytest.mark.parametrize(
     ("figure", "change", "name"),
     [
-        ("student_token_logprob", lambda values: values - 2.0, "sampling_not_as_told"),
         ("rollout_kl", lambda values: values + 3.0, "left_its_samples"),
         ("grad_norm", lambda values: [1.0, 1.1, 0.9, 40.0, 1.0], "gradient_spike"),
     ],
-    ids=["another temperature", "learning rate times 100", "a spike"],
+    ids=["a round of steps that are too long", "a spike"],
 )
 def test_a_fault_in_optimizer_steps_is_named(
     seen: list[Seen], figure: str, change: Callable[[Any], Any], name: str
