@@ -4,6 +4,7 @@ Must not import torch, vllm or deepspeed: commands import what they need when th
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -14,10 +15,12 @@ from cli.helppage import CommandPage, GroupPage
 from cli.look import export, report, track
 from cli.setup.attempt import try_run
 from cli.setup.init import init
+from cli.terminal import say
 
 app = typer.Typer(
     cls=GroupPage,
     help="On-policy distillation with an offline teacher cache.",
+    context_settings={"help_option_names": ["--help", "-h"]},
     epilog="New here? Run `opd quickstart`. `opd COMMAND --help` explains a command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,6 +54,24 @@ COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Cache": {"cache": cache.app},
 }
 """Heading in `opd --help` → command → what it runs."""
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from pipeline.runs.software import opd_version
+
+        say(f"opd {opd_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def opd(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version),
+    ] = False,
+) -> None:
+    """Take what stands before any command."""
 
 
 def _add_commands() -> None:

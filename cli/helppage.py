@@ -45,6 +45,8 @@ class GroupPage(TyperGroup):
             told: Any = error  # the kinds that name no exit code are none of a command line's
             told.show(lines := io.StringIO())
             warn(*lines.getvalue().rstrip("\n").split("\n"))
+            if getattr(getattr(told, "param", None), "name", None) == "config":
+                warn("It is the TOML of a run, such as -c run.toml; `opd init` writes one.")
             sys.exit(told.exit_code)
         sys.exit(code or 0)
 

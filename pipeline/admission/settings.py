@@ -108,7 +108,7 @@ def look_at_prompts(one: Candidate, *, read: bool) -> Finding:
             rows = sum(table.num_rows for table in tables)
             skipped += tally.skipped.total()
             words += f": {rows} prompts"
-            words += f", left out {dict(tally.skipped)}" if tally.skipped else ""
+            words += f", left out {tally.reasons}" if tally.skipped else ""
         found.append(words)
     return Finding("prompts", "warning" if skipped else "ok", "; ".join(found))
 

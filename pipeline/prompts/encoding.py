@@ -49,6 +49,11 @@ class Tally:
         if len(self.shown) < SHOWN_PROBLEMS:
             self.shown.append(f"  {place}: {problem}")
 
+    @property
+    def reasons(self) -> str:
+        """How many records were left out for which reason, in words; empty where none was."""
+        return ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -172,8 +177,7 @@ def _refuse(file: PromptFile, tally: Tally, section: PromptsSection) -> None:
     if not bad or (section.on_error == "skip" and bad < tally.records):
         return
     more = [f"  and {bad - len(tally.shown)} more"] if bad > len(tally.shown) else []
-    reasons = ", ".join(f"{count} {reason}" for reason, count in tally.skipped.most_common())
-    head = f"{file.location}: {bad} of {tally.records} records cannot be used ({reasons}):"
+    head = f"{file.location}: {bad} of {tally.records} records cannot be used ({tally.reasons}):"
     hint = (
         "Correct the file: nothing is left of it"
         if bad == tally.records

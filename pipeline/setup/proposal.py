@@ -55,6 +55,8 @@ class Facts:
     """Tokens of the longest prompt that was seen."""
     unusable: str = ""
     """Prompts that cannot be used, in words; empty where all can."""
+    answered: int = 0
+    """Chats that end with an answer."""
     is_graded: bool = False
     base: str | None = None
     """The profile that was asked for."""
@@ -146,6 +148,9 @@ def _lengths(facts: Facts, tree: dict[str, Any]) -> Iterator[Value]:
             yield Value("rollout", "max_new_tokens", new, words)
     if most != tree["prompts"]["max_tokens"]:
         yield Value("prompts", "max_tokens", most, reason)
+    if facts.answered:
+        words = "chats that end with an answer are read without it"
+        yield Value("prompts", "answered", "drop", words)
     if skipped:
         yield Value("prompts", "on_error", "skip", f"left out and counted: {skipped}")
 

@@ -23,6 +23,14 @@ from schemas.foreign import HIDDEN, shown, without_secrets
 MAX_MISTAKES = 20
 """Most mistakes that a message lists."""
 
+MANY_MISSING = 4
+"""Missing keys from which on a profile is what is missing."""
+
+PROFILE_HINT = (
+    'base: no profile is named. base = "opd:full", "opd:lora" or "opd:cpu", above the first table, '
+    "has a value for all but run, student, teachers and prompts; `opd init` writes such a file"
+)
+
 MAX_WORDS = 600
 """Most characters of the words about one mistake."""
 
@@ -64,6 +72,8 @@ def parse_based(text: str, *, where: str, overrides: Sequence[str] = ()) -> Base
             return Based(RunConfig.model_validate(tree), base)
         except ValidationError as error:
             mistakes = [_explain(d, base) for d in islice(error.errors(), MAX_MISTAKES + 1)]
+            if base is None and sum(_is_missing(d) for d in error.errors()) >= MANY_MISSING:
+                mistakes.insert(0, PROFILE_HINT)
     if len(mistakes) > MAX_MISTAKES:
         mistakes[MAX_MISTAKES:] = ["and more"]
     lines = "\n".join(f"  {mistake}" for mistake in mistakes)
@@ -99,6 +109,10 @@ def _identity_items(model: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, dumped[name]
 
 
+def _is_missing(detail: Any) -> bool:
+    return bool(detail["type"] == "missing")
+
+
 def _explain(detail: Any, base: Base | None) -> str:
     location = [str(part) for part in detail["loc"]]
     key = ".".join(map(dotted, location)) or "(whole file)"
@@ -109,7 +123,7 @@ def _explain(detail: Any, base: Base | None) -> str:
         if location[-1] == KEY:
             hint = "the base of the file stands above its first table"
         return f"{key}: unknown key; {hint}"
-    if detail["type"] == "missing":
+    if _is_missing(detail):
         return f"{key}: required, and has no default because it changes results"
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "tuple_type":

@@ -81,3 +81,8 @@ def test_validate_names_a_missing_prompt_file_and_accepts_a_whole_configuration(
     typo = cli("config", "validate", "-c", config, "--set", "prompts.train=promts.jsonl")
     assert typo.code == 2
     assert "did you mean" in typo.stderr
+
+
+def test_version_and_a_short_h_are_answered(cli: Cli) -> None:
+    assert cli("--version").stdout.startswith("opd ")
+    assert "--config" in cli("run", "-h").stdout

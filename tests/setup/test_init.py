@@ -159,3 +159,18 @@ def test_models_whose_special_tokens_alone_differ_are_told_apart_in_the_file(
     cli.ok("init", "--student", "student", "--teacher", "other")
     config = parse_config((home / "run.toml").read_text(), where="run.toml")
     assert config.teachers["main"].tokenizer_check == "vocabulary"
+
+
+def test_chats_that_end_with_an_answer_are_read_without_it(home: Path, cli: Cli) -> None:
+    turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    write_lines(home / "p.jsonl", [{"messages": turns}, {"messages": turns[:1]}])
+    notes = cli.ok("init", *MODELS, "--prompts", "p.jsonl")["notes"]
+    assert any("1 end with an answer, which is left off" in words for words in notes)
+    prompts = parse_config((home / "run.toml").read_text(), where="run.toml").prompts
+    assert (prompts.answered, prompts.on_error) == ("drop", "skip"), "one is twice there now"
+
+
+def test_what_is_left_out_is_told_as_the_toml_is_written(home: Path, cli: Cli) -> None:
+    (home / "p.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "1+1="}\n')
+    notes = cli.ok("init", *MODELS, "--prompts", "p.jsonl")["notes"]
+    assert any("1 that can be used" in one and "left out: 1 duplicate" in one for one in notes)
