@@ -32,6 +32,8 @@ class Figure:
     kind: Literal["line", "stack", "cost"] = "line"
     log: bool = False
     """Whether values of very different sizes are told apart best on a logarithmic axis."""
+    still: float | None = None
+    """Value that says nothing: what never has another one is not drawn."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -252,6 +254,37 @@ LEARNING = Group(
             "tiny",
             "Of the samples to the student at this step: it grows while a round trains.",
             log=True,
+        ),
+        _one(
+            "Log-probability of the sampled tokens",
+            "student_token_logprob",
+            "number",
+            "With the student as it is at this step.",
+        ),
+        Figure(
+            "Tokens that count",
+            "Share of tokens with a weight by [loss.weights], their mean weight, and the mean "
+            "weight that [loss.gate] leaves of distillation.",
+            "number",
+            (
+                Series("token_kept", "kept"),
+                Series("token_weight", "weight"),
+                Series("distilled", "distilled"),
+            ),
+            still=1.0,
+        ),
+        Figure(
+            "Stopped by a limit",
+            "Tokens whose ratio a clip stopped, that of rewards or that of [loss.policy], whose "
+            "divergence was clipped, and that [loss.gate] keeps from distillation.",
+            "share",
+            (
+                Series("ratio_clipped", "rewards' clip"),
+                Series("policy_clipped", "policy's clip"),
+                Series("divergence_clipped", "divergence's clip"),
+                Series("gate_shut", "gate shut"),
+            ),
+            still=0.0,
         ),
     ),
     by="step",

@@ -33,13 +33,13 @@ def findings(figures: RunFigures) -> list[Finding]:
 
 
 def _changed_settings(figures: RunFigures) -> Iterator[Finding]:
-    for change in figures.records.changed:
+    if changes := figures.records.changed:
         yield Finding(
             "wrong",
-            f"The configuration is not that of this run: {change}",
+            f"The configuration is not that of this run: {'; '.join(changes)}",
             None,
-            "Undo the change, or give the new settings a run.name of their own: every stage would "
-            "refuse this file",
+            "Undo the change, repeat the --set that the run began with, or give the new settings "
+            "a run.name of their own: every stage would refuse this file",
         )
 
 

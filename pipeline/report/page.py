@@ -134,7 +134,7 @@ def _wrong(run: RunFigures) -> Html:
         for one in findings(run)
     ]
     shown = tag("ul", *items) if items else tag("p", "Nothing that these records show.")
-    return tag("div", tag("h3", "What looks wrong"), shown, class_="card")
+    return tag("div", tag("h3", "What looks wrong"), shown, class_="card findings")
 
 
 def _compared(runs: Sequence[RunFigures]) -> Html:

@@ -69,10 +69,12 @@
     for (const whose of ["teacher", "student"]) {
       const width = row[`${whose}_width`], start = n * width;
       if (!width) {
-        panel.append(make("p", "soft", `likeliest ids of the ${whose}: not stored`));
+        const how = whose === "student" ? " (rollout.candidates stores them)" : "";
+        panel.append(make("p", "soft", `likeliest ids of the ${whose}: not stored${how}`));
         continue;
       }
-      panel.append(table(`the ${whose}'s likeliest`, row[`${whose}_ids`].slice(start, start + width),
+      const kept = row[`${whose}_drawn`] ? "likeliest sampled ids" : "likeliest";
+      panel.append(table(`the ${whose}'s ${kept}`, row[`${whose}_ids`].slice(start, start + width),
         row[`${whose}_tops`].slice(start, start + width), row.ids[n]));
     }
   };

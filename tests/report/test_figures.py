@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.report.figures import RunFigures, gather
-from pipeline.report.stored.rounds import thinned
+from pipeline.report.stored.records import read_records
+from pipeline.report.stored.rounds import of_nothing, round_frame, step_frame, thinned
 from pipeline.runs.configsource import load_config
 from pipeline.runs.grades.intervals import accuracy_interval, wilson
 from pipeline.runs.run import Run, open_run
@@ -98,6 +99,26 @@ def test_steps_are_those_that_were_stored(figures: RunFigures, finished_run: Pat
         rows += pq.read_table(finished_run / "store" / key).to_pylist()
     assert figures.steps.drop("round").to_dicts() == rows
     assert figures.steps["round"].to_list() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("kept", "empty"),
+    [
+        ((), set()),
+        (("score.k=0", "score.sample=4"), {"reverse_kl"}),
+        (("score.k=0", "rollout.sample=4"), {"forward_kl"}),
+    ],
+)
+def test_sums_over_ids_that_nobody_kept_are_no_figures(
+    finished_run: Path, kept: tuple[str, ...], empty: set[str]
+) -> None:
+    changed = open_run(load_config(finished_run / "run.toml", kept))
+    absent = of_nothing(changed.config)
+    assert absent == empty | ({"student_mass", "teacher_mass"} if kept else set())
+    records = read_records(changed)
+    steps, rounds = step_frame(records).columns, round_frame(records).columns
+    assert not absent & set(steps) and not (absent - {"reverse_kl"}) & set(rounds)
+    assert "loss" in steps and "reverse_kl" in rounds, "that of the scores says something"
 
 
 def test_costs_add_up_from_round_to_round(figures: RunFigures) -> None:

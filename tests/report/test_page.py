@@ -7,8 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from pipeline.report.drawing.plots import plotted
 from pipeline.report.figures import gather
 from pipeline.report.markup import data_script, joined, plain, raw, tag
 from pipeline.runs.configsource import load_config
@@ -30,9 +32,20 @@ def test_a_report_tells_what_was_taught_and_shows_each_figure(
         assert f"<h3>{title}</h3>" in text
     assert "2 of 2 rounds are trained" in text
     assert text.count("<svg") == text.count('class="chart"') > 20
-    assert "<h3>student_token_logprob</h3>" in text  # no catalogue names it, and it is stored
+    assert "<h3>Log-probability of the sampled tokens</h3>" in text
+    assert "<h3>Stopped by a limit</h3>" not in text, "no limit stopped anything"
     absent = re.search(r'id="absent">([^<]*)', text)
     assert absent is not None and "Reward" in absent[1]
+
+
+def test_a_figure_of_steps_that_no_catalogue_names_is_drawn_by_its_own_name(
+    finished_run: Path,
+) -> None:
+    figures = gather(open_run(load_config(finished_run / "run.toml")), "x", rows=4)
+    steps = figures.steps.with_columns(novel=pl.col("loss") + 1, gate_shut=pl.lit(0.5))
+    groups = plotted([dataclasses.replace(figures, steps=steps)])
+    titles = [chart.title for one in groups for _, chart in one.charts]
+    assert "novel" in titles and "Stopped by a limit" in titles
 
 
 def test_several_runs_are_compared_in_one_chart_a_figure(

@@ -1,5 +1,6 @@
 """Figures of single tokens, recomputed here token by token in plain Python."""
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, median
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.report.figures import gather
 from pipeline.report.stored.records import read_records
-from pipeline.report.tokens.looked import Looked, looked_at
+from pipeline.report.tokens.looked import Looked, Tops, looked_at
 from pipeline.report.tokens.places import (
     by_family,
     by_position,
@@ -28,6 +29,7 @@ from pipeline.runs.configsource import load_config
 from pipeline.runs.run import Run, open_run
 from pipeline.shards.rollouts import read_rollout
 from pipeline.shards.scores import read_scores
+from schemas.columns import flat_values
 from schemas.errors import DataError
 from tests.support.tinytables import K, rollout_table, score_rows
 
@@ -38,6 +40,15 @@ def with_own_ids(rows: pa.Table, ids: list[list[int]]) -> pa.Table:
     kinds = [rows.schema.field(place + n).type for n in range(2)]
     rows = rows.set_column(place, "student_topk_ids", pa.array(ids, kinds[0]))
     return rows.set_column(place + 1, "student_topk_logprobs", pa.array(logprobs, kinds[1]))
+
+
+def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
+    """Return a table with other values in some of its columns."""
+    for name, values in columns.items():
+        field = table.schema.field(name)
+        place = table.column_names.index(name)
+        table = table.set_column(place, field, pa.array(values, field.type))
+    return table
 
 
 def tokens_of(rows: pa.Table, scores: pa.Table) -> list[dict[str, Any]]:
@@ -122,6 +133,31 @@ def test_places_sum_up_their_tokens() -> None:
             mine = sums[row["place"]]
             assert (row["tokens"], row["kl"]) == (len(mine), pytest.approx(fmean(mine), abs=1e-5))
             assert row["share"] == pytest.approx(sum(mine) / whole, abs=1e-5)
+
+
+def test_the_likeliest_ids_are_those_of_a_top_k_and_then_of_the_sample() -> None:
+    rows = rollout_table(3)
+    lengths = [len(ids) for ids in rows["response_ids"].to_pylist()]
+    scores = score_rows(rows, k=2)
+    sample: dict[str, list[Any]] = {
+        "sample_ids": [[*[7, 8] * (n - 1), 7] for n in lengths],
+        "sample_logprobs": [[*[-3.0, -4.0] * (n - 1), -3.0] for n in lengths],
+        "sample_count": [[*[2] * (n - 1), 1] for n in lengths],
+        "sample_threshold": [[-math.inf] * n for n in lengths],
+    }
+    own: dict[str, list[Any]] = {
+        "student_sample_ids": [[5, 6] * n for n in lengths],
+        "student_sample_logprobs": [[-0.1, -math.inf] * n for n in lengths],
+    }
+    tops = looked_at(with_columns(rows, own), with_columns(scores, sample), where="x").tops
+    assert tops.teacher_ids[:, :2].ravel().tolist() == flat_values(scores, "topk_ids").tolist()
+    expected = [pair for n in lengths for pair in (*[[7, 8]] * (n - 1), [7, -1])]
+    assert tops.teacher_ids[:, 2:].tolist() == expected
+    assert tops.student_ids.tolist() == [[5, -1]] * sum(lengths)
+    assert tops.drawn == {"teacher", "student"}
+    whole = looked_at(with_own_ids(rows, [[1, 2] * n for n in lengths]), scores, where="x").tops
+    assert (whole.student_ids.shape[1], len(whole.drawn)) == (2, 0)
+    assert Tops.joined([whole, tops]).drawn == tops.drawn
 
 
 @given(st.integers(0, 200_000))

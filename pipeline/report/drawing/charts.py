@@ -39,6 +39,9 @@ FRAME: dict[str, Any] = {
 }
 """Columns of what is drawn; `x` of bars is a text."""
 
+FEW_TICKS = 8
+"""Rounds or steps of an axis up to which each has its mark."""
+
 MOST_BARS_WHISKERS = 40
 """Points of a line whose intervals are drawn one by one; of more they are a band."""
 
@@ -55,7 +58,7 @@ class Chart:
     """`line`, `stack` of bars at x, or `bars`, one below the other with `x` as a name."""
     log: bool = False
     rules: Sequence[dict[str, Any]] = field(default=())
-    """Levels to compare with: `value`, `label`, `run`."""
+    """Levels to compare with: `value`, `label`, and at which `side` it is written."""
 
 
 def points_of(rows: Iterable[Mapping[str, Any]], *, named: bool = False) -> pl.DataFrame:
@@ -154,29 +157,36 @@ def _rules(chart: Chart) -> list[dict[str, Any]]:
     values = [{key: _value(v) for key, v in rule.items()} for rule in chart.rules]
     level = {"data": {"values": values}}
     y = {"field": "value", "type": "quantitative"}
-    return [
+    rule: dict[str, Any] = {
+        **level,
+        "mark": {"type": "rule", "aria": False, "strokeDash": [4, 4], "color": "var(--faint)"},
+        "encoding": {"y": y},
+    }
+    labels: list[dict[str, Any]] = [
         {
             **level,
-            "mark": {"type": "rule", "aria": False, "strokeDash": [4, 4], "color": "var(--faint)"},
-            "encoding": {"y": y},
-        },
-        {
-            **level,
-            "mark": {"type": "text", "align": "right", "dy": -6, "color": "var(--faint)"},
-            "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "label"}},
-        },
+            "mark": {"type": "text", "align": side, "dx": room, "dy": -6, "color": "var(--faint)"},
+            "transform": [{"filter": f"datum.side == '{side}'"}],
+            "encoding": {"y": y, "x": {"value": place}, "text": {"field": "label"}},
+        }
+        for side, place, room in (("right", "width", 0), ("left", 0, 6))
     ]
+    return [rule, *labels]
 
 
 def _stack(chart: Chart) -> list[dict[str, Any]]:
-    x = {**_x(chart), "type": "ordinal", "axis": {"title": chart.x_title, "labelOverlap": True}}
+    x = {
+        **_x(chart),
+        "type": "ordinal",
+        "axis": {"title": chart.x_title, "labelOverlap": True, "labelAngle": 0},
+    }
     encoding = {"x": x, "y": {**_y(chart), "stack": "zero"}, **_colours(chart.points, "series")}
     return [{"mark": {"type": "bar"}, "encoding": {**encoding, "description": {"field": "label"}}}]
 
 
 def _bars(chart: Chart) -> list[dict[str, Any]]:
     """Return bars one below the other, in the order of the frame."""
-    axis = {"title": None, "labelLimit": 130}
+    axis = {"title": None, "labelLimit": 115}
     y = {"field": "x", "type": "nominal", "sort": None, "axis": axis}
     x = {**_y(chart), "axis": {"format": AXES[chart.form], "title": chart.x_title, "tickCount": 4}}
     by = "series" if chart.points["series"].n_unique() > 1 else "run"
@@ -189,6 +199,9 @@ def _bars(chart: Chart) -> list[dict[str, Any]]:
 def _x(chart: Chart) -> dict[str, Any]:
     axis = {"title": chart.x_title, "format": "~s", "tickCount": 6, "tickMinStep": 1, "grid": False}
     axis |= {"labelFlush": False}
+    low, high = chart.points["x"].min(), chart.points["x"].max()
+    if isinstance(low, float) and isinstance(high, float) and high - low <= FEW_TICKS:
+        axis["values"] = list(range(math.ceil(low), math.floor(high) + 1))  # no halves of a round
     return {"field": "x", "type": "quantitative", "axis": axis, "scale": {"zero": False}}
 
 

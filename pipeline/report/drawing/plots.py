@@ -18,6 +18,9 @@ OF_NO_CHART = frozenset({"step", "round", "tokens", "skipped"})
 MOST_OTHERS = 24
 """Further figures of steps that are drawn."""
 
+START = "start"
+"""The level of the student as it came."""
+
 SPENT = "teacher_tokens_so_far"
 
 
@@ -40,7 +43,7 @@ def plotted(runs: Sequence[RunFigures]) -> list[Plotted]:
             points = _points(figure, group, frames)
             if points.is_empty():
                 absent.append(figure)
-            else:
+            elif figure.still is None or bool((points["value"] != figure.still).any()):
                 charts.append((figure, _chart(figure, group, points, runs)))
         found.append(Plotted(group, tuple(charts), tuple(absent)))
     return found
@@ -148,13 +151,14 @@ def _levels(runs: Sequence[RunFigures]) -> Iterator[dict[str, Any]]:
     for run in runs:
         graded = {f"teacher {name}": one for name, one in run.records.teachers.items()}
         if run.records.start is not None:
-            graded["start"] = run.records.start
+            graded[START] = run.records.start
         for words, one in graded.items():
             found.setdefault((words, one.accuracy), []).append(run.name)
     levels = [words for words, _ in found]
     for (words, value), names in found.items():
         whose = f" of {', '.join(names)}" if levels.count(words) > 1 else ""
-        yield {"value": value, "label": f"{words}{whose} {written(value, 'share')}"}
+        label = f"{words}{whose} {written(value, 'share')}"
+        yield {"value": value, "label": label, "side": "left" if words == START else "right"}
 
 
 def _spans(values: pl.Series) -> bool:

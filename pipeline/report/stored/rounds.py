@@ -12,6 +12,7 @@ import polars as pl
 from pipeline.report.stored.records import STAGES, RoundRecords, RunRecords
 from pipeline.runs.gate import Gap
 from pipeline.runs.grades.intervals import Interval, Z, accuracy_interval
+from schemas.config.run import RunConfig
 from schemas.records.runs import EvalManifest
 from schemas.records.scores import ScoreManifest
 
@@ -28,7 +29,8 @@ def round_frame(records: RunRecords) -> pl.DataFrame:
     """Return a row of figures for each round."""
     section = records.run.config.eval
     samples = 1 if section is None else section.samples_per_prompt
-    rows = [_row(one, samples) for one in records.rounds]
+    empty = of_nothing(records.run.config)
+    rows = [_row(one, samples, empty) for one in records.rounds]
     names = dict.fromkeys(name for row in rows for name in row)
     schema = {"round": pl.Int64, **{n: pl.Float64 for n in names if n != "round"}}
     if not rows:
@@ -40,10 +42,24 @@ def round_frame(records: RunRecords) -> pl.DataFrame:
     return frame.with_columns(spent, time)
 
 
+def of_nothing(config: RunConfig) -> frozenset[str]:
+    """Return figures of the learner that say nothing of a run: sums over ids that nobody kept.
+
+    Without a top-k nothing has mass, and a divergence is known by the sample that suits it alone.
+    """
+    if config.score.k:
+        return frozenset()
+    masses = {"student_mass", "teacher_mass"}
+    teacher = set() if config.score.sample else {"forward_kl"}
+    student = set() if config.rollout.sample else {"reverse_kl"}
+    return frozenset(masses | teacher | student)
+
+
 def step_frame(records: RunRecords) -> pl.DataFrame:
     """Return a row for each optimizer step, with its round; what is no number is null."""
+    absent = ["round", *of_nothing(records.run.config)]
     parts = [
-        one.steps.drop("round", strict=False).with_columns(
+        one.steps.drop(absent, strict=False).with_columns(
             pl.lit(one.round).alias("round"), pl.all().exclude("step").cast(pl.Float64)
         )
         for one in records.rounds
@@ -85,12 +101,13 @@ def _float(value: Value) -> float | None:
     return None if value is None else float(value)
 
 
-def _row(one: RoundRecords, samples: int) -> dict[str, Value]:
+def _row(one: RoundRecords, samples: int, empty: frozenset[str]) -> dict[str, Value]:
     row: dict[str, Value] = {}
     if one.train is not None:
-        row |= {n: v for n, v in one.train.summary.items() if n not in OWN}
+        told = {n: v for n, v in one.train.summary.items() if n not in empty}
+        row |= {n: v for n, v in told.items() if n not in OWN}
         row |= {
-            "trained_reverse_kl": one.train.summary.get("reverse_kl"),
+            "trained_reverse_kl": told.get("reverse_kl"),
             "rollout_kl": one.train.rollout_kl,
             "steps": one.train.steps,
             "trained_tokens": one.train.tokens,

@@ -30,6 +30,9 @@ OVERLAP_IDS = 16
 BLOCK = 4096
 """Tokens whose ids are compared at once."""
 
+Pair = tuple[NDArray[Any], NDArray[Any]]
+"""Ids and their log-probabilities, [T, N]."""
+
 ROWS: dict[str, Any] = {
     "row": pl.Int64,
     "round": pl.Int64,
@@ -67,13 +70,19 @@ as it was scored; `kl`: their difference; null where it is not stored."""
 
 @dataclass(frozen=True)
 class Tops:
-    """Likeliest ids of each token, best first: int32 and float32 [T, ≤ `SHOWN_TOPS`]."""
+    """Likeliest ids of each token, best first: int32 and float32 [T, ≤ `SHOWN_TOPS`].
+
+    Where a sample stands in the place of a top-k they are the likeliest of the sample; -1 where
+    there are fewer.
+    """
 
     teacher_ids: NDArray[np.int32]
     teacher_logprobs: NDArray[np.float32]
     student_ids: NDArray[np.int32]
     """[T, 0] where the rollout kept none."""
     student_logprobs: NDArray[np.float32]
+    drawn: frozenset[str] = frozenset()
+    """Whose ids, `teacher` or `student`, are of a sample somewhere: likelier ones may lack."""
 
     @classmethod
     def joined(cls, parts: Sequence["Tops"]) -> "Tops":
@@ -81,7 +90,7 @@ class Tops:
         if not parts:
             ids, logprobs = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
             return cls(ids, logprobs, ids, logprobs)
-        found = {}
+        found: dict[str, Any] = {"drawn": frozenset().union(*(part.drawn for part in parts))}
         for name in ("teacher_ids", "teacher_logprobs", "student_ids", "student_logprobs"):
             arrays = [getattr(part, name) for part in parts]
             width = min(array.shape[1] for array in arrays)
@@ -125,10 +134,12 @@ def looked_at(rollout: pa.Table, scores: pa.Table | None, *, where: str) -> Look
             "make the scores again with `opd score --only-invalid`"
         )
     lengths = list_lengths(rollout, "response_ids")
-    own = _own_tops(rollout, int(lengths.sum()))
+    count = int(lengths.sum())
+    own = _own_ids(rollout, "student_topk", count)
     found = None if scores is None else scores_of(scores)
     tokens = _tokens(rollout, lengths, found, own[0])
-    return Looked(_rows(rollout, lengths), tokens, _tops(found, own, len(tokens)))
+    tops = _tops(found, own, _own_ids(rollout, "student_sample", count))
+    return Looked(_rows(rollout, lengths), tokens, tops)
 
 
 def _rows(rollout: pa.Table, lengths: NDArray[np.int64]) -> pl.DataFrame:
@@ -182,19 +193,40 @@ def _overlap(own_TN: NDArray[Any], topk_TK: NDArray[Any]) -> NDArray[np.float64]
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _own_tops(rollout: pa.Table, tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the student's own ids and log-probabilities of each token, [T, N], N maybe 0."""
+def _own_ids(rollout: pa.Table, kind: str, tokens: int) -> Pair:
+    """Return the student's own ids of a kind, with their log-probabilities; N may be 0."""
     found = []
-    for name, kind in (("student_topk_ids", np.int32), ("student_topk_logprobs", np.float32)):
+    for name, form in ((f"{kind}_ids", np.int32), (f"{kind}_logprobs", np.float32)):
         absent = name not in rollout.column_names or rollout.column(name).null_count
-        values = np.empty(0, kind) if absent else flat_values(rollout, name)
+        values = np.empty(0, form) if absent else flat_values(rollout, name)
         found.append(values.reshape(tokens, -1 if tokens else 0))
     return found[0], found[1]
 
 
-def _tops(scores: Scores | None, own: tuple[NDArray[Any], NDArray[Any]], tokens: int) -> Tops:
-    if scores is None:
-        ids, logprobs = np.empty((tokens, 0), np.int32), np.empty((tokens, 0), np.float32)
-    else:
-        ids, logprobs = scores.topk_ids, scores.topk_logprobs
-    return Tops(*(np.ascontiguousarray(x[:, :SHOWN_TOPS]) for x in (ids, logprobs, *own)))
+def _tops(scores: Scores | None, own: Pair, own_sample: Pair) -> Tops:
+    """Return the likeliest ids: of a top-k first, then of the sample beside it."""
+    tokens = len(own[0])
+    none = np.empty((tokens, 0), np.int32), np.empty((tokens, 0), np.float32)
+    top, sample = none, none
+    if scores is not None:
+        top = scores.topk_ids, scores.topk_logprobs
+        if scores.sample_ids is not None and scores.sample_logprobs is not None:
+            sample = scores.sample_ids, scores.sample_logprobs
+    teacher = _ranked(top, sample)
+    student = own if own[0].shape[1] else _ranked(none, own_sample)
+    drawn = {
+        name
+        for name, one, k in (("teacher", sample, top), ("student", own_sample, own))
+        if one[0].shape[1] and k[0].shape[1] < SHOWN_TOPS
+    }
+    shown = [np.ascontiguousarray(x[:, :SHOWN_TOPS]) for x in (*teacher, *student)]
+    return Tops(shown[0], shown[1], shown[2], shown[3], frozenset(drawn))
+
+
+def _ranked(top: Pair, sample: Pair) -> Pair:
+    """Return the ids of a top-k with those of the sample of all others, of which none is likelier.
+
+    An id without mass is none.
+    """
+    ids, logprobs = (np.concatenate([a, b], axis=1) for a, b in zip(top, sample, strict=True))
+    return np.where(np.isneginf(logprobs), np.int32(-1), ids), logprobs

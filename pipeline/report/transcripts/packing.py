@@ -101,6 +101,7 @@ def _add(found: Pack, one: dict[str, Any], looked: Looked, span: slice, pieces: 
         one[f"{whose}_ids"] = ids.reshape(-1).tolist()
         one[f"{whose}_tops"] = _thousandths(logprobs.reshape(-1))
         one[f"{whose}_width"] = ids.shape[1]
+        one[f"{whose}_drawn"] = whose in tops.drawn
         for token in np.unique(ids[ids >= 0]).tolist():
             if token not in found.tops:
                 found.tops[token] = pieces.one(token)
