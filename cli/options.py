@@ -2,6 +2,8 @@
 
 import difflib
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +73,12 @@ def load_run(config: str, overrides: list[str] | None) -> Run:
         ConfigError: the file or an override is wrong.
     """
     return open_run(read_config(config, overrides or ()))
+
+
+def in_words(config: str, overrides: Sequence[str] | None) -> str:
+    """Return the options that name a run again, as a shell takes them."""
+    given = ["-c", config, *(word for item in overrides or () for word in ("--set", item))]
+    return shlex.join(given)
 
 
 def open_store(

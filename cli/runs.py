@@ -14,6 +14,7 @@ from cli.options import (
     JsonOption,
     RoundOption,
     SetOption,
+    in_words,
     load_run,
 )
 from cli.output import in_hours, print_json, print_table
@@ -56,17 +57,18 @@ def status(
     from pipeline.store import interrupts
 
     run = load_run(config, overrides)
+    given = in_words(config, overrides)
     found = run_status(run, round_index)
     while watch and not found.is_over:
         clear_screen()
-        _print_status(found, config, round_index, as_json=as_json)
+        _print_status(found, given, round_index, as_json=as_json)
         interrupts.pause(WATCH_S)
         found = run_status(run, round_index)
-    _print_status(found, config, round_index, as_json=as_json)
+    _print_status(found, given, round_index, as_json=as_json)
 
 
 def _print_status(
-    found: "RunStatus", config: str, round_index: int | None, *, as_json: bool
+    found: "RunStatus", given: str, round_index: int | None, *, as_json: bool
 ) -> None:
     if as_json:
         # the figures of one round stand in the object itself, for programs that take no lists
@@ -75,7 +77,7 @@ def _print_status(
     else:
         print_status(found, only=round_index)
         if round_index is None and not found.changed:
-            print_next(found, config)
+            print_next(found, given)
 
 
 def plan(
@@ -223,7 +225,7 @@ def print_forecast(ahead: "Forecast") -> None:
         ("sequences", f"{ahead.rows:,}"),
         ("response tokens", f"{most}{ahead.response_tokens:,}"),
         ("teacher tokens, nothing cached", f"{most}{ahead.teacher_tokens:,}"),
-        ("score shards", f"{most}{ahead.cache_bytes / 2**30:,.3f} GiB"),
+        ("score shards", f"{most}{in_bytes(ahead.cache_bytes)}"),
         ("objects of rollout and score", f"about {ahead.objects:,}"),
     ]
     rows += [(f"time of {stage}", in_hours(s)) for stage, s in ahead.seconds.items()]

@@ -82,14 +82,20 @@ def _graded(one: RoundStatus) -> str:
     return f"accuracy of round {one.round}: {found}{passed}"
 
 
-def print_next(status: RunStatus, config: str) -> None:
-    """Print what comes next, the command for it, and how long all that is left takes."""
+def print_next(status: RunStatus, given: str) -> None:
+    """Print what comes next, the command for it, and how long all that is left takes.
+
+    Args:
+        status: where the run stands.
+        given: the options that name the run.
+    """
     if status.next_round is None:
+        say(f"next: `opd report {given}`, or `opd export {given} --out FOLDER`")
         say(f"all {status.rounds_planned} rounds are done")
         return
     todo = f"{status.next_stage} of round {status.next_round}"
-    stage = f"opd {status.next_stage} -c {config} --round {status.next_round}"
-    say(f"next: {todo}: `{stage}`, or `opd run -c {config}` for all that is left")
+    stage = f"opd {status.next_stage} {given} --round {status.next_round}"
+    say(f"next: {todo}: `{stage}`, or `opd run {given}` for all that is left")
     if rates := _rates(status.rounds):
         say(rates)
     if status.seconds_left is not None:

@@ -1,6 +1,5 @@
 """The try command: one small round through every stage, and what the whole run will cost."""
 
-import shlex
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.doctor import print_findings
-from cli.options import ConfigOption, JsonOption, SetOption, load_run
+from cli.options import ConfigOption, JsonOption, SetOption, in_words, load_run
 from cli.output import make_progress, print_json, print_result, result_json
 from cli.runs import print_forecast
 from cli.terminal import say
@@ -56,7 +55,6 @@ def try_run(
         raise
     findings = _findings(run)
     code = next((one.exit_code for one in findings if one.state == "failed"), 0)
-    following = f"opd run -c {shlex.quote(config)}"
     if as_json:
         _print_json(run, stages, findings, ahead, code)
     else:
@@ -64,8 +62,16 @@ def try_run(
         print_findings(findings)
         say("")
         print_forecast(ahead)
-        say("", *(("Next:", f"  {following}") if not code else ("Next: mend what FAILED",)))
+        say("", *_following(page, in_words(config, overrides), code))
     raise typer.Exit(code)
+
+
+def _following(page: Path, given: str, code: int) -> list[str]:
+    """Return what to do next."""
+    if code:
+        return ["Next: mend what FAILED"]
+    look = [f"  open {page}: what the student wrote, token by token"] if page.exists() else []
+    return ["Next:", *look, f"  opd run {given}"]
 
 
 def _round(

@@ -29,6 +29,8 @@ def test_a_running_stage_its_holder_the_rates_and_the_next_command_are_shown(
     toml, storage = half_done / "run.toml", Storage(str(half_done / "store"))
     with at_work(storage, stage_folder("tiny", 1, "score/main"), "u00001"):
         said = cli("status", "-c", toml).stdout
+        other = cli("status", "-c", toml, "--set", "run.rounds=3").stdout
+    assert f"`opd run -c {toml} --set run.rounds=3` for all that is left" in other
     assert "running" in said
     assert re.search(r"round 1 score: process \d+ on \S+ holds u00001, renewed \d+ s ago", said)
     assert f"next: score of round 1: `opd score -c {toml} --round 1`" in said
@@ -39,6 +41,7 @@ def test_a_running_stage_its_holder_the_rates_and_the_next_command_are_shown(
 def test_a_finished_run_says_so_and_is_not_watched(finished_run: Path, cli: Cli) -> None:
     said = cli("status", "-c", finished_run / "run.toml", "--watch")
     assert said.code == 0 and said.stdout.rstrip().endswith("all 2 rounds are done")
+    assert "next: `opd report -c " in said.stdout
 
 
 def test_a_watched_run_is_drawn_until_it_is_interrupted(half_done: Path) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.options import in_words
+from cli.setup.attempt import _following
 from pipeline.runs.configsource import load_config
 from pipeline.setup.attempt import small_settings
 from tests.support.runs import Cli
@@ -45,6 +47,14 @@ def test_what_fails_is_told_by_the_doctor_too(
     outcome = cli("try", "-c", config, "--set", "prompts.train=nowhere.jsonl")
     assert outcome.code == 2 and "nowhere.jsonl" in outcome.stderr
     assert "FAILED prompts" in outcome.stdout and "Traceback" not in outcome.stderr
+
+
+def test_what_is_next_names_the_page_and_repeats_what_was_set() -> None:
+    given = in_words("my run.toml", ["loss.kind=jsd"])
+    assert given == "-c 'my run.toml' --set loss.kind=jsd"
+    lines = _following(Path(__file__), given, 0)
+    assert __file__ in lines[1] and lines[2] == f"  opd run {given}"
+    assert _following(Path("nowhere.html"), given, 0) == ["Next:", f"  opd run {given}"]
 
 
 def test_a_small_round_is_never_larger_than_the_run(tmp_path: Path) -> None:
