@@ -79,7 +79,9 @@ def init(
     """
     given = {"student": student, "teacher": teacher, "prompts": prompts, "grader": grader}
     answers = _answers(given, may_ask=not as_json and sys.stdin.isatty() and sys.stdout.isatty())
-    from pipeline.setup.init import Asked, init_run
+    from pipeline.setup.asked import Asked
+    from pipeline.setup.init import init_run
+    from pipeline.setup.models import UNKNOWN_COMMIT
     from pipeline.sizing.machine import this_machine
 
     notes: list[str] = []
@@ -91,11 +93,13 @@ def init(
 
     asked = Asked(**answers, held_out=held_out, root=root, out=out, base=base)
     path = init_run(asked, this_machine(), note=note)
+    missing = UNKNOWN_COMMIT in path.read_text(encoding="utf-8")
     following = f"opd try -c {shlex.quote(str(path))}"
     if as_json:
         print_json({"config": str(path), "notes": notes, "next": following})
         return
-    say(f"wrote {path}", "", "Next: look at it, then try it with a small round", f"  {following}")
+    todo = "put the commit hashes into it" if missing else "look at it"
+    say(f"wrote {path}", "", f"Next: {todo}, then try it with a small round", f"  {following}")
 
 
 def _answers(given: dict[str, str | None], *, may_ask: bool) -> dict[str, Any]:

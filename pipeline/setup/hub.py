@@ -1,5 +1,6 @@
 """Names of the hub become commits: a branch may move, a commit cannot."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +32,16 @@ def commit_of(name: str, key: str) -> Commit:
         ConfigError: it can be no name of the hub, or the hub has no such model.
     """
     if not HUB_ID.fullmatch(name) or len(name) > HUB_ID_CHARS:
-        raise ConfigError(f"{key} = {shown(name)}: there is no such folder, and it is no hub id")
+        raise ConfigError(
+            f"{key} = {shown(name)}: there is no such folder, and it is no hub id{_near(name)}"
+        )
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         found = HfApi().model_info(name, timeout=WAIT_S).sha
         if found is not None and COMMIT.fullmatch(found):
-            return Commit(found, f"{name} is at commit {found[:12]} now")
+            return Commit(found, f"commit {found[:12]}, where it is now")
         words = "it named no commit"
     except RepositoryNotFoundError as error:
         raise ConfigError(
@@ -49,14 +52,23 @@ def commit_of(name: str, key: str) -> Commit:
         words = excerpt(str(error).strip().split("\n")[0] or type(error).__name__, 120)
     cached = _cached(name)
     if cached is not None:
-        return Commit(
-            cached, f"{name}: the hub was not reached, so the commit is that of the local cache"
-        )
+        return Commit(cached, "the hub was not reached, so the commit is that of the local cache")
     return Commit(
         None,
-        f"{name}: the hub was not reached ({words}), and it is not in the local "
-        "cache: put its commit hash into the line that says so",
+        f"the hub was not reached ({words}), and it is not in the local cache: put its commit "
+        "hash into the line that says so",
     )
+
+
+def _near(name: str) -> str:
+    """Return a hint at a folder beside the one that was meant."""
+    path = Path(name).expanduser()
+    try:
+        there = [one.name for one in path.parent.iterdir() if one.is_dir()]
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(path.name[:255], there, n=1)
+    return f"; did you mean {shown(str(path.parent / close[0]))}?" if close else ""
 
 
 def _cached(name: str) -> str | None:

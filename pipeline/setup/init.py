@@ -3,15 +3,16 @@
 Promises: nothing that exists is overwritten, and nothing is written where something is wrong.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.prompts.files import PromptFile, require_prompt_file
+from pipeline.rewards.location import find_grader
+from pipeline.setup.asked import Asked, check_asked
 from pipeline.setup.models import UNKNOWN_COMMIT, FoundModel, look_at, same_tokenizer
 from pipeline.setup.prompts import (
     HELD_OUT,
@@ -43,22 +44,6 @@ ANY_LENGTH = "prompts.max_tokens=2147483647"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a user says of a run; paths start from the working folder."""
-
-    student: str
-    teacher: str
-    prompts: str | None = None
-    """A file, a URL, or the name of the built-in task; None for samples."""
-    held_out: str | None = None
-    grader: str | None = None
-    root: str | None = None
-    """None for a folder beside the TOML."""
-    out: Path = Path("run.toml")
-    base: str | None = None
-
-
-@dataclass(frozen=True)
 class _Found:
     """The models of a run, and in what their tokenizers are the same."""
 
@@ -81,8 +66,7 @@ def init_run(asked: Asked, machine: Machine, *, note: Note) -> Path:
         ConflictError: the TOML exists.
     """
     out = asked.out.absolute()
-    _check_free(asked.out, out)
-    _check_asked(asked)
+    check_asked(asked)
     here = ConfigPlace(os.getcwd())
     student, teacher = (
         look_at(here, asked.student, "student"),
@@ -95,19 +79,20 @@ def init_run(asked: Asked, machine: Machine, *, note: Note) -> Path:
     made = _made_files(asked, out.parent, student)
     given = _given(asked, found, out.parent)
     facts = _facts(asked, machine, found)
-    draft = parse_config(_text(out.name, propose(facts), given, found), where=str(out))
-    file = _prompt_file(out.parent, draft, made)
-    if columns := proposed_columns(file):
-        given["prompts"]["columns"] = columns
-        mapped = ", ".join(f"{ours} = {theirs}" for ours, theirs in columns.items())
-        note(f"prompts: {file.location} has other names of columns, mapped: {mapped}")
 
     def text_of(facts: Facts) -> str:
         return _text(out.name, propose(facts), given, found)
 
+    draft = parse_config(text_of(facts), where=str(out))
+    _check_grader(draft, out.parent)
+    files = _prompt_files(out.parent, draft, made)
+    if columns := proposed_columns(files["prompts.train"]):
+        given["prompts"]["columns"] = columns
+        mapped = ", ".join(f"{ours} = {theirs}" for ours, theirs in columns.items())
+        where = files["prompts.train"].location
+        note(f"prompts: {where} has other names of columns, mapped: {mapped}")
     if student.tokenizer is not None:
-        facts, words = _with_prompts(facts, file, student.tokenizer, text_of)
-        note(f"prompts {asked.prompts or TRAIN}: {words}")
+        facts = _with_prompts(facts, files, student.tokenizer, text_of=text_of, note=note)
     proposal = propose(facts)
     text = _text(out.name, proposal, given, found)
     parse_config(text, where=str(out))
@@ -115,36 +100,6 @@ def init_run(asked: Asked, machine: Machine, *, note: Note) -> Path:
         note(f"warning: {words}")
     _write(out, text, made, note)
     return asked.out
-
-
-def _check_free(shown: Path, out: Path) -> None:
-    if os.path.lexists(out):
-        raise ConflictError(
-            f"{shown} exists, and nothing is overwritten: name another file with --out, or delete "
-            "it"
-        )
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {shown}: there is no folder {out.parent}; make it first")
-
-
-def _check_asked(asked: Asked) -> None:
-    """Refuse what can be seen to be wrong before any model is looked at."""
-    prompts = asked.prompts
-    if prompts not in (None, TASK) and asked.grader and asked.held_out is None:
-        raise ConfigError(
-            "--grader needs prompts that are held out, with a reference each: name their file with "
-            "--held-out"
-        )
-    if asked.held_out is not None and asked.grader is None:
-        raise ConfigError(
-            f"--held-out {asked.held_out} needs a grader: name it with --grader, such as "
-            "last_number"
-        )
-    is_there = prompts in (None, TASK) or os.path.lexists(prompts or "")
-    if not is_there and difflib.get_close_matches(prompts or "", [TASK], cutoff=0.7):
-        raise ConfigError(
-            f"--prompts {prompts}: there is no such file; did you mean {TASK!r}, the built-in task?"
-        )
 
 
 def _made_files(asked: Asked, folder: Path, student: FoundModel) -> dict[str, bytes]:
@@ -226,25 +181,36 @@ def _facts(asked: Asked, machine: Machine, found: _Found) -> Facts:
 
 def _with_prompts(
     facts: Facts,
-    file: PromptFile,
+    files: Mapping[str, PromptFile],
     tokenizer: "PreTrainedTokenizerBase",
+    *,
     text_of: Callable[[Facts], str],
-) -> tuple[Facts, str]:
-    """Return what is known with what the prompts are like, and that in words."""
+    note: Note,
+) -> Facts:
+    """Return what is known with what the prompts are like, those that are held out too."""
 
-    def look(facts: Facts) -> PromptFacts:
+    def look(facts: Facts) -> dict[str, PromptFacts]:
         draft = parse_config(text_of(facts), where=TRAIN, overrides=[ANY_LENGTH])
-        return look_at_prompts(file, draft, tokenizer)
+        return {key: look_at_prompts(one, draft, tokenizer, key=key) for key, one in files.items()}
 
-    prompts, words = look(facts), ""
-    if prompts.answered:
-        facts = replace(facts, answered=prompts.answered)
-        words = f"; {prompts.answered:,} end with an answer, which is left off"
-        prompts = look(facts)
-    known = replace(
-        facts, prompts=prompts.count, longest=prompts.longest, unusable=prompts.unusable
+    seen = look(facts)
+    if answered := sum(one.answered for one in seen.values()):
+        facts = replace(facts, answered=answered)
+        note(f"prompts: {answered:,} end with an answer, which is left off")
+        seen = look(facts)
+    for key, one in seen.items():
+        note(f"{key}: {one.words}")
+    return replace(
+        facts,
+        prompts=seen["prompts.train"].count,
+        longest=max(one.longest for one in seen.values()),
+        unusable=", ".join(one.unusable for one in seen.values() if one.unusable),
     )
-    return known, prompts.words + words
+
+
+def _check_grader(config: RunConfig, folder: Path) -> None:
+    if config.eval is not None:
+        find_grader(config.eval, ConfigPlace(str(folder)))
 
 
 def _text(name: str, proposal: Proposal, given: dict[str, dict[str, Any]], found: _Found) -> str:
@@ -260,12 +226,18 @@ def _text(name: str, proposal: Proposal, given: dict[str, dict[str, Any]], found
     return toml_of(proposal, given, notes=notes, file=name)
 
 
-def _prompt_file(folder: Path, config: RunConfig, made: dict[str, bytes]) -> PromptFile:
-    """Return the prompts of the run, one of the files that are to be made among them."""
-    source = config.prompts.train
-    if source in made:
-        return PromptFile(source, sha256(made[source]), made[source])
-    return require_prompt_file(ConfigPlace(str(folder)), source, key="prompts.train", config=config)
+def _prompt_files(
+    folder: Path, config: RunConfig, made: Mapping[str, bytes]
+) -> dict[str, PromptFile]:
+    """Return the prompt files of the run by their keys, those that are to be made among them."""
+    place, found = ConfigPlace(str(folder)), dict[str, PromptFile]()
+    for key, source in (("train", config.prompts.train), ("eval", config.prompts.eval)):
+        key = f"prompts.{key}"
+        if source is not None and source in made:
+            found[key] = PromptFile(source, sha256(made[source]), made[source])
+        elif source is not None:
+            found[key] = require_prompt_file(place, source, key=key, config=config)
+    return found
 
 
 def _write(out: Path, text: str, made: dict[str, bytes], note: Note) -> None:

@@ -130,7 +130,7 @@ def _is_unknown(record: dict[str, Any]) -> bool:
 
 
 def look_at_prompts(
-    file: PromptFile, config: RunConfig, tokenizer: "PreTrainedTokenizerBase"
+    file: PromptFile, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", *, key: str
 ) -> PromptFacts:
     """Return what the first prompts of a file are like; some thousands are read.
 
@@ -144,7 +144,7 @@ def look_at_prompts(
     answered = tally.skipped[ANSWERED]
     if not lengths and not answered:
         found = "\n".join(tally.shown) or "  it holds no records"
-        raise ConfigError(f"prompts.train: no prompt of {file.location} can be used:\n{found}")
+        raise ConfigError(f"{key}: no prompt of {file.location} can be used:\n{found}")
     goes_on = bool(next(chunks, []))
     return PromptFacts(
         count=None if goes_on else len(lengths),

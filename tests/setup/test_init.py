@@ -174,3 +174,11 @@ def test_what_is_left_out_is_told_as_the_toml_is_written(home: Path, cli: Cli) -
     (home / "p.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "1+1="}\n')
     notes = cli.ok("init", *MODELS, "--prompts", "p.jsonl")["notes"]
     assert any("1 that can be used" in one and "left out: 1 duplicate" in one for one in notes)
+
+
+def test_a_limit_of_prompts_holds_those_that_are_held_out_too(home: Path, cli: Cli) -> None:
+    (home / "p.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "2+1="}\n')
+    (home / "h.jsonl").write_text('{"prompt": "1+1+1+1+1+1+1+1+1+1+1+1=", "reference": 12}\n')
+    graded = ("--prompts", "p.jsonl", "--grader", "last_number", "--held-out", "h.jsonl")
+    cli.ok("init", "--student", "text", "--teacher", "text", *graded)
+    assert cli.ok("doctor", "-c", "run.toml")["findings"]
