@@ -17,7 +17,7 @@ from cli.options import (
     in_words,
     load_run,
 )
-from cli.output import in_hours, print_json, print_table
+from cli.output import in_bytes, in_hours, print_json, print_table
 from cli.terminal import clear_screen, say
 from schemas.config.run import MAX_ROUNDS
 
