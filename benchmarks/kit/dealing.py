@@ -93,8 +93,8 @@ def _packed_work(tokens: Rows) -> float:
     """Return what packed rows cost: attention pads each of its groups to the longest row."""
     if not len(tokens):
         return 0.0
-    groups = [group.shape for group in packed_rows(tokens).groups]
-    return float(tokens.sum() + sum(rows * size**2 for rows, size in groups) / EVEN_TOKENS)
+    shapes = packed_rows(tokens).shapes
+    return float(tokens.sum() + sum(rows * size**2 for rows, size in shapes) / EVEN_TOKENS)
 
 
 def _packed_padding(plan: StepPlan, total_R: Rows) -> float:

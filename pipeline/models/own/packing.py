@@ -50,15 +50,18 @@ class PackedRows:
     """Where rows stand in one sequence: what attention needs of them, and their positions."""
 
     position_ids_1N: Tensor
-    groups: tuple[Tensor, ...]
-    """int64 [B, L] tokens of rows of similar length; a shorter row's last one fills it."""
+    shapes: tuple[tuple[int, int], ...]
+    """Rows and columns [B, L] of each group of rows of similar length."""
+    token_G: Tensor
+    """int64, the token at each place of all groups; a shorter row's last one fills it."""
     place_N: Tensor
-    """Where each token stands among those of all groups."""
+    """int64, where each token stands among these places."""
 
     def to(self, device: Any) -> "PackedRows":
         """Return the same on a device."""
-        groups = tuple(group.to(device) for group in self.groups)
-        return PackedRows(self.position_ids_1N.to(device), groups, self.place_N.to(device))
+        moved = (one.to(device) for one in (self.position_ids_1N, self.token_G, self.place_N))
+        position_ids_1N, token_G, place_N = moved
+        return PackedRows(position_ids_1N, self.shapes, token_G, place_N)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -70,18 +73,20 @@ def packed_rows(lengths: NDArray[Any]) -> PackedRows:
     """Return the layout of rows of some lengths that follow each other."""
     starts = np.cumsum(lengths) - lengths
     order = np.argsort(-lengths, kind="stable")
-    groups, place_N, first = [], np.empty(int(lengths.sum()), dtype=np.int64), 0
+    shapes, groups, place_N, first = [], [], np.empty(int(lengths.sum()), dtype=np.int64), 0
     for rows in _alike(order, lengths):
         longest = int(lengths[rows[0]])
         column_BL = np.minimum(np.arange(longest), lengths[rows, None] - 1)
-        groups.append(starts[rows, None] + column_BL)
+        shapes.append((len(rows), longest))
+        groups.append((starts[rows, None] + column_BL).ravel())
         offsets = offsets_within(lengths[rows])
         tokens = np.repeat(starts[rows], lengths[rows]) + offsets
         place_N[tokens] = first + np.repeat(np.arange(len(rows)) * longest, lengths[rows]) + offsets
         first += len(rows) * longest
     return PackedRows(
         torch.from_numpy(offsets_within(lengths))[None],
-        tuple(torch.from_numpy(group) for group in groups),
+        tuple(shapes),
+        torch.from_numpy(np.concatenate(groups)),
         torch.from_numpy(place_N),
     )
 
@@ -120,19 +125,51 @@ def attend(
         raise ValueError(f"attention with {found[0]} is not packed")
     if attention_mask is not None:
         raise ValueError("attention with a mask of the model's own is not packed")
-    of_tokens = [states.transpose(1, 2)[0] for states in (query, key, value)]
-    parts = []
-    for tokens_BL in packed_rows.groups:
-        of_rows = [_rows_of(states, tokens_BL) for states in of_tokens]
-        found_BLAD = plain(module, *of_rows, None, **{**settings, "is_causal": True})[0]
-        parts.append(found_BLAD.flatten(0, 1))
-    return torch.cat(parts).index_select(0, packed_rows.place_N)[None], None
+    of_tokens = (states.transpose(1, 2)[0] for states in (query, key, value))
+    of_groups = zip(*(_in_groups(states, packed_rows) for states in of_tokens), strict=True)
+    parts = [
+        plain(module, *of_rows, None, **{**settings, "is_causal": True})[0].flatten(0, 1)
+        for of_rows in of_groups
+    ]
+    return _chosen(torch.cat(parts), packed_rows.place_N, packed_rows.token_G)[None], None
 
 
-def _rows_of(states_NAD: Tensor, tokens_BL: Tensor) -> Tensor:
-    """Return [B, A, L, D] states of the tokens of rows."""
-    flat = states_NAD.index_select(0, tokens_BL.flatten())
-    return flat.view(*tokens_BL.shape, *states_NAD.shape[1:]).transpose(1, 2)
+def _in_groups(states_NAD: Tensor, rows: PackedRows) -> list[Tensor]:
+    """Return [B, A, L, D] states of the rows of each group."""
+    states_GAD = _chosen(states_NAD, rows.token_G, rows.place_N)
+    parts = torch.split(states_GAD, [count * longest for count, longest in rows.shapes])
+    return [
+        part.view(*shape, *part.shape[1:]).transpose(1, 2)
+        for part, shape in zip(parts, rows.shapes, strict=True)
+    ]
+
+
+def _chosen(states: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    choose: Any = _Chosen.apply
+    found: Tensor = choose(states, index, back)
+    return found
+
+
+class _Chosen(torch.autograd.Function):
+    """Elements by their index; the gradient goes the way back, without a sum.
+
+    A token that fills a shorter row stands at two places. Nothing reads what attention says at the
+    second one, and no other token of the row looks that far: its gradient is 0, and none is lost.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(index, back)
+        return states.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        index, back = ctx.saved_tensors
+        found = gradients[0].index_select(0, back)
+        if len(back) > len(index):  # some places are those of tokens that fill
+            fills = index.index_select(0, back) != torch.arange(len(back), device=back.device)
+            found[fills] = 0.0
+        return found, None, None
 
 
 def _mask(*args: Any, **settings: Any) -> Any:

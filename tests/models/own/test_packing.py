@@ -90,13 +90,14 @@ def test_attention_reads_rows_of_similar_length_beside_each_other() -> None:
     layout = packed_rows(LENGTHS)
     starts = np.cumsum(LENGTHS) - LENGTHS
     seen = []
-    for group in layout.groups:
-        lengths = [LENGTHS[np.flatnonzero(starts == first)[0]] for first in group[:, 0].tolist()]
-        assert group.shape[1] == max(lengths) <= EVEN * min(lengths)
-        seen += group[:, 0].tolist()
+    sizes = [rows * longest for rows, longest in layout.shapes]
+    for shape, tokens in zip(layout.shapes, torch.split(layout.token_G, sizes), strict=True):
+        firsts = tokens.view(shape)[:, 0].tolist()
+        lengths = [LENGTHS[np.flatnonzero(starts == first)[0]] for first in firsts]
+        assert shape[1] == max(lengths) <= EVEN * min(lengths)
+        seen += firsts
     assert sorted(seen) == starts.tolist()
-    joined = torch.cat([group.flatten() for group in layout.groups])
-    assert joined[layout.place_N].tolist() == list(range(int(LENGTHS.sum())))
+    assert layout.token_G[layout.place_N].tolist() == list(range(int(LENGTHS.sum())))
 
 
 @pytest.mark.parametrize(
