@@ -5,6 +5,8 @@ Usage: python docs/make_alarms.py. A test says where the table is out of date.
 
 from pathlib import Path
 
+from generated import main
+
 from pipeline.runs.alarms.figures import FIGURES
 from pipeline.runs.alarms.rules import RULES, Rule
 
@@ -42,4 +44,4 @@ def _threshold(rule: Rule) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(render(), encoding="utf-8")
+    main(TARGET, render, __doc__)

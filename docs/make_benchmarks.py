@@ -7,13 +7,13 @@ goals and reasons. With --check nothing is written, and the exit status is 1 whe
 of date.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from generated import main
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 TARGET = Path(__file__).with_name("benchmarks.md")
@@ -328,16 +328,5 @@ def _machine(machine: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def main() -> int:
-    """Write the page, or compare it; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    text = render()
-    if parser.parse_args().check:
-        return int(TARGET.read_text(encoding="utf-8") != text)
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(TARGET, render, __doc__)

@@ -6,13 +6,12 @@ Commands come from the command line itself, exit codes from schemas/errors.py. W
 is written, and the exit status is 1 where the file is out of date.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer.main
+from generated import main
 
 from cli.main import app
 from schemas.errors import INTERRUPTED_EXIT_CODE, OpdError, StoppedError
@@ -89,16 +88,5 @@ def _codes() -> Iterator[str]:
     yield f"| {INTERRUPTED_EXIT_CODE} | {words} |"
 
 
-def main() -> None:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
-    text, check = render(), parser.parse_args().check
-    if not check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET} is out of date: run python docs/make_commands.py")
-
-
 if __name__ == "__main__":
-    main()
+    main(TARGET, render, __doc__)

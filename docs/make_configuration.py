@@ -6,14 +6,14 @@ The text depends on the schema alone. With --check nothing is written, and the e
 where the file is out of date.
 """
 
-import argparse
 import json
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from generated import main
 
 from schemas.config.profiles.base import profile_names, profile_text
 from schemas.config.run import RunConfig
@@ -265,16 +265,5 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def main() -> None:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
-    text, check = render(), parser.parse_args().check
-    if not check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET} is out of date: run python docs/make_configuration.py")
-
-
 if __name__ == "__main__":
-    main()
+    main(TARGET, render, __doc__)

@@ -2,17 +2,19 @@
 
 Usage: python docs/make_licences.py [--check]
 
-Names and versions come from requirements/, licences from the packages' own metadata in .venv and
-.venv-airflow. With --check nothing is written, and the exit status is 1 where the file is out of
-date.
+Names and versions come from requirements/, licences from the packages' own metadata in those of
+the environments that there are. What none of them has keeps the licence that the page has of that
+version, so that the page is the same wherever it is written. With --check nothing is written, and
+the exit status is 1 where the file is out of date.
 """
 
-import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+
+from generated import main
 
 REPOSITORY = Path(__file__).parent.parent
 TARGET = Path(__file__).with_name("licences.md")
@@ -23,9 +25,21 @@ FILES = {
     "train": "the learner and the engine `hf`",
     "vllm": "the engine `vllm`",
     "airflow": "the DAGs, in an environment of their own",
+    "trackers": "the trackers of `[track]`, in an environment of their own",
+    "docs": "the site of the documentation, in an environment of its own",
+    "peers": "other systems that benchmarks compare opd with",
     "dev": "tests and checks; not needed to run opd",
 }
 """Pinned file → what needs it."""
+
+ENVIRONMENTS = (".venv", ".venv-airflow", ".venv-trackers", ".venv-docs", ".venv-peers")
+"""Where packages are looked for, beside those of the Python that runs this."""
+
+ROW = re.compile(r"^\| ([\w.-]+) \| (\S+) \| (.*) \|$", re.MULTILINE)
+
+UNKNOWN = "not installed where this page was written"
+
+Licences = Mapping[tuple[str, str], str]
 
 INTRODUCTION = """\
 # Licences of what opd installs
@@ -41,25 +55,41 @@ versions; it needs the network.
 
 def render() -> str:
     """Return the text of the page."""
-    known = dict(_licences())
+    text = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+    return rendered(dict(_licences()), written_in(text))
+
+
+def written_in(text: str) -> Licences:
+    """Return the licences that a page has, by name and version."""
+    return {(_plain(name), version): words for name, version, words in ROW.findall(text)}
+
+
+def rendered(known: Licences, written: Licences) -> str:
+    """Return the page by what is installed, and what a page had before.
+
+    Args:
+        known: name and version of a package → its licence; an empty one where it states none.
+        written: the same of the page.
+    """
     parts = [INTRODUCTION]
     for name, use in FILES.items():
         lines = [f"## `requirements/{name}.txt`: {use}", "", "| Package | Version | Licence |"]
         lines.append("|---|---|---|")
         pinned = (REPOSITORY / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
         for package, version in re.findall(r"^([\w.-]+)==(\S+)", pinned, re.MULTILINE):
-            licence = known.get(_plain(package), "")
+            key = (_plain(package), version)
+            licence = known.get(key, written.get(key, UNKNOWN))
             lines.append(f"| {package} | {version} | {licence or 'states none'} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def _licences() -> Iterator[tuple[str, str]]:
-    """Yield each installed package's name and licence, of both environments."""
-    airflow = sorted((REPOSITORY / ".venv-airflow").glob("lib/python*/site-packages"))
-    for path in ([str(place) for place in airflow], sys.path):
+def _licences() -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the name, version and licence of each package that is installed somewhere."""
+    places = [list(REPOSITORY.glob(f"{name}/lib/python*/site-packages")) for name in ENVIRONMENTS]
+    for path in ([*map(str, place)] for place in (*places, sys.path)):
         for found in metadata.distributions(path=path):
-            yield _plain(found.name), _licence(found)
+            yield (_plain(found.name), found.version), _licence(found)
 
 
 def _licence(found: metadata.Distribution) -> str:
@@ -77,16 +107,5 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def main() -> None:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
-    text, check = render(), parser.parse_args().check
-    if not check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET} is out of date: run python docs/make_licences.py")
-
-
 if __name__ == "__main__":
-    main()
+    main(TARGET, render, __doc__)

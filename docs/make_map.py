@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from generated import main
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "architecture.md"
 PACKAGES = ("schemas", "pipeline", "cli", "airflow_dags", "benchmarks")
@@ -45,10 +47,5 @@ def _first_line(path: Path) -> str:
     return docstring.splitlines()[0]
 
 
-def main() -> None:
-    """Write the page."""
-    TARGET.write_text(render(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    main(TARGET, render, __doc__)

@@ -6,10 +6,10 @@ Figures come from the catalogue of `opd report`. With --check nothing is written
 status is 1 where the file is out of date.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from generated import main
 
 from pipeline.report.catalogue import GROUPS, Group
 
@@ -58,16 +58,5 @@ def _section(group: Group) -> Iterator[str]:
     yield ""
 
 
-def main() -> None:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
-    text, check = render(), parser.parse_args().check
-    if not check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET} is out of date: run python docs/make_metrics.py")
-
-
 if __name__ == "__main__":
-    main()
+    main(TARGET, render, __doc__)

@@ -7,13 +7,13 @@ found of every other causal architecture is in tests/zoo/everything.json. With -
 written, and the exit status is 1 where the file is out of date.
 """
 
-import argparse
 import json
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from generated import main
 
 ZOO = Path(__file__).parent.parent / "tests" / "zoo"
 TARGET = Path(__file__).with_name("models.md")
@@ -91,16 +91,5 @@ def _everything(found: Mapping[str, Mapping[str, str]], version: str) -> Iterato
             yield f"| `{kind}` | {outcome['words']} |"
 
 
-def main() -> None:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
-    text, check = render(), parser.parse_args().check
-    if not check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET} is out of date: run python docs/make_models.py")
-
-
 if __name__ == "__main__":
-    main()
+    main(TARGET, render, __doc__)

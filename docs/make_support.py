@@ -6,13 +6,13 @@ The figures are those of benchmarks/results/support.json. With --check nothing i
 exit status is 1 where the file is out of date.
 """
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from generated import main
 
 RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "support.json"
 TARGET = Path(__file__).with_name("support.svg")
@@ -137,16 +137,5 @@ def _points(left: int, cases: Sequence[Case], default: str) -> Iterator[str]:
         yield f'  <text class="{side}" x="{at:.1f}" y="{label + 4:.1f}">{words}</text>'
 
 
-def main() -> int:
-    """Write or check the picture; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    check, text = parser.parse_args().check, render()
-    if check:
-        return int(TARGET.read_text() != text)
-    TARGET.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(TARGET, render, __doc__)

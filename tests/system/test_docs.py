@@ -101,16 +101,49 @@ GENERATED = (
 )
 
 
-@pytest.mark.parametrize("name", [f"make_{name}" for name in GENERATED])
-def test_what_is_written_by_a_script_is_up_to_date(name: str) -> None:
-    path = REPOSITORY / "docs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a script of docs/, with its folder first, as when it is run."""
+    folder = REPOSITORY / "docs"
+    monkeypatch.syspath_prepend(folder)
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", [f"make_{name}" for name in GENERATED])
+def test_what_is_written_by_a_script_is_up_to_date(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script(name, monkeypatch)
     assert module.TARGET.read_text(encoding="utf-8") == module.render(), (
         f"{module.TARGET.name} is out of date: run python docs/{name}.py"
     )
+
+
+def test_licences_are_those_of_all_pinned_files_whatever_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = script("make_licences", monkeypatch)
+    assert set(module.FILES) == {path.stem for path in (REPOSITORY / "requirements").glob("*.txt")}
+    text = module.TARGET.read_text(encoding="utf-8")
+    assert module.rendered({}, module.written_in(text)) == text, "a clone without environments"
+    assert module.UNKNOWN not in text and module.UNKNOWN in module.rendered({}, {})
+    other = {("numpy", "0.1"): "another version's"}
+    assert "another version's" not in module.rendered(other, {})
+
+
+def test_a_page_is_written_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, page = script("generated", monkeypatch).main, tmp_path / "page.md"
+    monkeypatch.setattr("sys.argv", ["make_page.py", "--check"])
+    with pytest.raises(SystemExit, match=r"page.md is out of date: run python docs/make_page.py"):
+        main(page, lambda: "new", "About it.")
+    monkeypatch.setattr("sys.argv", ["make_page.py"])
+    main(page, lambda: "new", "About it.")
+    monkeypatch.setattr("sys.argv", ["make_page.py", "--check"])
+    main(page, lambda: "new", "About it.")
+    assert page.read_text() == "new"
 
 
 @pytest.mark.parametrize("key", sorted(config_keys(RunConfig)))
