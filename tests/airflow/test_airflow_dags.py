@@ -1,5 +1,6 @@
 """The DAGs in a real Airflow: what they are made of, what they refuse, how their tasks end."""
 
+import importlib
 import json
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from pipeline.cache.scorers import find_scorers
 from pipeline.store.storage import Storage
 from tests.support.airflowhost import AirflowRuns
+from tests.support.repository import REPOSITORY
 from tests.support.tiny import write_run
 
 POD_SETTINGS = """
@@ -89,6 +91,18 @@ def test_rounds_follow_each_other_stage_by_stage(looks: Any) -> None:
     assert after["round_0.train"] == ["round_0.eval", "round_0.gate"]
     assert after["round_0.gate"] == ["round_1.plan"]
     assert after["round_1.gate"] == [] and "round_1.baseline" not in after
+
+
+def test_the_picture_of_a_round_is_that_of_the_dag(
+    looks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "docs")
+    drawing = importlib.import_module("make_airflow")
+    drawn = drawing.render(looks[0]["dags"]["opd_rounds"]["after"])
+    assert drawing.TARGET.read_text(encoding="utf-8") == drawn, (
+        "docs/airflow-graph.svg is out of date: run .venv-airflow/bin/python docs/make_airflow.py"
+    )
+    assert all(f">{name}</text>" in drawn for name in drawing.WORDS)
 
 
 def test_the_same_files_give_the_same_dags(looks: Any) -> None:
