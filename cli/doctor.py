@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import LAST_ROUND, ConfigOption, JsonOption, SetOption, load_run
+from cli.options import ConfigOption, JsonOption, SetOption, load_run, round_option
 from cli.output import make_progress, print_json, print_table
 from cli.terminal import say
 from pipeline.runs.progress import Progress
@@ -38,14 +38,7 @@ def doctor(
     ] = False,
     round_index: Annotated[
         int,
-        typer.Option(
-            "--round",
-            "-r",
-            metavar="N",
-            min=0,
-            max=LAST_ROUND,
-            help="Round whose rows --drift takes.",
-        ),
+        round_option("Round whose rows --drift takes."),
     ] = 0,
     rows: Annotated[
         int, typer.Option(metavar="N", min=1, max=MOST, help="Rows of each teacher for --drift.")

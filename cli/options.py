@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,12 @@ LAST_ROUND = MAX_ROUNDS - 1
 
 MAX_WORKERS = 65536
 """Most workers that share a stage."""
+
+
+def round_option(text: str) -> Any:
+    """Return the option `--round`, for a command to which it means what a text says."""
+    return typer.Option("--round", "-r", metavar="N", min=0, max=LAST_ROUND, help=text)
+
 
 ConfigOption = Annotated[
     str,
@@ -44,9 +50,7 @@ SetOption = Annotated[
 ]
 RoundOption = Annotated[
     int,
-    typer.Option(
-        "--round", "-r", metavar="N", min=0, max=LAST_ROUND, help="Number of the round, from 0."
-    ),
+    round_option("Number of the round, from 0."),
 ]
 WorkerOption = Annotated[
     str | None,

@@ -16,6 +16,7 @@ from cli.options import (
     SetOption,
     in_words,
     load_run,
+    round_option,
 )
 from cli.output import in_bytes, in_hours, print_json, print_table
 from cli.terminal import clear_screen, say
@@ -36,9 +37,7 @@ def status(
     config: ConfigOption,
     round_index: Annotated[
         int | None,
-        typer.Option(
-            "--round", "-r", metavar="N", min=0, max=LAST_ROUND, help="Show this round alone."
-        ),
+        round_option("Show this round alone."),
     ] = None,
     watch: Annotated[
         bool,
@@ -84,14 +83,7 @@ def plan(
     config: ConfigOption,
     round_index: Annotated[
         int | None,
-        typer.Option(
-            "--round",
-            "-r",
-            metavar="N",
-            min=0,
-            max=LAST_ROUND,
-            help="Plan this round alone; default all rounds that are left.",
-        ),
+        round_option("Plan this round alone; default all rounds that are left."),
     ] = None,
     rounds: Annotated[
         int | None,

@@ -7,7 +7,6 @@ import typer
 
 from cli.look.stagereport import report_stages, tracking
 from cli.options import (
-    LAST_ROUND,
     ConfigOption,
     JsonOption,
     RoundOption,
@@ -15,6 +14,7 @@ from cli.options import (
     WorkerOption,
     load_run,
     parse_worker,
+    round_option,
 )
 from cli.output import make_progress
 from cli.training.launched import launch, train_one
@@ -135,14 +135,9 @@ def train(
     config: ConfigOption,
     round_index: Annotated[
         int | None,
-        typer.Option(
-            "--round",
-            "-r",
-            metavar="N",
-            min=0,
-            max=LAST_ROUND,
-            help="Number of the round, from 0. --objective-check can do without: it takes the "
-            "newest scored one.",
+        round_option(
+            "Number of the round, from 0. --objective-check can do without: it takes the "
+            "newest scored one."
         ),
     ] = None,
     objective_check: Annotated[
@@ -186,14 +181,7 @@ def evaluate(
     config: ConfigOption,
     round_index: Annotated[
         int | None,
-        typer.Option(
-            "--round",
-            "-r",
-            metavar="N",
-            min=0,
-            max=LAST_ROUND,
-            help="Grade the student that this round trained.",
-        ),
+        round_option("Grade the student that this round trained."),
     ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Grade the initial student and the teachers.")

@@ -21,9 +21,8 @@ from pipeline.admission.settings import (
 from pipeline.engines.processes import find_orphans
 from pipeline.runs.run import Run
 from pipeline.runs.software import software_versions
+from pipeline.sizing.parts import GIB
 from pipeline.store.writer import require_safe_writes
-
-GIB = 1 << 30
 
 FREE_SHARE = 0.8
 """Share of a GPU's memory that should be free before anything starts."""
