@@ -12,7 +12,7 @@ import wandb
 
 from pipeline.store.place import ConfigPlace
 from pipeline.trackers.tracker import Part, Subject, Tracker, local_path
-from pipeline.trackers.wandblog import steps_in
+from pipeline.trackers.wandblog import settled
 from pipeline.trackers.wandbnote import read_note, write_note
 from schemas.config.tracking.track import TrackSection, WandbSection
 from schemas.errors import StorageError
@@ -100,10 +100,17 @@ class WeightsAndBiases:
         return Path(self._run.dir).parent.name
 
     def _unread(self) -> dict[str, int]:
-        """Return, of each folder that no process finished, the step after its last."""
-        found = self._folder.glob(f"wandb/offline-run-*-{self._id}/run-{self._id}.wandb")
-        known = self._note.folders | {self._own}
-        return {one.parent.name: steps_in(one) for one in found if one.parent.name not in known}
+        """Return, of each folder that no process finished, the step after its last.
+
+        They are made such that `wandb sync` takes them: at one that it does not, it ends.
+        """
+        steps = dict[str, int]()
+        for one in self._folder.glob(f"wandb/offline-run-*-{self._id}/run-{self._id}.wandb"):
+            if one.parent.name not in self._note.folders | {self._own}:
+                step = settled(one)
+                if step is not None:
+                    steps[one.parent.name] = step
+        return steps
 
 
 def _locked(path: Path) -> Any:

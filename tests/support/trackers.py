@@ -46,6 +46,16 @@ def told_and_killed(kind: str, folder: Path, *moments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def synced(folder: Path, server: str, key: str) -> str:
+    """Have `wandb sync` send all runs of a folder to a server; return what it prints."""
+    runs = sorted(map(str, folder.glob("offline-run-*")))
+    command = [str(tracker_python()), "-m", "wandb", "sync", *runs]
+    env = {**variables(), "WANDB_BASE_URL": server, "WANDB_API_KEY": key, "HOME": str(folder)}
+    del env["WANDB_MODE"]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
+    return done.stdout + done.stderr
+
+
 def read_back(kind: str, *arguments: str | Path) -> Any:
     """Return what a library's own reader finds."""
     program = REPOSITORY / "tests" / "support" / "trackerreaders.py"
