@@ -25,6 +25,8 @@ class Note:
     """Parts that are there whole."""
     begun: Mapping[str, Rows] = field(default_factory=dict)
     """Parts that are there or on their way, and the steps that their points take."""
+    points: Mapping[str, int] = field(default_factory=dict)
+    """How many points these parts have."""
     end: int = 0
     """The step after all that was seen to be there."""
     before: int | None = None
@@ -43,11 +45,12 @@ class Note:
         """
         reached = max(self.end, seen)
         kept = {name: _below(rows, reached) for name, rows in self.begun.items()}
-        whole = {name for name, rows in self.begun.items() if rows == kept[name]}
+        whole = {name for name, rows in kept.items() if _count(rows) == self.points.get(name)}
         return replace(
             self,
             sent=self.sent | whole,
             begun={name: rows for name, rows in kept.items() if name not in whole},
+            points={name: count for name, count in self.points.items() if name not in whole},
             end=reached,
             before=reached if self.before is None else self.before,
             folders=self.folders.union(folders),
@@ -65,7 +68,10 @@ class Note:
                 places[order] = step = max(order, step)
                 step += 1
         rows = (*had, *_rows({one: one for one in old}), *_rows(places))
-        return replace(self, begun={**self.begun, name: rows}, next=step), places
+        begun = {**self.begun, name: rows}
+        return replace(
+            self, begun=begun, points={**self.points, name: len(orders)}, next=step
+        ), places
 
     def finished(self, told: frozenset[str], folder: str) -> "Note":
         """Return the note after a process that has told some parts finished its folder."""
@@ -73,6 +79,7 @@ class Note:
             self,
             sent=self.sent | told,
             begun={name: rows for name, rows in self.begun.items() if name not in told},
+            points={name: count for name, count in self.points.items() if name not in told},
             end=self.next,
             before=0,
             folders=self.folders | {folder},
@@ -115,6 +122,10 @@ def _rows(places: Mapping[int, int]) -> Rows:
         else:
             found.append((order, step, 1))
     return tuple(found)
+
+
+def _count(rows: Rows) -> int:
+    return sum(count for _, _, count in rows)
 
 
 def _below(rows: Rows, reached: int) -> Rows:
