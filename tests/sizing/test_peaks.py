@@ -1,4 +1,4 @@
-"""Estimates of memory against measured peaks of a CPU: a tiny model, one of 72 million weights."""
+"""Estimates of memory against measured peaks of a CPU: a tiny model, one of 53 million weights."""
 
 import json
 import subprocess

@@ -39,7 +39,7 @@ IDS, K = 20, 4
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden": 64, "layers": 4, "vocab": 1000, "intermediate_size": 256},
-    "large": {"hidden": 512, "layers": 12, "vocab": 80_000, "intermediate_size": 1536},
+    "large": {"hidden": 512, "layers": 8, "vocab": 64_000, "intermediate_size": 1536},
 }
 ROWS = {"tiny": 64, "large": 4}
 PROMPT, RESPONSE = 112, 16
