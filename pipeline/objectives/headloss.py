@@ -2,7 +2,7 @@
 
 Promises the same loss and gradients as the plain computation, with at most `chunk_tokens` rows of
 logits held, in float32 whatever the model's type. Must not change the model.
-Shapes: T tokens, H hidden, V vocabulary, N trained tokens of one chunk, G gathered ids, B buckets.
+Shapes: T tokens, H hidden, V vocabulary, N trained tokens of one chunk, G gathered ids, D figures.
 """
 
 from collections.abc import Callable, Sequence
@@ -122,7 +122,7 @@ def head_loss(
     rows_T = (targets.weight_T > 0).nonzero()[:, 0]
     gradients = _Gradients.zeros(hidden_TH, head)
     total = torch.zeros((), dtype=torch.float32, device=hidden_TH.device)
-    sums = {name: total.clone() for name in DIAGNOSTICS}
+    sums_D = total.new_zeros(len(DIAGNOSTICS))
     now_T = torch.zeros_like(targets.weight_T)
     with torch.no_grad():
         cast = head.to(hidden_TH.dtype)
@@ -139,11 +139,10 @@ def head_loss(
                 gradients.add(rows_N, gradient(), hidden_NH, head=cast, alone=alone)
             total += chunk_loss
             now_T[rows_N] = values["student_token_logprob"]
-            for name, value_N in values.items():
-                sums[name] += (value_N * part.weight_T).sum()
+            sums_D += (torch.stack(list(values.values())) * part.weight_T).sum(-1)
             del gradient  # it holds a chunk's logits
         pairs = gradients.paired(hidden_TH, head)
-        sums |= _of_rows(now_T, targets, loss)
+        sums = dict(zip(DIAGNOSTICS, sums_D, strict=True)) | _of_rows(now_T, targets, loss)
     inputs, ready = [x for x, _ in pairs], [g for _, g in pairs]
     total = _Ready.apply(total, ready, *inputs)  # type: ignore[no-untyped-call] # torch's gap
     return total, sums

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.objectives.refusals import check_ids, check_logprobs, refuse, require_shapes
 from pipeline.objectives.samples import Sample
 from pipeline.objectives.supports import Stored, Support, topk_alone, with_token
 from schemas.errors import DataError
@@ -193,13 +194,17 @@ def build_targets(
     """
     columns = [tail_T, token_ids_T, token_logprob_T, weight_T]
     columns += [] if rollout_logprob_T is None else [rollout_logprob_T]
-    _require_shapes(topk_ids_TK, topk_logprobs_TK, columns)
-    _refuse(~(weight_T.isfinite() & (weight_T >= 0)), "weight is negative or not finite")
+    require_shapes(topk_ids_TK, topk_logprobs_TK, columns)
+    refuse(~(weight_T.isfinite() & (weight_T >= 0)), "weight is negative or not finite")
+
+    live_T = weight_T > 0
+    all_live = bool(live_T.all())
 
     def live(column: Tensor, otherwise: float) -> Tensor:
-        trained = (weight_T > 0).reshape(-1, *[1] * (column.dim() - 1))
         column = column.double() if column.is_floating_point() else column.long()
-        return torch.where(trained, column, otherwise)
+        if all_live:
+            return column
+        return torch.where(live_T.reshape(-1, *[1] * (column.dim() - 1)), column, otherwise)
 
     stored = Stored(
         ids_TK=live(topk_ids_TK, -1),
@@ -209,8 +214,8 @@ def build_targets(
         token_logprob_T=live(token_logprob_T, 0.0),
         rollout_logprob_T=None if rollout_logprob_T is None else live(rollout_logprob_T, 0.0),
     )
-    _check_ids(stored, vocab_size)
-    _check_logprobs(stored)
+    check_ids(stored, vocab_size)
+    check_logprobs(stored)
     targets = _normalised(stored, weight_T.float(), sample, vocab_size)
     return replace(targets, advantage_T=advantage_T, gate_T=gate_T)
 
@@ -223,7 +228,7 @@ def _normalised(
     tail_TB = support.tail_TB.masked_fill(full_T[:, None], _NEG_INF)
     log_mass_T1 = torch.cat([support.logprobs_TS, tail_TB], dim=-1).logsumexp(-1, keepdim=True)
     log_mass_T1 = log_mass_T1.masked_fill((weight_T == 0)[:, None], 0.0)
-    _refuse((log_mass_T1[:, 0].exp() - 1).abs() > _MASS_TOLERANCE, "total teacher mass is not 1")
+    refuse((log_mass_T1[:, 0].exp() - 1).abs() > _MASS_TOLERANCE, "total teacher mass is not 1")
     rollout_T = stored.rollout_logprob_T
     return Targets(
         ids_TS=support.ids_TS,
@@ -245,7 +250,7 @@ def _beside(sample: Sample, support: Support, live_T: Tensor, *, vocab_size: int
     """Return the part of a sample that lies outside the support, checked."""
     there_TN = live_T[:, None] & (sample.log_weights_TN > _NEG_INF)
     ids_TN = torch.where(there_TN, sample.ids_TN, 0)
-    _refuse(
+    refuse(
         ((ids_TN < 0) | (ids_TN >= vocab_size)).any(-1),
         f"id of a sample outside the vocabulary of {vocab_size}",
     )
@@ -253,47 +258,6 @@ def _beside(sample: Sample, support: Support, live_T: Tensor, *, vocab_size: int
     for values in (kept.logprobs_TN, kept.rollout_logprobs_TN):
         if values is not None:
             bad_T = ~(values <= LOGPROB_ROUNDING).all(-1)
-            _refuse(bad_T, "log-probability of a sample is NaN or positive")
+            refuse(bad_T, "log-probability of a sample is NaN or positive")
     inside_TNS = (ids_TN[:, :, None] == support.ids_TS[:, None]) & support.valid_TS[:, None]
     return sample.without(~there_TN | inside_TNS.any(-1))
-
-
-def _require_shapes(ids_TK: Tensor, logprobs_TK: Tensor, columns: list[Tensor]) -> None:
-    shapes = [tuple(column.shape) for column in columns]
-    lengths = {shape[:1] for shape in shapes}
-    if ids_TK.dim() != 2 or ids_TK.shape != logprobs_TK.shape or lengths != {ids_TK.shape[:1]}:
-        raise DataError(
-            f"shapes disagree: top-k ids {tuple(ids_TK.shape)}, top-k log-probabilities "
-            f"{tuple(logprobs_TK.shape)}, per-token columns {shapes}"
-        )
-
-
-def _refuse(bad_T: Tensor, found: str) -> None:
-    if bool(bad_T.any()):
-        count, first = int(bad_T.sum()), int(bad_T.nonzero()[0, 0])
-        raise DataError(f"{found} at {count} of {len(bad_T)} positions, the first is {first}")
-
-
-def _check_ids(stored: Stored, vocab_size: int) -> None:
-    ids_TK, token_T = stored.ids_TK, stored.token_ids_T
-    padding_TK = (ids_TK < 0) & (stored.logprobs_TK == _NEG_INF)
-    bad_TK = ~padding_TK & ((ids_TK < 0) | (ids_TK >= vocab_size))
-    _refuse(bad_TK.any(-1), f"teacher top-k id outside the vocabulary of {vocab_size}")
-    bad_T = (token_T < 0) | (token_T >= vocab_size)
-    _refuse(bad_T, f"sampled id outside the vocabulary of {vocab_size}")
-    sorted_TK = ids_TK.sort(-1).values
-    same_TK = (sorted_TK[:, 1:] == sorted_TK[:, :-1]) & (sorted_TK[:, 1:] >= 0)
-    _refuse(same_TK.any(-1), "duplicate teacher top-k ids")
-
-
-def _check_logprobs(stored: Stored) -> None:
-    for owner, logprobs in [
-        ("teacher top-k", stored.logprobs_TK),
-        ("teacher tail", stored.tail_T),
-        ("teacher sampled-token", stored.token_logprob_T),
-        ("rollout", stored.rollout_logprob_T),
-    ]:
-        if logprobs is not None:
-            bad = ~(logprobs <= LOGPROB_ROUNDING)
-            bad_T = bad if bad.dim() == 1 else bad.any(-1)
-            _refuse(bad_T, f"{owner} log-probability is NaN or positive")
