@@ -16,6 +16,9 @@ from pipeline.scores.threshold import threshold_sample
 from schemas.randomness import derived_seed, uniforms
 from schemas.scoresignal import Signal
 
+BLOCK = 1 << 18
+"""Logits that a CPU works on at once: they stay in its cache from one pass to the next."""
+
 LOGIT_FOR_MINUS_INF = -1e30
 """Stands for a logit of -inf in products."""
 
@@ -40,18 +43,46 @@ def score_signals(
         candidates_TN: int64 ids whose log-probabilities are kept, where the signal has them.
         uniforms_TD: float64 numbers of `signal_uniforms`, where the signal needs some.
     """
-    logits_TV = logits_TV.float()
+    logits_TV, whole = logits_TV.float(), slice(None)
+    rows = max(1, BLOCK // logits_TV.shape[1]) if logits_TV.device.type == "cpu" else 0
+    blocks = [slice(at, at + rows) for at in range(0, len(logits_TV), rows)] if rows else [whole]
+    parts = [
+        _signals(
+            logits_TV[block],
+            token_ids_T[block],
+            signal=signal,
+            vocab_size=vocab_size,
+            candidates_TN=None if candidates_TN is None else candidates_TN[block],
+            uniforms_TD=None if uniforms_TD is None else uniforms_TD[block],
+        )
+        for block in blocks or [whole]
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _signals(
+    logits_TV: Tensor,
+    token_ids_T: Tensor,
+    *,
+    signal: Signal,
+    vocab_size: int,
+    candidates_TN: Tensor | None,
+    uniforms_TD: Tensor | None,
+) -> dict[str, Tensor]:
     top_TK, ids_TK = logits_TV[:, :vocab_size].topk(signal.k, dim=-1)
     token_T1 = logits_TV.gather(-1, token_ids_T[:, None])
-    rank_T = (logits_TV > token_T1).sum(-1, dtype=torch.int32) + 1
-    highest_T1 = logits_TV.amax(-1, keepdim=True)
+    top_of_all_TK = top_TK if vocab_size >= logits_TV.shape[1] else top_TK[:, :0]
+    rank_T = _ranks(logits_TV, token_T1, top_of_all_TK)
+    highest_T1 = top_of_all_TK[:, :1] if top_of_all_TK.shape[1] else logits_TV.amax(-1, True)
     shifted_TV = logits_TV.sub_(highest_T1)
     weights_TV = shifted_TV.exp()  # probabilities up to a factor of each row
     sum_T1 = weights_TV.sum(-1, keepdim=True)
     log_sum_T1 = sum_T1.log()
     top_TK, kept_TK = _cut(top_TK - highest_T1 - log_sum_T1, signal)
     found = {
-        "topk_ids": torch.where(kept_TK, ids_TK, -1).to(torch.int32),
+        "topk_ids": (ids_TK if kept_TK is None else ids_TK.masked_fill(~kept_TK, -1)).int(),
         "topk_logprobs": top_TK,
         "token_logprob": (token_T1 - highest_T1 - log_sum_T1)[:, 0],
         "token_rank": rank_T,
@@ -63,10 +94,14 @@ def score_signals(
         found["log_normalisers"] = log_normalisers(shifted_TV, log_sum_T1, signal.temperatures)
     if uniforms_TD is not None and signal.draws:
         found["draw_ids"] = _drawn(weights_TV, uniforms_TD[:, : signal.draws])
-    finite_TV = shifted_TV.clamp_(min=LOGIT_FOR_MINUS_INF)  # so that 0 · -inf is 0
-    mean_T1 = torch.linalg.vecdot(weights_TV, finite_TV)[:, None] / sum_T1
+    moment_T = torch.linalg.vecdot(weights_TV, shifted_TV)
+    if bool(moment_T.isnan().any()):  # 0 · -inf, which is to be 0
+        moment_T = torch.linalg.vecdot(weights_TV, shifted_TV.clamp_(min=LOGIT_FOR_MINUS_INF))
+    mean_T1 = moment_T[:, None] / sum_T1
     found["entropy"] = (log_sum_T1 - mean_T1)[:, 0].clamp(min=0.0)
-    rest_TV = weights_TV.scatter_(-1, torch.where(kept_TK, ids_TK, ids_TK[:, :1]), 0.0)
+    if kept_TK is not None:
+        ids_TK = torch.where(kept_TK, ids_TK, ids_TK[:, :1])
+    rest_TV = weights_TV.scatter_(-1, ids_TK, 0.0)
     found["tail_logprobs"] = _tail(rest_TV, signal.tail_buckets, sum_T1)
     if uniforms_TD is not None and signal.sample:
         ids_TN, threshold_T = threshold_sample(
@@ -77,6 +112,25 @@ def score_signals(
         found["sample_logprobs"] = logprobs_TN.masked_fill(ids_TN < 0, -torch.inf)
         found["sample_threshold"] = (threshold_T / sum_T1[:, 0]).log().float()
     return found
+
+
+def _ranks(logits_TV: Tensor, token_T1: Tensor, top_TK: Tensor) -> Tensor:
+    """Return one more than the number of larger logits, int32 [T].
+
+    Args:
+        logits_TV: all logits.
+        token_T1: that of the token.
+        top_TK: the largest ones, in order; a token among them needs no look at the others.
+    """
+    below_T = (token_T1 < top_TK[:, -1:]).all(-1)  # each of them where there are no largest ones
+    below_N = below_T.nonzero()[:, 0]
+    if 2 * len(below_N) > len(token_T1):  # to pick them would cost more than to look at all
+        return (logits_TV > token_T1).sum(-1, dtype=torch.int32) + 1
+    rank_T = (top_TK > token_T1).sum(-1, dtype=torch.int32) + 1
+    if len(below_N):
+        larger_NV = logits_TV[below_N] > token_T1[below_N]
+        rank_T[below_N] = larger_NV.sum(-1, dtype=torch.int32) + 1
+    return rank_T
 
 
 def log_normalisers(
@@ -114,13 +168,16 @@ def signal_uniforms(digest: str, tokens: int, signal: Signal) -> NDArray[np.floa
     return np.concatenate(parts, axis=1) if parts else None
 
 
-def _cut(top_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor]:
-    """Return the top-k log-probabilities with -inf beyond `top_p`, and where they are kept."""
-    kept_TK = torch.ones_like(top_TK, dtype=torch.bool)
-    if signal.top_p is not None:
-        probs_TK = top_TK.double().exp()
-        kept_TK = probs_TK.cumsum(-1) - probs_TK < signal.top_p
-        kept_TK[:, : signal.min_k] = True
+def _cut(top_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor | None]:
+    """Return the top-k log-probabilities with -inf beyond `top_p`, and where they are kept.
+
+    The latter is None where all are.
+    """
+    if signal.top_p is None:
+        return top_TK, None
+    probs_TK = top_TK.double().exp()
+    kept_TK = probs_TK.cumsum(-1) - probs_TK < signal.top_p
+    kept_TK[:, : signal.min_k] = True
     return top_TK.masked_fill(~kept_TK, -torch.inf), kept_TK
 
 

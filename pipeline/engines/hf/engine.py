@@ -40,8 +40,9 @@ from schemas.scoresignal import Signal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CPU_TOKENS = 1024
-"""Most tokens that are scored at once on a CPU: its caches hold the activations of no more."""
+CPU_NUMBERS, CPU_TOKENS = 1 << 17, 256
+"""Numbers of a hidden state that are scored at once on a CPU: its caches hold no more; and tokens
+that are in any case, for products of fewer rows are slow."""
 
 
 class HfEngine:
@@ -113,7 +114,7 @@ class HfEngine:
         kinds = None if self._border is None else self._border.sides(total)
         budget = self._batch_tokens
         if self._model.device.type == "cpu":
-            budget = min(budget, CPU_TOKENS)
+            budget = min(budget, max(CPU_TOKENS, CPU_NUMBERS // self._head.weight_VH.shape[1]))
         for rows in length_batches(total, budget, kinds=kinds):
             batch = [
                 _Row(prompts[i], responses[i], None if candidates is None else candidates[i])
@@ -122,9 +123,7 @@ class HfEngine:
             with capacity("scoring"):
                 parts.extend(self._score(batch, signal=signal, vocab_size=vocab_size))
             order.extend(np.arange(starts[i], starts[i + 1]) for i in rows)
-        joined = {n: np.concatenate([p[n].numpy() for p in parts]) for n in parts[0]}
-        back = np.argsort(np.concatenate(order), kind="stable")
-        return Scores.of(joined).take(back)
+        return _in_order(parts, np.concatenate(order))
 
     def shrink(self) -> bool:
         """Halve the tokens of a forward pass and of its logits; return whether that was left."""
@@ -228,6 +227,18 @@ def _model(start: Start) -> "PreTrainedModel":
     if loaded is not None:
         return cast("PreTrainedModel", loaded.to(pick_device(device)))
     return load_model(start.source, dtype=start.dtype, device=device)
+
+
+def _in_order(parts: list[dict[str, Tensor]], place_T: NDArray[np.int64]) -> Scores:
+    """Return the scores of all parts, each token where it belongs."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, first in parts[0].items():
+        values = found[name] = np.empty((len(place_T), *first.shape[1:]), first.numpy().dtype)
+        at = 0
+        for part in parts:
+            values[place_T[at : at + len(part[name])]] = part[name].numpy()
+            at += len(part[name])
+    return Scores.of(found)
 
 
 class _Row(NamedTuple):
