@@ -32,6 +32,9 @@ DOMAIN_COLUMNS = ("domain", "topic", "task", "source", "category", "subject", "d
 MOST_DOMAINS, LONGEST_NAME = 64, 60
 """Domains of a unit that are told apart, and characters of their names."""
 
+MOST_OPENINGS = 8
+"""Ids of a unit with which the teacher would rather begin that are told apart."""
+
 MOST_OWN_IDS = 16
 """Own ids of the student that are looked for at a token."""
 
@@ -72,11 +75,36 @@ def token_looks(
         ended=len(ends),
         ended_student=float(student_T[ends].sum()),
         ended_teacher=float(teacher_T[ends].sum()),
-        **_of_kept_ids(rows, scores_of(scores), np.flatnonzero(own_T)),
+        **_of_kept_ids(rows, kept := scores_of(scores), np.flatnonzero(own_T)),
+        **_of_openings(kept, student_T - teacher_T, (last_R + 1 - lengths)[lengths > 0], own_T),
         domains=_by_domain(rows, np.bincount(row_T, square_T, len(lengths)), domain),
         **_of_prompts(list_lengths(rows, "prompt_ids")),
         **_of_rows(rows, np.bincount(row_T, own_T, len(lengths))),
     )
+
+
+def _of_openings(
+    scores: Scores, gap_T: NDArray[Any], first_R: NDArray[Any], own_T: NDArray[Any]
+) -> dict[str, Any]:
+    """Return what the teacher thinks of how responses begin, and how it would begin itself.
+
+    Args:
+        scores: of the tokens.
+        gap_T: log q − log p of each.
+        first_R: where each response begins.
+        own_T: which tokens the student sampled.
+    """
+    opened = first_R[own_T[first_R]]
+    if not len(opened) or not scores.topk_ids.shape[1]:
+        return {}
+    ids, counts = np.unique(scores.topk_ids[opened, 0], return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")[:MOST_OPENINGS]
+    return {
+        "opened": len(opened),
+        "opened_gap": float(gap_T[opened].sum()),
+        "opened_squares": float(np.square(gap_T[opened]).sum()),
+        "openings": {str(ids[n]): int(counts[n]) for n in np.sort(commonest)},
+    }
 
 
 def _of_rows(rows: pa.Table, tokens_R: NDArray[Any]) -> dict[str, Any]:
@@ -154,7 +182,7 @@ def _overlap(rows: pa.Table, kept_LK: NDArray[Any], places: NDArray[Any]) -> Flo
     return np.asarray(found_LN.mean(axis=1), dtype=np.float32)
 
 
-def _of_prompts(lengths_R: NDArray[np.int64]) -> dict[str, int]:
+def _of_prompts(lengths_R: NDArray[np.int64]) -> dict[str, Any]:
     longest = int(lengths_R.max(initial=0))
     return {
         "shortest_prompt": int(lengths_R.min()) if len(lengths_R) else 0,

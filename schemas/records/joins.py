@@ -81,7 +81,7 @@ def standard_error(mean: float, weight: float, squares: RowSquares, *, rows: int
     return found if math.isfinite(found) else None
 
 
-NO_SUMS = ("shortest_prompt", "longest_prompt", "longest_prompts", "domains")
+NO_SUMS = ("shortest_prompt", "longest_prompt", "longest_prompts", "domains", "openings")
 """Fields of looks that are added otherwise."""
 
 
@@ -97,8 +97,12 @@ def added_looks(parts: Sequence[TokenLooks | None]) -> TokenLooks | None:
         for name, field in TokenLooks.model_fields.items()
         if name not in NO_SUMS
     }
+    openings = Counter[str]()
+    for part in known:
+        openings.update(part.openings)
     return TokenLooks(
         **sums,
+        openings=dict(sorted(openings.items())),
         shortest_prompt=min(part.shortest_prompt for part in filled),
         longest_prompt=longest,
         longest_prompts=sum(p.longest_prompts for p in filled if p.longest_prompt == longest),

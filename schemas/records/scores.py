@@ -110,29 +110,46 @@ class RowSquares(Record):
     """Of its squared sum of weights."""
 
 
+Sum = Annotated[Real, Field(ge=-1e100, le=1e100)]
+"""So that figures may be made of it without care."""
+
+Squares = Annotated[Real, Field(ge=0.0, le=1e100)]
+
+
+PARTS_OF_LOOKS = (
+    *(("ended", "rows"), ("longest_prompts", "rows"), ("prompts", "rows"), ("opened", "rows")),
+    *(("first_tokens", "tokens"), ("looked", "tokens"), ("ranked", "looked"), ("found", "ranked")),
+    *(("compared", "looked"), ("overlap", "compared")),
+)
+"""Fields of looks that are a part of another one."""
+
+
 class TokenLooks(Record):
     """What student and teacher say of the tokens that the student sampled, summed.
 
     Log-probabilities are in nats: the student's as it sampled, the teacher's as it scored.
     """
 
-    LATER = frozenset({"domains", "prompts", "prompt_squares", "weights", "weight_squares"})
+    LATER = frozenset(
+        {"domains", "prompts", "prompt_squares", "weights", "weight_squares"}
+        | {"opened", "opened_gap", "opened_squares", "openings"}
+    )
     rows: Count
     tokens: Count
     """Sampled by the student itself; all sums over tokens are over these."""
-    student: Real
-    teacher: Real
-    gap_squares: Real
+    student: Sum
+    teacher: Sum
+    gap_squares: Squares
     """Of the squares of student minus teacher."""
     first_tokens: Count
     """Those among the first ones of their response."""
-    first_student: Real
-    first_teacher: Real
+    first_student: Sum
+    first_teacher: Sum
     ended: Count
     """Rows that the student ended itself."""
-    ended_student: Real
+    ended_student: Sum
     """Of the token with which it did."""
-    ended_teacher: Real
+    ended_teacher: Sum
     looked: Count
     """Tokens at which the kept ids were looked at."""
     ranked: Count
@@ -141,7 +158,7 @@ class TokenLooks(Record):
     """Those of them that are."""
     compared: Count
     """Tokens at which the student's own top ids were looked for among the ids kept."""
-    overlap: Real
+    overlap: Squares
     """Shares of them that were found."""
     shortest_prompt: Count
     longest_prompt: Count
@@ -149,14 +166,29 @@ class TokenLooks(Record):
     """Rows whose prompt is as long as the longest."""
     prompts: Count = 0
     """Different prompts; 0, as the next three, where an older opd scored."""
-    prompt_squares: Real = 0.0
+    prompt_squares: Squares = 0.0
     """Of each prompt's tokens, in all of its rows, the square: for the error of mean lengths."""
-    weights: Real = 0.0
+    weights: Squares = 0.0
     """Of the tokens' rows, and of their squares."""
-    weight_squares: Real = 0.0
-    domains: dict[str, Real] = {}
+    weight_squares: Squares = 0.0
+    opened: Count = 0
+    """Rows whose very first token the student sampled; 0 where an older opd scored, or no ids were
+    kept."""
+    opened_gap: Sum = 0.0
+    """Of that token, student minus teacher, and its squares."""
+    opened_squares: Squares = 0.0
+    openings: dict[str, Count] = {}
+    """Token id with which the teacher would begin → rows; the commonest ones of each unit."""
+    domains: dict[str, Squares] = {}
     """Domain of the prompts → sum of weight · (student minus teacher)², what it pulls with; empty
     where prompts name none."""
+
+    def flaw(self) -> str | None:
+        """Return how the sums contradict each other: more of a part than of the whole."""
+        for part, whole in PARTS_OF_LOOKS:
+            if getattr(self, part) > getattr(self, whole):
+                return f"looks: {part} are {getattr(self, part)} of {getattr(self, whole)} {whole}"
+        return None
 
 
 class ScoreCommit(UnitCommit):
@@ -179,7 +211,8 @@ class ScoreCommit(UnitCommit):
         """Return how the commit contradicts itself: its shard's name, or too many rows."""
         if self.sampled_tokens > self.shard.tokens:
             return f"{self.sampled_tokens} tokens are sampled of {self.shard.tokens}"
-        return super().flaw() or _too_many(self.shard.rows, self.reused_rows, self.sibling_rows)
+        flaw = super().flaw() or _too_many(self.shard.rows, self.reused_rows, self.sibling_rows)
+        return flaw or (None if self.looks is None else self.looks.flaw())
 
 
 class ScoreManifest(Versioned):
@@ -211,9 +244,10 @@ class ScoreManifest(Versioned):
     def flaw(self) -> str | None:
         """Return how the manifest contradicts itself: its units, their sums, or too many rows."""
         folder = data_folder(self.scorer)
-        return flaw_of_units(
+        flaw = flaw_of_units(
             self.units, folder=folder, rows=self.rows, tokens=self.tokens, distinct=False
         ) or _too_many(self.rows, self.reused_rows, self.sibling_rows)
+        return flaw or (None if self.looks is None else self.looks.flaw())
 
     def misplaced(self, key: str) -> str | None:
         """Return what it is of, where its key is another round's or teacher's."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.runs.alarms.seen import Seen, Steps
 from pipeline.runs.gate import mean_reverse_kl
@@ -30,8 +31,15 @@ Named = Iterator[tuple[str, Value]]
 SPREAD = 1.0
 """Nats by which log-probabilities of tokens scatter about their mean, as errors assume."""
 
+UNUSUAL, OF_MEDIAN = 5.0, 1.4826
+"""Standard deviations of log norms that make a spike; how many a median of distances stands for."""
+
 LEAST_STEPS = 5
 """Steps of which a median can be told."""
+
+SAME_OPENING = 0.9
+"""Share of responses that the teacher would begin with one token where the prompt does not matter.
+"""
 
 LONG_PROMPT = 24
 """Tokens of a longest prompt below which equal lengths are nothing strange."""
@@ -69,7 +77,7 @@ def _scored(seen: Seen) -> Named:
     if gap is not None and seen.config.rollout.is_whole:
         yield "reverse_kl", Value(gap.value, gap.error or 0.0)
     looks = seen.looks
-    if looks is None or not looks.tokens:
+    if looks is None or not looks.tokens or not looks.rows:
         return
     if seen.rollout is not None and looks.rows >= seen.rollout.rows:
         yield "cut_off", _share(looks.rows - looks.ended, looks.rows)
@@ -96,11 +104,24 @@ def _gaps(looks: TokenLooks) -> Named:
         gap = (looks.ended_student - looks.ended_teacher) / looks.ended
         yield "end_gap", Value(gap, max(root, SPREAD) / math.sqrt(looks.ended))
     rest = looks.tokens - looks.first_tokens
-    if looks.first_tokens and rest:
-        first = looks.first_student - looks.first_teacher
-        later = looks.student - looks.teacher - first
-        error = root * math.hypot(looks.first_tokens**-0.5, rest**-0.5)
-        yield "first_gap", Value(first / looks.first_tokens - later / rest, error)
+    if looks.opened and rest > 0:
+        yield "opening_gap", _opening(looks, rest)
+
+
+def _opening(looks: TokenLooks, rest: int) -> Value:
+    """Return by how much the teacher is further from the student at the first token than later.
+
+    A template or a mode of thinking that the teacher does not have before it is a token that it
+    would begin all responses with, whatever the prompt. Where it begins them in several ways the
+    first token is a part of the answer, which the student may not know.
+    """
+    if max(looks.openings.values(), default=0) < SAME_OPENING * looks.opened:
+        return Value(0.0)
+    mean = looks.opened_gap / looks.opened
+    spread = max(looks.opened_squares / looks.opened - mean * mean, 0.0)
+    later = looks.student - looks.teacher - looks.first_student + looks.first_teacher
+    square = looks.gap_squares / looks.tokens
+    return Value(mean - later / rest, math.sqrt(spread / looks.opened + square / rest))
 
 
 def _kept(looks: TokenLooks, seen: Seen) -> Named:
@@ -139,11 +160,20 @@ def _stepped(seen: Seen) -> Named:
     if not steps or "step" not in steps or not len(steps["step"]):
         return
     yield from _spike(steps)
-    moved = steps.get("rollout_kl")
-    if moved is not None and np.isfinite(moved).any() and not seen.config.train.max_staleness:
-        place = int(np.nanargmax(moved))
-        yield "moved", Value(float(moved[place]), step=int(steps["step"][place]))
+    if "rollout_kl" in steps and not seen.config.train.max_staleness:
+        yield from _moved(steps["rollout_kl"])
     yield from _surprise(steps, seen)
+
+
+def _moved(moved: NDArray[np.float64]) -> Named:
+    """Yield how far the student is from its samples in the second half of a round's steps.
+
+    The median, for one rare token more or less moves the figure of a step a lot.
+    """
+    late = moved[len(moved) // 2 :]
+    late = late[np.isfinite(late)]
+    if len(late):
+        yield "moved", Value(float(np.median(late)), float(late.std()) / math.sqrt(len(late)))
 
 
 def _surprise(steps: Steps, seen: Seen) -> Named:
@@ -174,20 +204,24 @@ def _surprise(steps: Steps, seen: Seen) -> Named:
 
 def _alike(looks: TokenLooks | None) -> float:
     """Return how many tokens of one weight would tell as much as a token of these weights."""
-    if looks is None or looks.weight_squares <= 0.0:
+    if looks is None or not looks.tokens or looks.weights <= 0.0 or looks.weight_squares <= 0.0:
         return 1.0
-    return looks.weights**2 / (looks.tokens * looks.weight_squares)
+    return looks.weights * looks.weights / (looks.tokens * looks.weight_squares)
 
 
 def _spike(steps: Steps) -> Named:
+    """Yield the largest norm by the median; 1 where norms of the round differ so much anyway."""
     norms = steps.get("grad_norm", np.empty(0))
     if np.isfinite(norms).sum() < LEAST_STEPS:
         return
-    median = float(np.nanmedian(norms))
-    place = int(np.nanargmax(norms))
-    if median > 0:
-        step = int(steps["step"][place])
-        yield "gradient_spike", Value(float(norms[place]) / median, step=step)
+    median, place = float(np.nanmedian(norms)), int(np.nanargmax(norms))
+    if median <= 0:
+        return
+    with np.errstate(divide="ignore"):
+        away = np.abs(np.log(norms[np.isfinite(norms)] / median))
+    ratio = float(norms[place]) / median
+    usual = math.exp(min(UNUSUAL * OF_MEDIAN * float(np.median(away)), 700.0))
+    yield "gradient_spike", Value(ratio if ratio > usual else 1.0, step=int(steps["step"][place]))
 
 
 PARTS: tuple[Callable[[Seen], Named], ...] = (_sampled, _scored, _trained, _stepped)
@@ -196,7 +230,8 @@ FIGURES = {
     "response_tokens": "tokens of a response, mean of the round",
     "cut_off": "responses that ended at the limit, as a share",
     "end_gap": "student's minus teacher's log-probability of the token that ended a response",
-    "first_gap": "log q − log p of the first 4 tokens of a response, minus that of the rest",
+    "opening_gap": "log q − log p of the first token of a response, minus that of the rest; 0 "
+    "where the teacher would not begin nearly all of them alike",
     "student_mass": "student's mass on the ids kept of the teacher",
     "teacher_mass": "teacher's mass on the ids kept of it",
     "overlap": "student's own top ids (rollout.candidates) that are among those kept, as a share",
@@ -208,8 +243,8 @@ FIGURES = {
     "floored": "tokens with a floored teacher log-probability, as a share",
     "gap": "root mean square of log q − log p of sampled tokens",
     "in_place": "sampled tokens found among the kept ids, of those whose rank says so",
-    "gradient_spike": "largest gradient norm of a round by the median",
-    "moved": "largest rollout_kl of a round's steps",
+    "gradient_spike": "largest gradient norm of a round by the median, where it stands out",
+    "moved": "median rollout_kl of the second half of a round's steps",
     "reverse_kl": "reverse KL of the round",
     "skipped_share": "steps that were skipped, as a share",
     "prompts_at_longest": "rows whose prompt is exactly as long as the longest one",

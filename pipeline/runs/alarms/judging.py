@@ -1,11 +1,13 @@
 """Alarms of a run: rules held against the figures of its newest rounds. Pure, but for `run_alarms`.
 
-Promises: no difference within errors raises one; the newest round that has a figure decides.
+Promises: no difference within errors raises one. One that was raised stands until a round's figure
+is within the limit again.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from pipeline.runs.alarms.figures import Value, figures_of
 from pipeline.runs.alarms.rules import RULES, Rule, Severity
@@ -68,15 +70,12 @@ def _alarm(rule: Rule, history: History) -> Alarm | None:
     known = known[:1] if rule.only_first else known
     if not known or (rule.only_first and known[0][0] != history[0][0]):
         return None
-    start = known[0][1]
-    since = None
-    for index, value in reversed(known):
-        if not _breaks(rule, value, start):
-            break
-        since = index, value
-    if since is None:
+    start, now = known[0][1], known[-1][1]
+    beyond = takewhile(lambda one: _breaks(rule, one[1], start, sure=0.0), reversed(known))
+    lasting = list(beyond)
+    if not any(_breaks(rule, value, start, sure=SURE) for _, value in lasting):
         return None
-    now = known[-1][1]
+    since = lasting[-1]
     written = {"now": format(now.mean, rule.form), "start": format(start.mean, rule.form)}
     return Alarm(
         name=rule.name,
@@ -90,14 +89,14 @@ def _alarm(rule: Rule, history: History) -> Alarm | None:
     )
 
 
-def _breaks(rule: Rule, now: Value, start: Value) -> bool:
-    """Return whether a figure is beyond a rule's limit for sure."""
+def _breaks(rule: Rule, now: Value, start: Value, *, sure: float) -> bool:
+    """Return whether a figure is beyond a rule's limit by so many of its errors."""
     if rule.test == "above":
-        return now.mean - SURE * now.error > rule.limit
+        return now.mean - sure * now.error > rule.limit
     if rule.test == "below":
-        return now.mean + SURE * now.error < rule.limit
+        return now.mean + sure * now.error < rule.limit
     factor = 1.0 + rule.limit if rule.test == "up by" else 1.0 - rule.limit
-    error = SURE * math.hypot(now.error, factor * start.error)
+    error = sure * math.hypot(now.error, factor * start.error)
     if rule.test == "up by":
         return now.mean - error > factor * start.mean and now.mean > rule.at_least
     return now.mean + error < factor * start.mean

@@ -89,11 +89,11 @@ RULES = (
     ),
     Rule(
         "template_strange",
-        "first_gap",
+        "opening_gap",
         "above",
-        0.75,
-        "The teacher is surprised by the first tokens of responses: {now} nats a token more "
-        "between it and the student than on the rest",
+        3.0,
+        "The teacher would begin nearly all responses alike, but not as the student does: first "
+        "tokens are {now} nats less likely to it than the rest",
         TEMPLATE,
         severity="wrong",
     ),

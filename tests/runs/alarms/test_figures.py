@@ -16,12 +16,13 @@ from tests.support.minimal import minimal_run
 from tests.support.paperrun import put_rollout, put_scores, put_train
 
 MASSES = {"student_mass": 0.1, "teacher_mass": 0.1}
+MAPS = ("domains", "openings")
 TOLD = {**MASSES, "tail_clamped": 1.0, "floored": 1.0}
 
 
 def looks(**known: Any) -> TokenLooks:
     """Return looks of which some is known."""
-    nothing = {name: 0 for name in TokenLooks.model_fields if name != "domains"}
+    nothing = {name: 0 for name in TokenLooks.model_fields if name not in MAPS}
     return TokenLooks(**(nothing | known))
 
 
@@ -125,3 +126,54 @@ def test_weights_that_may_heed_what_was_drawn_say_nothing_of_how(
 ) -> None:
     steps = steps_of([0.5], [0.0])
     assert "surprise" not in figures_of(seen(memory, weights, steps=steps))
+
+
+# --- how responses begin ---
+
+
+def opening(memory: Storage, openings: dict[str, int], gap: float = 6.0) -> float:
+    """Return how much the first tokens stand out, of 50 responses of 10 tokens each."""
+    known = {"rows": 50, "tokens": 500, "prompts": 50, "first_tokens": 200, "opened": 50}
+    later = {"student": -150.0, "teacher": -300.0, "gap_squares": 500.0}  # half a nat a token
+    first = {"opened_gap": 50 * gap, "opened_squares": 50 * gap**2, "openings": openings}
+    found = figures_of(seen(memory, **known, **later, **first))
+    assert found["opening_gap"].error < 0.1
+    return found["opening_gap"].mean
+
+
+def test_a_first_token_that_the_teacher_has_whatever_is_asked_stands_out(memory: Storage) -> None:
+    assert opening(memory, {"7": 48, "9": 2}) == pytest.approx(6.0 - 0.5)
+    assert opening(memory, {"7": 48, "9": 2}, gap=0.5) == pytest.approx(0.0)
+
+
+def test_a_first_token_that_is_an_answer_does_not_stand_out(memory: Storage) -> None:
+    assert opening(memory, {"7": 30, "9": 20}) == 0.0
+    assert opening(memory, {}) == 0.0
+
+
+# --- steps ---
+
+
+@pytest.mark.parametrize(
+    ("norms", "told"),
+    [
+        ([1.0, 1.1, 0.9, 40.0, 1.0], 40.0),
+        ([0.4, 0.1, 3.7, 0.8, 0.3, 0.1, 0.3, 0.2, 0.6, 0.09], 1.0),
+        ([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1.0),
+        ([float("nan"), 1.0, 1.0, 1.0, 1.0, 30.0], 30.0),
+    ],
+    ids=["a spike", "norms that differ anyway", "some of 0", "one that is none"],
+)
+def test_a_gradient_norm_stands_out_of_norms_that_are_alike(
+    memory: Storage, norms: list[float], told: float
+) -> None:
+    steps = {"step": np.arange(float(len(norms))), "grad_norm": np.array(norms)}
+    assert figures_of(seen(memory, steps=steps))["gradient_spike"].mean == told
+
+
+def test_one_step_among_many_does_not_say_that_the_student_left_its_samples(
+    memory: Storage,
+) -> None:
+    moved = [0.0, 0.1, 0.3, 0.4, 0.4, 5.0, 0.4, 0.4]
+    found = figures_of(seen(memory, steps=steps_of([0.0] * 8, moved)))["moved"]
+    assert found.mean == 0.4 and found.error > 0.5

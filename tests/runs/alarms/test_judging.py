@@ -58,6 +58,15 @@ def test_an_alarm_that_has_passed_is_not_told_and_one_that_lasts_tells_when_it_b
     assert [(a.name, a.since, a.value) for a in judged(history)] == [("cut_off", 2, 0.9)]
 
 
+def test_an_alarm_stands_until_a_figure_is_within_its_limit_again() -> None:
+    rule = next(one for one in RULES if one.name == "cut_off")
+    sure, unsure, within = Value(0.9, 0.01), Value(0.6, 0.1), Value(0.4, 0.1)
+    history = [(n, {"cut_off": v}) for n, v in enumerate((within, unsure, sure, unsure))]
+    assert [(one.name, one.since, one.value) for one in judged(history)] == [("cut_off", 1, 0.6)]
+    assert "cut_off" not in names(rule, sure, unsure, within)
+    assert "cut_off" not in names(rule, sure, within, unsure)
+
+
 def test_a_teacher_that_the_student_has_reached_is_not_taken_for_the_student() -> None:
     rule = next(one for one in RULES if one.name == "teacher_is_student")
     assert names(rule, Value(1.0), Value(0.001)) == []
