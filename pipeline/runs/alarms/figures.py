@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.runs.alarms.seen import Seen, Steps
-from pipeline.runs.gate import mean_reverse_kl
+from pipeline.runs.gate import Gap, known_gap, mean_reverse_kl
 from schemas.config.objective.weights import WeightsSection
 from schemas.records.scores import TokenLooks
 
@@ -73,8 +73,7 @@ def _sampled(seen: Seen) -> Named:
 
 
 def _scored(seen: Seen) -> Named:
-    gap = mean_reverse_kl(seen.scores)
-    if gap is not None and seen.config.rollout.is_whole:
+    if (gap := _distance(seen)) is not None:
         yield "reverse_kl", Value(gap.value, gap.error or 0.0)
     looks = seen.looks
     if looks is None or not looks.tokens or not looks.rows:
@@ -95,6 +94,14 @@ def _scored(seen: Seen) -> Named:
     if long_enough:
         prompts = looks.prompts or looks.rows
         yield "prompts_at_longest", _share(looks.longest_prompts * prompts / looks.rows, prompts)
+
+
+def _distance(seen: Seen) -> Gap | None:
+    """Return the reverse KL of the student; of a tempered or cut rollout its learner knows it."""
+    if seen.config.rollout.is_whole:
+        return mean_reverse_kl(seen.scores)
+    known = seen.train is not None and seen.train.reverse_kl is not None
+    return known_gap(seen.scores, seen.train) if known else None
 
 
 def _gaps(looks: TokenLooks) -> Named:

@@ -17,6 +17,9 @@ from pipeline.runs.run import Run
 SURE = 3.0
 """Standard errors that a figure must be beyond its limit."""
 
+NEARER = Rule("nearer", "reverse_kl", "down by", 0.20, "", "")
+"""What a student does that comes closer to its teachers; no alarm."""
+
 History = Sequence[tuple[int, Mapping[str, Value]]]
 """Figures of rounds, oldest first."""
 
@@ -71,7 +74,10 @@ def _alarm(rule: Rule, history: History) -> Alarm | None:
     if not known or (rule.only_first and known[0][0] != history[0][0]):
         return None
     start, now = known[0][1], known[-1][1]
-    beyond = takewhile(lambda one: _breaks(rule, one[1], start, sure=0.0), reversed(known))
+    meant = _closer_rounds(history) if rule.unless_closer else set[int]()
+    beyond = takewhile(
+        lambda one: one[0] not in meant and _breaks(rule, one[1], start, sure=0.0), reversed(known)
+    )
     lasting = list(beyond)
     if not any(_breaks(rule, value, start, sure=SURE) for _, value in lasting):
         return None
@@ -87,6 +93,12 @@ def _alarm(rule: Rule, history: History) -> Alarm | None:
         step=since[1].step,
         advice=rule.advice,
     )
+
+
+def _closer_rounds(history: History) -> set[int]:
+    """Return the rounds in which the student is surely closer to its teachers than at first."""
+    known = [(index, told[NEARER.figure]) for index, told in history if NEARER.figure in told]
+    return {index for index, gap in known if _breaks(NEARER, gap, known[0][1], sure=SURE)}
 
 
 def _breaks(rule: Rule, now: Value, start: Value, *, sure: float) -> bool:

@@ -30,6 +30,8 @@ class Rule:
     severity: Severity = "look"
     at_least: float = 0.0
     """What the figure must be beside, for an alarm of `up by`: less is too little to matter."""
+    unless_closer: bool = False
+    """Whether it is meant where the student has come closer to its teachers meanwhile."""
     only_first: bool = False
     """Whether only the first round tells; later, the same may be the aim."""
 
@@ -54,18 +56,34 @@ RULES = (
         "response_tokens",
         "up by",
         0.30,
-        "Responses grew from {start} tokens to {now}",
+        "Responses grew from {start} tokens to {now}, and the student came little closer to its "
+        "teachers",
         LENGTH,
         ".1f",
+        unless_closer=True,
     ),
     Rule(
         "length_down",
         "response_tokens",
         "down by",
         0.30,
-        "Responses shrank from {start} tokens to {now}",
+        "Responses shrank from {start} tokens to {now}, and the student came little closer to its "
+        "teachers",
         LENGTH,
         ".1f",
+        unless_closer=True,
+    ),
+    Rule(
+        "cut_off_rising",
+        "cut_off",
+        "up by",
+        1.0,
+        "The share of responses that were cut off at rollout.max_new_tokens rose from {start} to "
+        "{now}",
+        "Read the longest ones in `opd report`: where they go round in circles, lower "
+        "train.learning_rate; where the teachers say as much, raise rollout.max_new_tokens",
+        ".0%",
+        at_least=0.15,
     ),
     Rule(
         "cut_off",

@@ -3,6 +3,7 @@
 Means of many samples of few prompts, or of rows of unlike weights, are less sure than they look.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,22 @@ def test_prompts_with_several_samples_count_once_where_they_look_cut(memory: Sto
     often = figures_of(seen(memory, rows=64, tokens=64, prompts=2, **lengths))
     assert once["prompts_at_longest"].mean == often["prompts_at_longest"].mean == 0.5
     assert once["prompts_at_longest"].error < 0.07 < 0.3 < often["prompts_at_longest"].error
+
+
+@pytest.mark.parametrize(
+    ("override", "learned", "told"),
+    [("rollout.top_k=0", 0.7, 0.2), ("rollout.temperature=0.5", 0.7, 0.7)]
+    + [("rollout.temperature=0.5", None, None)],
+)
+def test_the_distance_of_a_tempered_rollout_is_what_its_learner_says(
+    memory: Storage, override: str, learned: float | None, told: float | None
+) -> None:
+    one = seen(memory, override)
+    assert one.train is not None
+    scores = tuple(s.model_copy(update={"reverse_kl": 0.2}) for s in one.scores)
+    train = one.train.model_copy(update={"reverse_kl": learned})
+    found = figures_of(replace(one, scores=scores, train=train)).get("reverse_kl")
+    assert (None if found is None else found.mean) == told
 
 
 # --- samples that are not as they were asked for ---

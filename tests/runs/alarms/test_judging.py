@@ -67,6 +67,29 @@ def test_an_alarm_stands_until_a_figure_is_within_its_limit_again() -> None:
     assert "cut_off" not in names(rule, sure, within, unsure)
 
 
+@pytest.mark.parametrize(
+    ("gap", "named"),
+    [
+        (Value(0.3, 0.01), []),
+        (Value(0.45, 0.01), ["length_up"]),
+        (Value(0.3, 0.1), ["length_up"]),
+        (None, ["length_up"]),
+    ],
+    ids=["closer", "a little closer", "perhaps closer", "not known"],
+)
+def test_a_student_may_become_as_long_as_its_teacher(gap: Value | None, named: list[str]) -> None:
+    first = {"response_tokens": Value(20.0, 0.5), "reverse_kl": Value(0.5, 0.01)}
+    later = {"response_tokens": Value(40.0, 0.5)} | ({} if gap is None else {"reverse_kl": gap})
+    assert [one.name for one in judged([(0, first), (1, later)])] == named
+
+
+def test_responses_that_come_to_be_cut_off_are_named_though_most_still_end() -> None:
+    history = [(n, {"cut_off": v}) for n, v in enumerate((Value(0.05, 0.01), Value(0.3, 0.02)))]
+    assert [one.name for one in judged(history)] == ["cut_off_rising"]
+    few = [(n, {"cut_off": v}) for n, v in enumerate((Value(0.05, 0.03), Value(0.2, 0.05)))]
+    assert judged(few) == []
+
+
 def test_a_teacher_that_the_student_has_reached_is_not_taken_for_the_student() -> None:
     rule = next(one for one in RULES if one.name == "teacher_is_student")
     assert names(rule, Value(1.0), Value(0.001)) == []
