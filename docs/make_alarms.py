@@ -39,7 +39,7 @@ def _threshold(rule: Rule) -> str:
         "up by": f"up by {rule.limit:.0%} since the first round",
         "down by": f"down by {rule.limit:.0%} since the first round",
     }[rule.test]
-    words += ", and the reverse KL not down by 20%" if rule.unless_closer else ""
+    words += ", and the teachers do not teach it" if rule.unless_taught else ""
     words += f", to more than {rule.at_least:g}" if rule.at_least else ""
     return words + (", in the first round" if rule.only_first else "")
 

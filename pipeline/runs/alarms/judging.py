@@ -74,7 +74,7 @@ def _alarm(rule: Rule, history: History) -> Alarm | None:
     if not known or (rule.only_first and known[0][0] != history[0][0]):
         return None
     start, now = known[0][1], known[-1][1]
-    meant = _closer_rounds(history) if rule.unless_closer else set[int]()
+    meant = _meant_rounds(rule, history) if rule.unless_taught else set[int]()
     beyond = takewhile(
         lambda one: one[0] not in meant and _breaks(rule, one[1], start, sure=0.0), reversed(known)
     )
@@ -95,8 +95,15 @@ def _alarm(rule: Rule, history: History) -> Alarm | None:
     )
 
 
-def _closer_rounds(history: History) -> set[int]:
-    """Return the rounds in which the student is surely closer to its teachers than at first."""
+def _meant_rounds(rule: Rule, history: History) -> set[int]:
+    """Return the rounds in which other lengths are what the teachers teach.
+
+    Those in which the student is surely closer to them than at first; and all, where the first
+    responses ended too readily or too reluctantly for the teachers.
+    """
+    end = history[0][1].get("end_gap", Value(0.0))
+    if (end.mean if rule.test == "up by" else -end.mean) > SURE * end.error:
+        return {index for index, _ in history}
     known = [(index, told[NEARER.figure]) for index, told in history if NEARER.figure in told]
     return {index for index, gap in known if _breaks(NEARER, gap, known[0][1], sure=SURE)}
 

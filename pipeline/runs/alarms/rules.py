@@ -30,8 +30,9 @@ class Rule:
     severity: Severity = "look"
     at_least: float = 0.0
     """What the figure must be beside, for an alarm of `up by`: less is too little to matter."""
-    unless_closer: bool = False
-    """Whether it is meant where the student has come closer to its teachers meanwhile."""
+    unless_taught: bool = False
+    """Whether it is meant where the teachers ask for it: where ends of responses were more or less
+    likely to them at first, or the student has come closer to them."""
     only_first: bool = False
     """Whether only the first round tells; later, the same may be the aim."""
 
@@ -60,7 +61,7 @@ RULES = (
         "teachers",
         LENGTH,
         ".1f",
-        unless_closer=True,
+        unless_taught=True,
     ),
     Rule(
         "length_down",
@@ -71,7 +72,7 @@ RULES = (
         "teachers",
         LENGTH,
         ".1f",
-        unless_closer=True,
+        unless_taught=True,
     ),
     Rule(
         "cut_off_rising",
@@ -99,7 +100,7 @@ RULES = (
         "end_token_lost",
         "end_gap",
         "above",
-        3.0,
+        3.5,
         "The teacher gives the token with which responses end {now} nats less than the student",
         "Student and teacher end their turns with different tokens: compare eos_token, the end of "
         "the chat template and generation_config.json of both, and rollout.stop_token_ids",

@@ -83,6 +83,20 @@ def test_a_student_may_become_as_long_as_its_teacher(gap: Value | None, named: l
     assert [one.name for one in judged([(0, first), (1, later)])] == named
 
 
+@pytest.mark.parametrize(
+    ("end", "now", "named"),
+    [(Value(1.5, 0.2), 40.0, []), (Value(-1.5, 0.2), 40.0, ["length_up"])]
+    + [(Value(0.5, 0.2), 40.0, ["length_up"]), (Value(-1.5, 0.2), 10.0, [])]
+    + [(Value(1.5, 0.2), 10.0, ["length_down"])],
+)
+def test_lengths_may_change_as_teachers_would_end_responses(
+    end: Value, now: float, named: list[str]
+) -> None:
+    first = {"response_tokens": Value(20.0, 0.5), "end_gap": end}
+    later = {"response_tokens": Value(now, 0.5), "end_gap": Value(0.0)}
+    assert [one.name for one in judged([(0, first), (1, later)])] == named
+
+
 def test_responses_that_come_to_be_cut_off_are_named_though_most_still_end() -> None:
     history = [(n, {"cut_off": v}) for n, v in enumerate((Value(0.05, 0.01), Value(0.3, 0.02)))]
     assert [one.name for one in judged(history)] == ["cut_off_rising"]
