@@ -14,12 +14,14 @@ from pipeline.engines import opening
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.start import Note, Start, Use
 from pipeline.scores.scores import Scores
-from pipeline.teachers.selftest import ROWS
 from schemas.columns import Ids
 from schemas.scoresignal import Signal
 
 Opener = Callable[[Start, Note], Engine]
 """Opens an engine, as those of `pipeline.engines.opening` do."""
+
+FEW = 16
+"""Rows of a call that is no more than a trial."""
 
 
 @contextmanager
@@ -57,7 +59,7 @@ class ShufflingMany(Shuffling):
 
     def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], **asked: Any) -> Scores:
         """Return scores of every token, in disorder where there are many rows."""
-        if len(prompts) <= ROWS:
+        if len(prompts) <= FEW:
             found: Scores = self._engine.score(prompts, responses, **asked)
             return found
         return super().score(prompts, responses, **asked)

@@ -194,6 +194,9 @@ def _heavy_domain(chat: Chat, folder: Path) -> None:
 
 LEARNING_RATE = 1e-3
 OWN_TEACHER = {"teachers.main.model": "teacher"}
+ALONE = {"run.keep_models": False}
+"""Lets each stage open what it runs, as stages on machines of their own do."""
+
 FAST = {"train.learning_rate": 100 * LEARNING_RATE}
 
 FAULTS = (
@@ -215,6 +218,7 @@ FAULTS = (
     Fault(
         "student not reloaded",
         (),
+        ALONE,
         opener=never_reloading,
         refused="(rollout_kl) away",
         rounds=2,
@@ -222,7 +226,7 @@ FAULTS = (
     Fault(
         "student not reloaded, and that allowed",
         ("rollout_kl",),
-        {"train.max_rollout_kl": 10.0},
+        {**ALONE, "train.max_rollout_kl": 10.0},
         opener=never_reloading,
         rounds=2,
     ),
