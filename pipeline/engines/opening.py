@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
+from typing import Any
 
 from pipeline.engines.engine import Engine
 from pipeline.engines.rotary import DYNAMIC, LONGROPE, border_of
 from pipeline.engines.start import Note, Start
 from pipeline.models.own.attention import EAGER, is_capped
+from pipeline.models.own.unpacking import ALWAYS, unpacks
 from pipeline.models.source import ModelSource, load_settings, whole_settings
 from schemas.config.engines import EngineName, EngineSection
 from schemas.errors import ConfigError
@@ -117,7 +119,7 @@ def engine_version(name: EngineName, source: ModelSource | None = None) -> str:
 
     Args:
         name: of the engine.
-        source: the model. `hf` computes capped attention as older opds did not, and says so.
+        source: the model: `hf` computes some as older opds did not, and says so.
 
     Raises:
         ConfigError: the engine is not installed.
@@ -127,9 +129,15 @@ def engine_version(name: EngineName, source: ModelSource | None = None) -> str:
         distribution = _distribution(package, engine=name)
         label = package if known.as_served else distribution
         found.append(f"{label}-{installed_version(distribution)}")
-    if name == "hf" and source is not None and is_capped(whole_settings(source)):
-        found.append(EAGER)
+    if name == "hf" and source is not None:
+        found += _ways(whole_settings(source))
     return "+".join(found)
+
+
+def _ways(settings: Any) -> list[str]:
+    """Return what `hf` computes otherwise than older opds did, of a model with such settings."""
+    capped = [EAGER] if is_capped(settings) else []
+    return capped if unpacks(settings) in (None, ALWAYS) else [*capped, "unpacked"]
 
 
 @cache

@@ -10,6 +10,13 @@ from pipeline.models.look.packages import package_faults
 from pipeline.models.look.settings import CONFIG
 from pipeline.models.merging import merge_adapter
 from pipeline.models.own.attention import compute_cap
+from pipeline.models.own.unpacking import (
+    method_of,
+    require_format,
+    unpack,
+    unpacking_settings,
+    unpacks,
+)
 from pipeline.models.source import ModelSource, advice_of, local_folder, whole_settings
 from schemas.errors import ConfigError
 
@@ -35,6 +42,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     require_packages(source)
+    require_format(source.words, method_of(whole_settings(source)), dtype)
     place = pick_device(device)
     loader: Any = AutoModelForCausalLM.from_pretrained
     with explained(f"cannot load {source.words}", blame=source.blame, advice=advice_of(source)):
@@ -50,6 +58,7 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
             **_unpacked(source),
         )
         refuse_unread(source, model, report)
+        unpack(model, unpacks(whole_settings(source)), dtype)
         compute_cap(model)
         loaded: PreTrainedModel = model.to(place).eval()
     _refuse_unbounded(source, loaded, dtype)
@@ -57,16 +66,9 @@ def load_model(source: ModelSource, *, dtype: str, device: str) -> "PreTrainedMo
 
 
 def _unpacked(source: ModelSource) -> dict[str, Any]:
-    """Return what has transformers unpack weights of compressed-tensors when it loads them.
-
-    By itself it does so at the first call of the whole model, of which we only call parts.
-    """
-    settings = whole_settings(source)
-    quantized = getattr(settings, "quantization_config", None)
-    if not isinstance(quantized, dict) or quantized.get("quant_method") != "compressed-tensors":
-        return {}
-    settings.quantization_config = {**quantized, "dequantize": True}
-    return {"config": settings}
+    """Return what has transformers unpack quantised weights when it loads them."""
+    settings = unpacking_settings(whole_settings(source))
+    return {} if settings is None else {"config": settings}
 
 
 def empty_model(source: ModelSource) -> "PreTrainedModel":
@@ -172,7 +174,7 @@ def _refuse_unbounded(source: ModelSource, model: "PreTrainedModel", dtype: str)
 
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     for name, tensor in model.named_parameters():
-        if tensor.dtype not in plain or not tensor.numel():
+        if type(tensor.data) is not torch.Tensor or tensor.dtype not in plain or not tensor.numel():
             continue
         low, high = torch.aminmax(tensor.detach())
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
