@@ -5,6 +5,7 @@ A figure that is not stored is left out; so is one that means nothing with the r
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,10 +46,21 @@ LONG_PROMPT = 24
 """Tokens of a longest prompt below which equal lengths are nothing strange."""
 
 
+OF_A_TEACHER = frozenset({"end_gap", "opening_gap", "gap", "in_place", "overlap"})
+"""Figures that a fault of one teacher moves, whatever the others say."""
+
+
 def figures_of(seen: Seen) -> dict[str, Value]:
     """Return the figures of a round by name."""
     found = {name: value for part in PARTS for name, value in part(seen)}
     return {name: value for name, value in found.items() if math.isfinite(value.mean)}
+
+
+def figures_of_teacher(seen: Seen, teacher: str) -> dict[str, Value]:
+    """Return the figures of a round that one of several teachers alone is behind."""
+    scores = tuple(one for one in seen.scores if one.teacher == teacher)
+    found = figures_of(replace(seen, scores=scores, rollout=None, train=None, steps=None))
+    return {name: value for name, value in found.items() if name in OF_A_TEACHER}
 
 
 def _share(part: float, whole: float) -> Value:

@@ -6,12 +6,12 @@ is within the limit again.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from pipeline.runs.alarms.figures import Value, figures_of
+from pipeline.runs.alarms.figures import Value, figures_of, figures_of_teacher
 from pipeline.runs.alarms.rules import RULES, Rule, Severity
-from pipeline.runs.alarms.seen import begun_rounds, look_at
+from pipeline.runs.alarms.seen import Seen, begun_rounds, look_at
 from pipeline.runs.run import Run
 
 SURE = 3.0
@@ -59,13 +59,30 @@ def run_alarms(run: Run, rounds: Sequence[int] | None = None) -> list[Alarm]:
         DataError: a manifest is damaged.
     """
     seen = look_at(run, begun_rounds(run) if rounds is None else rounds)
-    return judged([(one.round, figures_of(one)) for one in seen])
+    found = judged([(one.round, figures_of(one)) for one in seen])
+    if len(run.config.teachers) > 1:
+        found += _of_teachers(seen, {one.name for one in found})
+    return sorted(found, key=_rank)
+
+
+def _of_teachers(seen: Sequence[Seen], told: set[str]) -> list[Alarm]:
+    """Return what looks wrong with single teachers, and is not told of all of them together."""
+    return [
+        replace(alarm, words=f"Teacher {name}: {alarm.words}")
+        for name in sorted({scores.teacher for one in seen for scores in one.scores})
+        for alarm in judged([(one.round, figures_of_teacher(one, name)) for one in seen])
+        if alarm.name not in told
+    ]
 
 
 def judged(history: History) -> list[Alarm]:
     """Return the alarms that figures of rounds raise, the worst first."""
     found = [alarm for rule in RULES if (alarm := _alarm(rule, history)) is not None]
-    return sorted(found, key=lambda one: one.severity != "wrong")
+    return sorted(found, key=_rank)
+
+
+def _rank(alarm: Alarm) -> bool:
+    return alarm.severity != "wrong"
 
 
 def _alarm(rule: Rule, history: History) -> Alarm | None:
