@@ -132,7 +132,10 @@ def without_reward(faults: Mapping[str, int]) -> str:
 def _score_notes(result: StageResult, figures: ScoreFigures) -> list[str]:
     notes = []
     if result.teacher_tokens or result.reused_rows:
-        notes.append(f"teacher read {result.teacher_tokens:,}, reused {result.reused_rows:,} rows")
+        read = f"teacher {figures.teacher} read {result.teacher_tokens:,}"
+        notes.append(f"{read}, reused {result.reused_rows:,} rows")
+    else:
+        notes.append(f"by teacher {figures.teacher}")
     if figures.sibling_rows:
         notes.append(f"{sum(figures.sibling_rows.values()):,} of them of sibling scorers")
     if figures.reverse_kl is not None:

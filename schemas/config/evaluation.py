@@ -64,10 +64,13 @@ class GraderChoice:
         if file_grader(self) is None and not re.fullmatch(NAME_PATTERN, self.name):
             raise _unnamed(self)
         key = self.key.rpartition(".")[2]
-        if (self.name == "regex") != (self.pattern is not None):
-            raise ValueError(f"pattern belongs to {key} = 'regex', which needs it")
-        if (self.name == COMMAND) != (self.command is not None):
-            raise ValueError(f"command belongs to {key} = 'command', which needs it")
+        for name, beside, value in (
+            ("regex", "pattern", self.pattern),
+            (COMMAND, "command", self.command),
+        ):
+            if (self.name == name) != (value is not None):
+                todo = "give one" if value is None else f"remove it for {self.name!r}"
+                raise ValueError(f"{beside} belongs to {key} = {name!r}, which needs it: {todo}")
         if self.command is not None and not self.command[0].startswith(BESIDE):
             raise ValueError(
                 f"command begins with {self.command[0]!r}, expected a program beside the "

@@ -16,3 +16,9 @@ def test_json_goes_to_the_file_that_a_scheduler_names(
     assert json.loads((tmp_path / "return.json").read_text()) == said
     assert cli("gate", "-c", finished_run / "run.toml", "--round", "9", "--json").code == 2
     assert json.loads((tmp_path / "return.json").read_text())["exit_code"] == 2
+
+
+def test_a_line_of_scores_names_its_teacher(run_copy: Path, cli: Cli) -> None:
+    config = run_copy / "run.toml"
+    said = cli("score", "-c", config, "--round", "0").stdout
+    assert "already done, by teacher main, reverse KL" in said

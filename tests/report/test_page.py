@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.report.drawing.charts import specification
 from pipeline.report.drawing.plots import plotted
 from pipeline.report.figures import gather
 from pipeline.report.markup import data_script, joined, plain, raw, tag
@@ -57,6 +58,13 @@ def test_several_runs_are_compared_in_one_chart_a_figure(
     assert "<h2>Differences</h2>" in text
     assert "tiny (1), round 1, student" in text and "tiny (2), round 1, student" in text
     assert text.count("<h3>Reverse KL</h3>") == 1
+    figures = gather(open_run(load_config(config)), "one", rows=4)
+    both = plotted([figures, dataclasses.replace(figures, name="two")])
+    charts = {chart.title: chart for one in both for _, chart in one.charts}
+    points = specification(charts["Entropy"])["layer"][1]["encoding"]
+    shapes = points["shape"]["scale"]
+    assert shapes["domain"] == ["student", "teacher"] and len(set(shapes["range"])) == 2
+    assert points["color"]["field"] == "run"
 
 
 def test_a_run_that_goes_on_is_shown_as_far_as_it_is(run_copy: Path, cli: Cli) -> None:

@@ -129,8 +129,8 @@ def test_a_config_cannot_be_changed() -> None:
         (["student.sft_teacher=nobody"], "'nobody' is not one of ['main']"),
         ([*EVAL, "eval.reward=my guess"], "a grader is exact_match, last_number, choice, regex"),
         ([*EVAL, "eval.reward=my.module:grade"], "entry point of the group opd.graders"),
-        ([*EVAL, "eval.reward=regex"], "pattern belongs to reward = 'regex'"),
-        ([*EVAL, "eval.pattern='x'"], "pattern belongs to reward = 'regex'"),
+        ([*EVAL, "eval.reward=regex"], "pattern belongs to reward = 'regex', which needs it: give"),
+        ([*EVAL, "eval.pattern='x'"], "which needs it: remove it for 'exact_match'"),
         ([*EVAL, "eval.samples_per_prompt=2"], "needs a temperature above 0"),
         (["rollout.vllm.keep_between_stages=true"], "needs engine = 'vllm', and it is 'hf'"),
         (

@@ -39,6 +39,11 @@ FRAME: dict[str, Any] = {
 }
 """Columns of what is drawn; `x` of bars is a text."""
 
+DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3])
+
+SHAPES = ("circle", "square", "triangle-up", "diamond")
+"""What tells series apart where colours tell runs apart: their lines, and their points."""
+
 FEW_TICKS = 8
 """Rounds or steps of an axis up to which each has its mark."""
 
@@ -220,10 +225,9 @@ def _colours(points: pl.DataFrame, by: str | None = None) -> dict[str, Any]:
     names = runs if first == "run" else series
     found = {"color": _channel(first, names, [f"var(--c{i % COLOURS})" for i in range(len(names))])}
     if by is None and len(runs) > 1 and len(series) > 1:
-        dashes = [[1, 0], [5, 3], [2, 2], [8, 3, 2, 3]]
-        found["strokeDash"] = _channel(
-            "series", series, [dashes[i % 4] for i in range(len(series))]
-        )
+        places = [i % len(DASHES) for i in range(len(series))]
+        found["strokeDash"] = _channel("series", series, [DASHES[i] for i in places])
+        found["shape"] = _channel("series", series, [SHAPES[i] for i in places])
     return found
 
 
@@ -256,6 +260,9 @@ CONFIG: dict[str, Any] = {
         "labelFontSize": 11,
         "symbolSize": 60,
         "symbolOpacity": 1,
+        "symbolBaseFillColor": "var(--soft)",
+        "symbolBaseStrokeColor": "var(--soft)",
+        "layout": {"bottom": {"direction": "vertical", "anchor": "start"}},
     },
     "view": {"stroke": None},
     "bar": {"discreteBandSize": {"band": 0.8}},
