@@ -1,6 +1,7 @@
 """Two losses tried on one cache: the teacher's scores are reused, and no teacher is loaded.
 
-Cells of a notebook; needs a run whose round 0 is scored, such as that of `make quickstart`.
+Cells of a notebook; needs a run whose round 0 is scored and whose TOML names `score.k`, as that of
+`make quickstart` does: left out, each loss keeps what suits it, and the teacher is asked again.
 """
 
 # %% Each loss is a run of its own in the same root, with the same seed and so the same samples.

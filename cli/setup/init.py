@@ -17,10 +17,14 @@ QUESTIONS = {
     "teacher": "Teacher: a larger model of the same tokenizer",
     "prompts": "Prompts: a file, a URL, `addition`; empty for three samples",
     "grader": "Grader of held-out prompts, such as last_number; empty for none",
+    "held_out": "Held-out prompts, each with a reference: a file or a URL",
 }
 """Option → question on a terminal, where it was not given."""
 
 NEEDED = ("student", "teacher")
+
+BUILT_IN = "addition"
+"""The task that brings its own prompts, held-out ones too."""
 
 
 def init(
@@ -78,6 +82,7 @@ def init(
     option says. Nothing that exists is overwritten.
     """
     given = {"student": student, "teacher": teacher, "prompts": prompts, "grader": grader}
+    given |= {"held_out": held_out}  # last: whether it is asked for depends on the others
     answers = _answers(given, may_ask=not as_json and sys.stdin.isatty() and sys.stdout.isatty())
     from pipeline.setup.asked import Asked
     from pipeline.setup.init import init_run
@@ -91,7 +96,7 @@ def init(
         if not as_json:
             say(words)
 
-    asked = Asked(**answers, held_out=held_out, root=root, out=out, base=base)
+    asked = Asked(**answers, root=root, out=out, base=base)
     path = init_run(asked, this_machine(), note=note)
     missing = UNKNOWN_COMMIT in path.read_text(encoding="utf-8")
     following = f"opd try -c {shlex.quote(str(path))}"
@@ -106,7 +111,10 @@ def _answers(given: dict[str, str | None], *, may_ask: bool) -> dict[str, Any]:
     """Return what was given, and on a terminal what was asked for."""
     if may_ask:
         for name in [name for name, value in given.items() if value is None]:
-            default = None if name in NEEDED else ""
+            own = given["prompts"] not in (None, BUILT_IN)
+            if name == "held_out" and not (own and given["grader"]):
+                continue
+            default = None if name in (*NEEDED, "held_out") else ""
             answer = typer.prompt(QUESTIONS[name], default=default, show_default=False).strip()
             given[name] = answer or None
     missing = [f"--{name}" for name in NEEDED if not given[name]]

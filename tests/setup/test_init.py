@@ -1,11 +1,13 @@
 """`opd init`: a run of few lines from two models, which passes the doctor."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from cli.setup.init import QUESTIONS, _answers
 from pipeline.setup.models import UNKNOWN_COMMIT
 from pipeline.setup.text import settings_in
 from schemas.config.file import parse_config
@@ -182,3 +184,19 @@ def test_a_limit_of_prompts_holds_those_that_are_held_out_too(home: Path, cli: C
     graded = ("--prompts", "p.jsonl", "--grader", "last_number", "--held-out", "h.jsonl")
     cli.ok("init", "--student", "text", "--teacher", "text", *graded)
     assert cli.ok("doctor", "-c", "run.toml")["findings"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "held_out"),
+    [
+        ("s\nt\np.jsonl\nlast_number\nh.jsonl\n", "h.jsonl"),
+        ("s\nt\np.jsonl\n\n", None),
+        ("s\nt\naddition\nlast_number\n", None),
+    ],
+)
+def test_held_out_prompts_are_asked_for_where_a_grader_needs_them(
+    typed: str, held_out: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    answers = _answers(dict.fromkeys(QUESTIONS), may_ask=True)
+    assert answers["held_out"] == held_out and answers["student"] == "s"
