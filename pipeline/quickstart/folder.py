@@ -53,7 +53,7 @@ engine = "{engine}"
 k = 4                            # teacher's top-4 ids and the mass of the rest, per token
 
 [loss]
-kind = "forward_kl"              # or reverse_kl, jsd, policy_gradient: round 0's scores are reused
+kind = "forward_kl"              # or reverse_kl, jsd, skew_kl: the scores of round 0 are reused
 
 [train]
 learning_rate = 3e-3
