@@ -12,6 +12,8 @@ from pipeline.store.disk import files
 
 PROMPTS_PER_ROUND = 1280
 
+EPOCHS = 3
+
 EVAL_PROMPTS = 512
 
 Report = Callable[[str, int, int], None]
@@ -58,7 +60,7 @@ kind = "forward_kl"              # or reverse_kl, jsd, skew_kl: the scores of ro
 [train]
 learning_rate = 3e-3
 sequences_per_step = 64
-epochs = 2                       # 40 optimizer steps a round
+epochs = {epochs}                       # 60 optimizer steps a round
 warmup_steps = 5
 schedule = "cosine"
 decay_steps = {decay}
@@ -104,7 +106,8 @@ def config_text(*, root: str, seed: int, rounds: int, engine: str) -> str:
         max_prompt=MAX_PROMPT_TOKENS,
         per_round=PROMPTS_PER_ROUND,
         max_response=MAX_RESPONSE_TOKENS,
-        decay=2 * rounds * PROMPTS_PER_ROUND // 64,
+        epochs=EPOCHS,
+        decay=EPOCHS * rounds * PROMPTS_PER_ROUND // 64,
     )
 
 
