@@ -183,4 +183,6 @@ def _refuse(file: PromptFile, tally: Tally, section: PromptsSection) -> None:
         if bad == tally.records
         else 'Correct the file, or set prompts.on_error = "skip" to count them and leave them out'
     )
+    if tally.skipped["too_long"]:
+        hint += ". A larger prompts.max_tokens takes those that are too_long"
     raise ConfigError("\n".join([head, *tally.shown, *more, hint]))

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, StringConstraints, model_validator
 
 from schemas.config.section import (
+    DEVICE_PATTERN,
     Few,
     Fraction,
     Megabytes,
@@ -24,7 +25,7 @@ EngineName = Literal["hf", "vllm", "server"]
 NAME_OF_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
-Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]{1,2})?)$")]
+Device = Annotated[str, StringConstraints(pattern=DEVICE_PATTERN)]
 """A device of torch that a model can run on."""
 
 

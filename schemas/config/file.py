@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.config.profiles.base import KEY, Base, put_under
 from schemas.config.run import RunConfig
+from schemas.config.section import EXPECTED
 from schemas.config.tree import dotted, impossible, override, parse_tree
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint
@@ -126,6 +127,8 @@ def _explain(detail: Any, base: Base | None) -> str:
     if _is_missing(detail):
         return f"{key}: required, and has no default because it changes results"
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "string_pattern_mismatch":
+        message = EXPECTED.get(detail["ctx"]["pattern"], message)
     if detail["type"] == "tuple_type":
         message = "expected a list, such as [1, 2] or ['a']"
     given = f"; its value is that of {base.name}" if base and key in base.keys else ""

@@ -22,6 +22,15 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
+DEVICE_PATTERN = r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]{1,2})?)$"
+
+EXPECTED = {
+    NAME_PATTERN: "expected a name of letters, digits, '.', '_' and '-', at most 64 of them, the "
+    "first a letter or a digit",
+    DEVICE_PATTERN: "expected 'auto', 'cpu', 'cuda', 'cuda:0' or the like, 'mps' or 'xpu'",
+}
+"""Patterns of texts → what a message says in their place."""
+
 MOST = 2**31 - 1
 """Largest count: that of 32 bits, which token ids and rows have."""
 

@@ -166,6 +166,9 @@ def test_each_reason_is_counted_for_itself(
 def test_a_file_of_which_nothing_is_left_is_refused(memory: Storage, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": ""}, {"prompt": 3}])
     message = refusal(memory, path, 'prompts.on_error="skip"')
+    assert "max_tokens" not in message
+    write_lines(path, [{"prompt": "a" * 5000}])
+    assert "A larger prompts.max_tokens takes" in refusal(memory, path)
     assert "2 of 2 records cannot be used" in message and "nothing is left of it" in message
 
 
