@@ -20,7 +20,14 @@ USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)"""
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+text = "What is 12 times 12?"
+if tokenizer.chat_template:
+    chat = [{"role": "user", "content": text}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))"""
 
 
 def model_card(facts: Facts, choice: Choice, *, merged: bool) -> str:

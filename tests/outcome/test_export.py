@@ -69,6 +69,16 @@ def test_the_folder_loads_in_transformers_and_gives_the_checkpoints_log_probabil
     assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
 
 
+def test_the_code_of_the_card_writes_a_response(
+    outcome: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = outcome / "model"
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    exec(code.replace("What is 12 times 12?", "1+2="), {})
+    assert "1+2=" in capsys.readouterr().out
+
+
 def test_the_folder_is_plain(outcome: Path) -> None:
     folder = outcome / "model"
     names = {path.name for path in folder.iterdir()}
