@@ -25,8 +25,9 @@ INTRODUCTION = """\
 
 <!-- Written by docs/make_models.py from tests/zoo/zoo.toml and tests/zoo/everything.json. -->
 
-Whether opd computes an architecture rightly is measured on tiny random models. Each goes the whole
-way: loaded, sampled from, scored, trained one step, exported and loaded again. Every
+Does opd compute your model's architecture rightly? Look in your model's `config.json` for
+`model_type`, and for that name on this page. The results are measured on tiny random models: each
+goes the whole way, loaded, sampled from, scored, trained one step, exported and loaded again. Every
 log-probability is held against a plain float32 forward of transformers, one row at a time, without
 padding or cache.
 
@@ -34,17 +35,23 @@ padding or cache.
   exported, of what a plain loop of torch gives.
 - **refused**: opd ends with exit code 2 and says why, before anything is sampled. The words of the
   refusal are quoted.
-- **not tried**: nothing is known. Whatever the architecture, opd compares its reading of a model
-  with transformers' when it loads it.
+- **not tried**: nothing is known. It may work: opd holds every model that it loads, known or not,
+  against [other readings of it](engines.md#what-is-held-when-a-model-is-loaded), and refuses one
+  that it would read wrongly.
 
-Sizes, tokenizers and number formats of real models differ. `opd doctor --engines` asks your own.
+`hf` and `vllm` are the [engines](engines.md) that sample and score; the learner loads what `hf`
+loads. Sizes, tokenizers and number formats of real models differ from those here, and rows of a few
+dozen tokens cross only tiny windows. So try your own: `opd doctor -c run.toml --engines` does, and
+says [up to which length](engines.md#how-long-the-rows-of-trials-are). Which quantised models can be
+teachers is told [with the engines](engines.md#what-a-model-must-be).
 """
 
 ZOO_WORDS = """\
 ## The zoo
 
-Held by `make test` on `hf`. `make zoo ARGS='--engine vllm'` tries `vllm`, on a CPU in float32,
-where vLLM lacks some of what it has on GPUs; some of its refusals are of sizes as small as these.
+Held by `make test` on `hf`. The column `vllm` is what `make zoo ARGS='--engine vllm'` found on a
+CPU in float32, where vLLM lacks some of what it has on GPUs: some of its refusals are of a CPU, and
+some of sizes as small as these ("is not divisible by block_size").
 """
 
 
@@ -80,7 +87,8 @@ def _everything(found: Mapping[str, Mapping[str, str]], version: str) -> Iterato
     yield (
         "## All causal architectures\n\n"
         "What `make zoo` found on `hf`, with every architecture that transformers "
-        f"{version} has as a\ncausal language model, its sizes made small by their names alone.\n"
+        f"{version} has as a\ncausal language model. Its sizes are made small by their names "
+        "alone: where that gives no\nmodel, or a large one, it is not tried.\n"
     )
     for result, words in (("works", "Work"), ("refused", "Refused"), ("not tried", "Not tried")):
         kinds = [kind for kind, outcome in found.items() if outcome["result"] == result]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.engines.start import Start
 from pipeline.models.look.jsonfiles import Unusable
@@ -63,9 +63,21 @@ def _named(settings: Any) -> Iterator[tuple[str, int]]:
     scaling = getattr(settings, "rope_parameters", None) or {}
     kinds = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]
     for name in BORDERS:
-        for value in (getattr(settings, name, None), *(kind.get(name) for kind in kinds)):
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                yield name, value
+        inner = [kind[name] for kind in kinds if _is_size(kind.get(name))]
+        yield from ((name, size) for size in (*_sizes(settings, name), *inner))
+
+
+def _sizes(settings: Any, name: str) -> list[int]:
+    """Return what a setting says: one number, one of each layer where layers differ, or none."""
+    try:
+        found = [getattr(settings, name, None)]
+    except RuntimeError:  # transformers' own, where layers differ
+        found = [getattr(layer, name, None) for layer in settings.per_layer_config]
+    return [size for size in found if _is_size(size)]
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @dataclass(frozen=True)
@@ -120,10 +132,10 @@ def reach_of(start: Start) -> Reach:
         ConfigError: the model's settings cannot be read.
     """
     settings, section = whole_settings(start.source).get_text_config(), start.section
-    held, asked = getattr(settings, "max_position_embeddings", None), start.max_tokens
-    allowed = min((n for n in (asked, held) if n is not None), default=NEAR)
+    held, asked = _sizes(settings, "max_position_embeddings"), start.max_tokens
+    allowed = min([*held, *([] if asked is None else [asked])], default=NEAR)
     on_hf = section.engine == "hf"
-    room = allowed if on_hf or allowed != held else allowed - 1  # vLLM scores what it may go on
+    room = allowed if on_hf or allowed not in held else allowed - 1  # vLLM scores what goes on
     borders, cost = named_borders(settings), _cost_of(settings, start)
     longest = partial(_longest, room, borders=borders, whole=asked is not None)
     elsewhere, cpu = _is_elsewhere(section), _is_cpu(section)
@@ -137,7 +149,7 @@ def reach_of(start: Start) -> Reach:
         near=NEAR if on_hf else NEAR_REFERENCE,
         least=LEAST,
     )
-    compared = 0 if elsewhere else compared
+    compared = 0 if elsewhere else max(2, compared)
     beyond = tuple((n, name) for n, name in borders.items() if compared <= n < room)
     return Reach(None if asked is None else allowed, tried, compared, beyond)
 
@@ -211,12 +223,12 @@ def _free_bytes(device: str) -> int:
 
 
 def _cost_of(settings: Any, start: Start) -> _Cost:
-    layers, heads = (
-        int(getattr(settings, name, None) or 1)
-        for name in ("num_hidden_layers", "num_attention_heads")
+    layers, heads, width, hidden = (
+        max(_sizes(settings, name), default=1)
+        for name in ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size")
     )
-    width = getattr(settings, "head_dim", None) or getattr(settings, "hidden_size", 0) // heads
-    return _Cost(_values(start.source), layers, heads, int(width), start.section.device)
+    width = max(width, hidden // heads)
+    return _Cost(_values(start.source), layers, heads, width, start.section.device)
 
 
 def _values(source: ModelSource) -> int | None:

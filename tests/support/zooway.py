@@ -5,6 +5,7 @@ Promises: the reference reads one row at a time, without padding or cache; every
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ STATE = StateManifest(
     files={},
 )
 STATE_KEY = commit_key(stage_folder("first", 0, "train"), "step-000001")
+
+ROUNDS = count()
+"""Numbers of the stores of this process, one for each model."""
 
 Gaps = dict[str, float]
 
@@ -207,7 +211,7 @@ class Teacher:
         """Return a round of a student's samples that it has scored."""
         table = _table(samples)
         scores = score_table(table, self.engine, self.scorer.identity)[0]
-        run = run_of(Storage(f"memory://zoo-{id(samples)}"), folder, "prompts.jsonl", *SETTINGS)
+        run = run_of(Storage(f"memory://zoo-{next(ROUNDS)}"), folder, "prompts.jsonl", *SETTINGS)
         rollout = store_rollout(run.storage, [table])
         scored = {self.scorer.name: store_scores(run.storage, [scores], self.scorer)}
         policy = CheckpointManifest(index=0, policy_version=POLICY, origin={}, state=None, files={})
