@@ -32,7 +32,7 @@ from pipeline.admission.trial import (
 from pipeline.checkpoints.student import policy_of_round
 from pipeline.engines.engine import Sample
 from pipeline.engines.ledger import RunLedger
-from pipeline.engines.reach import SHORT, Reach
+from pipeline.engines.reach import SHORT_ROW, Reach
 from pipeline.engines.start import Note
 from pipeline.prompts.pinning import made_prompts, read_prompts
 from pipeline.runs.run import Run, pin_run
@@ -52,7 +52,7 @@ from schemas.keys import (
 from schemas.records.runs import AdmissionRecord, PromptsManifest
 
 NEW_TOKENS = 8
-PROMPT_TOKENS = SHORT - NEW_TOKENS
+PROMPT_TOKENS = SHORT_ROW - NEW_TOKENS
 """Tokens of what the student samples, and of the longest prompt among the short rows of a trial:
 they cost a forward of a few hundred tokens. Each round tests its teachers on its own rows."""
 

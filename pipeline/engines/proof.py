@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.checkpoints.probe import Probe
 from pipeline.engines.engine import Engine, Sample, Sampling
 from pipeline.engines.opening import open_engine
-from pipeline.engines.reach import NEAR_DRAWN, PAST, named_borders, reach_of
+from pipeline.engines.reach import NEAR_DRAWN, PAST, SHORT_ROW, named_borders, reach_of
 from pipeline.engines.start import Note, Start
 from pipeline.engines.vllm.weightcheck import probe_scores
 from pipeline.models.border import explained
@@ -165,7 +165,8 @@ def _prompts(engine: Engine, start: Start) -> tuple[list[Ids], list[Ids]]:
         elif max(SHORT) < border <= reach.tried - PAST:
             far.append(border - 1)
     last = min(room, reach.tried - NEW_TOKENS)
-    if last > max([0, *near, *far]):
+    is_cheap = reach.tried in (reach.allowed, room + NEW_TOKENS) or reach.tried > SHORT_ROW
+    if is_cheap and last > max([0, *near, *far]):
         far.append(last)
 
     def rows(lengths: list[int]) -> list[Ids]:

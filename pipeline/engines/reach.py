@@ -34,7 +34,7 @@ of what is free is as much."""
 SCORE_COST, SCORE_BYTES = 300, 16
 """Multiplications that take as long as what `eager` does to one score of a head, and its bytes."""
 
-SHORT = 40
+SHORT_ROW = 40
 """Tokens of the longest of the short rows that every trial has."""
 
 LEAST = 64
@@ -142,7 +142,7 @@ def reach_of(start: Start) -> Reach:
     tried = longest(
         cost.is_cheap if cpu and not elsewhere else _always,
         near=NEAR_DRAWN if start.use == "sample" else 0,
-        least=SHORT,
+        least=SHORT_ROW,
     )
     compared = longest(
         cost.is_small if on_hf and not cpu else partial(cost.is_cheap, eager=True),
