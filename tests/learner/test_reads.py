@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -29,11 +30,16 @@ def untrained(finished_run: Path, folder: Path, **changes: object) -> Path:
 
 
 def train_counted(config: str, round_index: int) -> None:
-    """Train a round as one of the learner's processes; print how often each shard was read."""
+    """Train a round as one of the learner's processes; print how often each shard was read.
+
+    Nothing that was shared is left behind.
+    """
     loaded = load_config(Path(config))
     root = loaded.place.resolve(loaded.config.run.root)
     storage = CountedReads(root, loaded.config.storage)
+    tempfile.tempdir = str(Path(config).parent)
     run_train(Run(loaded.config, storage, loaded.place), round_index, progress=Recorder())
+    assert not list(Path(tempfile.gettempdir()).glob("opd.units.*"))
     print(json.dumps({key: n for key, n in storage.reads.items() if key.endswith(".parquet")}))
 
 
