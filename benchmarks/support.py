@@ -7,12 +7,14 @@ the same positions, after one pass of both models. Shapes: B rows, T positions, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gradients.forms import DEFAULT, FORMS, Form
 from benchmarks.gradients.pairs import DISTANCES, RESPONSE, Pair, model_pair, random_pair
 from benchmarks.gradients.summed import Look, Total, likeness
 from benchmarks.kit.inputs import make_scorer
@@ -24,9 +26,9 @@ from pipeline.scores.columns import table_of
 from pipeline.scores.inclusion import inclusions
 from pipeline.scores.scores import Scores
 from pipeline.scores.signals import score_signals
+from pipeline.scores.thinning import needed_places, thinned
 from pipeline.shards.packed.renumbering import Renumbering
 from pipeline.shards.scores import write_scores
-from schemas.config.loss import LossConfig
 from schemas.scoresignal import Signal
 
 MOST_K = 64
@@ -46,62 +48,6 @@ _FREQUENT = ("topk_ids", "candidate_ids", "sample_ids")
 """The ids that teach it: the first that there are."""
 
 Arrays = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is kept of each token, and the loss that reads it."""
-
-    loss: str
-    k: int
-    own: int = 0
-    """Ids of the student's threshold sample."""
-    sample: int = 0
-    """Ids of the teacher's threshold sample."""
-    buckets: int = 1
-    estimator: str = "auto"
-    long: bool = False
-    """Whether it is measured at the most positions, which takes minutes."""
-
-    @property
-    def name(self) -> str:
-        """Return the form in words."""
-        parts = [f"top-{self.k}"] if self.k else []
-        parts += [f"{self.own} student ids"] if self.own else []
-        parts += [f"{self.sample} teacher ids by sample"] if self.sample else []
-        parts += [f"{self.buckets} buckets"] if self.buckets > 1 else []
-        kept = " + ".join(parts)
-        return f"{kept}, one bucket" if self.estimator == "bucket" else kept
-
-    @property
-    def signal(self) -> Signal:
-        """Return what a teacher's pass keeps."""
-        return Signal(self.k, candidates=self.own, sample=self.sample, tail_buckets=self.buckets)
-
-    @property
-    def config(self) -> LossConfig:
-        """Return the objective."""
-        return LossConfig.model_validate({"kind": self.loss, "estimator": self.estimator})
-
-
-DEFAULT = Form("reverse_kl", k=4, own=26, long=True)
-"""What a run keeps that says nothing of it (`schemas/config/score.py`)."""
-
-FORMS = (
-    DEFAULT,
-    Form("reverse_kl", k=0, own=31),
-    Form("reverse_kl", k=8, own=24),
-    Form("reverse_kl", k=16, own=16),
-    Form("reverse_kl", k=16, own=16, buckets=64),
-    Form("reverse_kl", k=0, own=15, long=True),
-    Form("reverse_kl", k=16),
-    Form("reverse_kl", k=64, long=True),
-    Form("reverse_kl", k=64, estimator="bucket", long=True),
-    Form("forward_kl", k=0, sample=16),
-    Form("forward_kl", k=0, sample=32),
-    Form("forward_kl", k=0, sample=64),
-    Form("forward_kl", k=64, estimator="bucket"),
-)
 
 
 def run(*, quick: bool, seed: int, data: Path | None = None, positions: int = 65_536) -> Result:
@@ -196,13 +142,25 @@ class Scored:
     uniforms_T: Tensor
     top: Arrays
     """Signals with `MOST_K`, which smaller ones are parts of."""
-    own: dict[int, tuple[Tensor, Tensor]]
+    own: dict[tuple[int, int], tuple[Tensor, Tensor]]
     """The student's samples by size: ids, and log-probabilities when they were drawn."""
 
-    def _own(self, places: int) -> tuple[Tensor, Tensor]:
-        if places not in self.own:
-            self.own[places] = own_sample(self.log_mu_TV, self.uniforms_T, places)
-        return self.own[places]
+    def _own(self, form: Form) -> tuple[Tensor, Tensor]:
+        size = form.own, form.most
+        if size not in self.own:
+            self.own[size] = self._drawn(form)
+        return self.own[size]
+
+    def _drawn(self, form: Form) -> tuple[Tensor, Tensor]:
+        """Return a student's sample, that of a unit which these positions are."""
+        places = max(form.own, form.most)
+        ids_TN, logprobs_TN = own_sample(self.log_mu_TV, self.uniforms_T, places)
+        if not form.most:
+            return ids_TN, logprobs_TN
+        uniforms = torch.rand(len(ids_TN), dtype=torch.float64, generator=self.pair.random)
+        nats_TN = logprobs_TN.numpy()
+        kept = thinned(ids_TN.numpy(), nats_TN, needed_places(nats_TN, form.own), uniforms.numpy())
+        return torch.from_numpy(kept[0]).long(), torch.from_numpy(kept[1])
 
     @torch.no_grad()
     def arrays(self, form: Form) -> Arrays:
@@ -213,16 +171,21 @@ class Scored:
                 self.tokens_T,
                 signal=form.signal,
                 vocab_size=self.pair.vocab,
-                candidates_TN=self._own(form.own)[0] if form.own else None,
+                candidates_TN=self._own(form)[0] if form.own else None,
                 uniforms_TD=self.uniforms_T[:, None],
             )
         found = _first(self.top, form.k)
         if form.own:
-            ids_TN = self._own(form.own)[0]
-            log_z_T = self.logits_TV.logsumexp(-1, keepdim=True)
+            ids_TN = self._own(form)[0]
+            nats_TN = self.logits_TV.gather(1, ids_TN.clamp(min=0)) - self.log_z_T1
             found["candidate_ids"] = ids_TN.to(torch.int32)
-            found["candidate_logprobs"] = self.logits_TV.gather(1, ids_TN) - log_z_T
+            found["candidate_logprobs"] = nats_TN.masked_fill(ids_TN < 0, -torch.inf)
         return found
+
+    @cached_property
+    def log_z_T1(self) -> Tensor:
+        """Return the log-sum-exp of the teacher's logits."""
+        return self.logits_TV.logsumexp(-1, keepdim=True)
 
     def targets(self, form: Form, arrays: Arrays) -> Targets:
         """Return a form's targets."""
@@ -248,7 +211,7 @@ class Scored:
             return threshold_sample("teacher", arrays["sample_ids"], nats_TN, chances_TN)
         if not form.own:
             return token_sample(self.tokens_T, arrays["token_logprob"], self.mu_T)
-        ids_TN, mu_TN = self._own(form.own)
+        ids_TN, mu_TN = self._own(form)
         chances_TN = torch.from_numpy(inclusions(mu_TN.numpy(), np.zeros(len(mu_TN))))
         nats_TN = arrays["candidate_logprobs"]
         return threshold_sample("student", ids_TN, nats_TN, chances_TN, rollout_logprobs_TN=mu_TN)
@@ -287,7 +250,8 @@ def _bytes_per_token(form: Form, parts: Sequence[Arrays], vocab: int) -> float:
     )
     half = len(arrays["token_logprob"]) // 2
     ids = next(arrays[name] for name in _FREQUENT if name in arrays and arrays[name].shape[1])
-    renumbering = Renumbering.learn(ids[:half], vocab_size=vocab)
+    taught = ids[:half]
+    renumbering = Renumbering.learn(taught[taught >= 0], vocab_size=vocab)
     scores = Scores.of({name: values[half:] for name, values in arrays.items()})
     rows = half // RESPONSE
     digests = [f"{row:064x}" for row in range(rows)]

@@ -26,6 +26,24 @@ def row_sums(values: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[np.int
     return np.asarray(sums[ends] - sums[ends - lengths], dtype=np.int64)
 
 
+def padded(
+    values: NDArray[Any], counts: NDArray[Any], *, fill: float, width: int | None = None
+) -> NDArray[Any]:
+    """Return as many values for each token as for every other one, [tokens, width].
+
+    Args:
+        values: of all tokens, joined.
+        counts: values of each token.
+        fill: stands where a token has fewer.
+        width: most values of a token; default the largest count.
+    """
+    width = int(counts.max(initial=0)) if width is None else width
+    kept = np.arange(width) < counts[:, None]
+    rows = np.full(kept.shape, fill, dtype=values.dtype)
+    rows[kept] = values
+    return rows
+
+
 def stretches(lengths: NDArray[Any], most: int) -> list[int]:
     """Return the row number after each stretch of whole rows.
 

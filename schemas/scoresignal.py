@@ -47,6 +47,8 @@ class Signal:
     """Distinct ids of a threshold sample of what lies outside the top-k."""
     temperatures: tuple[float, ...] = ()
     """Temperatures at which the log-normaliser of the whole distribution is kept."""
+    uneven: bool = False
+    """Whether positions may have fewer than `candidates` of them, each a number of its own."""
     tail: Literal["exact", "derived"] = "exact"
     """`exact`: summed over the whole distribution; `derived`: what the top-k leave of 1."""
     entropy: bool = True
@@ -95,6 +97,8 @@ class Signal:
             and all(type(t) in (int, float) and 0 < t < math.inf for t in self.temperatures)
             and self.tail in ("exact", "derived")
             and type(self.entropy) is bool
+            and type(self.uneven) is bool
+            and (self.candidates > 0 or not self.uneven)
         )
 
     def words(self) -> dict[str, Any]:
@@ -198,8 +202,8 @@ SCORE_COLUMNS = (
     ScoreColumn("token_logprob", Kind.EXACT_LOGPROBS, lambda s: 1),
     ScoreColumn("token_rank", Kind.NUMBERS, lambda s: 1),
     ScoreColumn("entropy", Kind.ENTROPIES, lambda s: int(s.entropy)),
-    ScoreColumn("candidate_ids", Kind.IDS, lambda s: s.candidates, wide=True),
-    ScoreColumn("candidate_logprobs", Kind.LOGPROBS, lambda s: s.candidates, wide=True),
+    replace(_ranked("candidate_ids", Kind.IDS, lambda s: s.candidates), large=False),
+    replace(_ranked("candidate_logprobs", Kind.LOGPROBS, lambda s: s.candidates), large=False),
     ScoreColumn("draw_ids", Kind.IDS, lambda s: s.draws, counted_by="draw_counts", wide=True),
     ScoreColumn(
         "draw_counts", Kind.NUMBERS, lambda s: s.draws, most=lambda s: s.draws, adds_up=True
@@ -211,6 +215,9 @@ SCORE_COLUMNS = (
     ),
     ScoreColumn("sample_threshold", Kind.MASSES, lambda s: int(s.sample > 0)),
     ScoreColumn("log_normalisers", Kind.FLOATS, lambda s: len(s.temperatures), wide=True),
+    ScoreColumn(
+        "candidate_count", Kind.NUMBERS, lambda s: int(s.uneven), most=lambda s: s.candidates
+    ),
 )
 """Every column of a score table besides `sequence_digest`, in its order. A further one comes last:
 the order is part of the stored bytes."""

@@ -54,6 +54,7 @@ ROLLOUT = pa.schema(
         pa.field("student_topk_logprobs", LOGPROBS),
         pa.field("student_sample_ids", IDS),
         pa.field("student_sample_logprobs", LOGPROBS),
+        pa.field("student_sample_count", IDS),
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("teacher", pa.string(), nullable=False),

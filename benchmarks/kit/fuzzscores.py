@@ -32,12 +32,14 @@ def any_table(random: Random) -> tuple[pa.Table, Signal, int, Renumbering | None
     vocab = random.choice((1, 5, 300, 65537))
     sample = random.choice((0, 0, 3))
     k = random.randint(0 if sample else 1, min(vocab, 9))
+    candidates = random.choice((0, 2))
     signal = Signal(
         k=k,
         top_p=random.choice((None, 0.9)) if k else None,
         sample=sample,
         tail_buckets=random.choice((1, 3)),
-        candidates=random.choice((0, 2)),
+        candidates=candidates,
+        uneven=candidates > 0 and random.random() < 0.5,
         draws=random.choice((0, 4)),
         temperatures=random.choice(((), (2.0, 0.5))),
         entropy=random.random() < 0.5,
@@ -74,7 +76,7 @@ def _scores(random: np.random.Generator, tokens: int, signal: Signal, vocab: int
         count = random.integers(signal.min_k, signal.k + 1, tokens)
         cut = np.arange(signal.k) >= count[:, None]
         ids, top = np.where(cut, -1, ids).astype(np.int32), np.where(cut, -np.inf, top)
-    buckets, some, draws = signal.tail_buckets, signal.candidates, signal.draws
+    buckets, draws = signal.tail_buckets, signal.draws
     drawn = random.integers(0, min(vocab, 9), (tokens, draws)).astype(np.int32)
     return Scores(
         topk_ids=ids,
@@ -83,12 +85,26 @@ def _scores(random: np.random.Generator, tokens: int, signal: Signal, vocab: int
         token_logprob=_logprobs(random, tokens),
         token_rank=random.integers(1, vocab + 1, tokens).astype(np.int32),
         entropy=random.uniform(0, 16, tokens).astype(np.float32) if signal.entropy else None,
-        candidate_ids=random.integers(0, vocab, (tokens, some)).astype(np.int32) if some else None,
-        candidate_logprobs=_logprobs(random, tokens, some) if some else None,
+        **_candidates(random, tokens, signal, vocab),
         draw_ids=np.sort(drawn) if draws else None,
         **_sample(random, tokens, signal.sample, vocab),
         further=_normalisers(random, tokens, len(signal.temperatures)),
     )
+
+
+def _candidates(
+    random: np.random.Generator, tokens: int, signal: Signal, vocab: int
+) -> dict[str, Any]:
+    some = signal.candidates
+    if not some:
+        return {}
+    least = 1 if signal.uneven else some
+    own = np.arange(some) < random.integers(least, some + 1, (tokens, 1))
+    ids, logprobs = random.integers(0, vocab, own.shape), _logprobs(random, *own.shape)
+    return {
+        "candidate_ids": np.where(own, ids, -1).astype(np.int32),
+        "candidate_logprobs": np.where(own, logprobs, -np.inf).astype(np.float32),
+    }
 
 
 def _normalisers(random: np.random.Generator, tokens: int, count: int) -> dict[str, Any]:

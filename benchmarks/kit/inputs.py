@@ -118,6 +118,7 @@ def rollout_rows(sequences: Sequences) -> pa.Table:
         "student_topk_logprobs": [None] * rows,
         "student_sample_ids": [None] * rows,
         "student_sample_logprobs": [None] * rows,
+        "student_sample_count": [None] * rows,
         "finish_reason": ["stop"] * rows,
         "seed": list(range(rows)),
         "teacher": [TEACHER] * rows,

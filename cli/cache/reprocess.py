@@ -130,7 +130,7 @@ def reprocess(
     wanted: dict[str, object] = {"k": k, "top_p": top_p, "min_k": min_k}
     signal = {field: value for field, value in wanted.items() if value is not None}
     signal |= {"tail_buckets": 1} if one_tail else {}
-    signal |= {"candidates": 0} if drop_candidates else {}
+    signal |= {"candidates": 0, "uneven": False} if drop_candidates else {}
     signal |= {"draws": 0} if drop_draws else {}
     signal |= {"sample": 0} if drop_sample else {}
     signal |= {"temperatures": ()} if drop_temperatures else {}

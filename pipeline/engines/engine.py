@@ -31,6 +31,8 @@ class Sampling:
     """Texts that end a response with the token that completes one of them."""
     sample: int = 0
     """Ids of a threshold sample of the distribution that is drawn from, recorded at each token."""
+    sample_mean: int = 0
+    """How many of them a unit's tokens keep on average, each as it needs; 0 for all."""
 
     def words(self) -> dict[str, Any]:
         """Return the parameters as records hold them: those that came later only where they are on.
@@ -38,7 +40,8 @@ class Sampling:
         So the records of runs that began before there were any stay as they were.
         """
         words = asdict(self)
-        return {name: v for name, v in words.items() if name not in ("stop_strings", "sample") or v}
+        later = ("stop_strings", "sample", "sample_mean")
+        return {name: v for name, v in words.items() if name not in later or v}
 
     def check_vocabulary(self, size: int) -> None:
         """Make sure that a model has as many ids as are recorded at each token.

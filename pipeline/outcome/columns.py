@@ -4,8 +4,8 @@ KEPT = (
     *("sequence_id", "sequence_digest", "prompt_id", "sample_index", "round", "policy_version"),
     *("prompt_ids", "response_ids", "response_mask", "rollout_student_logprobs"),
     *("student_topk_ids", "student_topk_logprobs", "student_sample_ids"),
-    *("student_sample_logprobs", "finish_reason", "seed", "teacher", "weight", "reference"),
-    *("metadata", "text"),
+    *("student_sample_logprobs", "student_sample_count", "finish_reason", "seed", "teacher"),
+    *("weight", "reference", "metadata", "text"),
 )
 """Columns of rollouts that a dataset has, in their order; the scores' come behind them."""
 
@@ -24,6 +24,7 @@ MEANINGS = {
     "student_topk_logprobs": "their log-probabilities, as they were drawn from",
     "student_sample_ids": "a threshold sample of what each token was drawn from",
     "student_sample_logprobs": "its log-probabilities, as they were drawn from",
+    "student_sample_count": "how many ids of it each token has, where that differs",
     "finish_reason": "stop, or length where the limit cut it",
     "seed": "seed of the row's random numbers",
     "teacher": "who scored it",
@@ -40,6 +41,7 @@ MEANINGS = {
     "entropy": "of the teacher's whole distribution, in nats",
     "candidate_ids": "the student's own ids that the teacher scored",
     "candidate_logprobs": "their log-probabilities under the teacher",
+    "candidate_count": "how many of them each token has, where that differs",
     "draw_ids": "distinct ids that were drawn from the teacher, ascending",
     "draw_counts": "how often each was drawn",
     "sample_ids": "a threshold sample of ids outside the likeliest",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.runs.reporting import stage_seconds
 from pipeline.runs.run import Run
-from schemas.config.run import signal_of
+from schemas.config.run import usual_signal_of
 from schemas.records.runs import RolloutManifest
 from schemas.records.scores import ScoreManifest
 from schemas.scoresignal import Kind, Signal
@@ -86,7 +86,7 @@ def _limits(run: Run) -> Rates:
     return Rates(
         tokens_per_row=section.max_new_tokens,
         teacher_tokens_per_row=run.config.prompts.max_tokens + section.max_new_tokens,
-        bytes_per_token=_most_bytes(signal_of(run.config)),
+        bytes_per_token=_most_bytes(usual_signal_of(run.config)),
         seconds={},
         basis="limits",
     )

@@ -13,14 +13,23 @@ from numpy.typing import NDArray
 
 from schemas.columns import Ids, flat_values, list_lengths
 from schemas.errors import DataError
+from schemas.ragged import padded
 from schemas.scoresignal import Signal
 
 OWN = {"student_topk_ids": "rollout.candidates", "student_sample_ids": "rollout.sample"}
 """Columns of the student's own ids in a rollout, and the keys that ask for them."""
 
+COUNT = "student_sample_count"
+"""Column of how many ids of its sample a token has, where tokens have numbers of their own."""
+
+COUNTED = "candidate_count"
+"""The same in scores, of all candidates."""
+
 
 def candidates_of(rows: pa.Table, signal: Signal) -> list[Ids] | None:
     """Return the student's own ids of each rollout row, int32 [T, N]; None where none are scored.
+
+    They are -1 where a token has fewer.
 
     Raises:
         DataError: the rollout was sampled with another number of them.
@@ -42,26 +51,39 @@ def split_candidates(scored: NDArray[Any], sample: int) -> tuple[NDArray[Any], N
     return scored[:, :end], scored[:, end:]
 
 
+def own_counts(rows: pa.Table) -> NDArray[Any] | None:
+    """Return how many ids of its sample each token has, None where all have as many."""
+    if COUNT not in rows.column_names or rows.column(COUNT).null_count:
+        return None
+    return np.asarray(flat_values(rows, COUNT))
+
+
 def _own_ids(rows: pa.Table, signal: Signal) -> Ids:
-    """Return the student's own ids of rollout rows, int32 [T, N], rows joined.
+    """Return the student's own ids of rollout rows, int32 [T, N], rows joined; -1 for none.
 
     Raises:
         DataError: the rollout was sampled with another number of them.
     """
-    tokens = list_lengths(rows, "response_ids")
+    tokens, counts = list_lengths(rows, "response_ids"), own_counts(rows)
     parts, total = [], int(tokens.sum())
+    if not total:
+        return np.empty((0, signal.candidates), np.int32)
     for name in OWN:
         if rows.column(name).null_count:
             continue  # the number of ids says whether they were asked for
-        width = len(flat_values(rows, name)) // max(total, 1)
+        if name == "student_sample_ids" and counts is not None:
+            parts.append(padded(flat_values(rows, name), counts, fill=-1))
+            continue
+        width = len(flat_values(rows, name)) // total
         if np.array_equal(list_lengths(rows, name), tokens * width):
             parts.append(flat_values(rows, name).reshape(total, width))
-    if sum(part.shape[1] for part in parts) != (signal.candidates if total else 0):
+    lacks = signal.candidates - sum(part.shape[1] for part in parts)
+    if signal.uneven != (counts is not None) or lacks < 0 or (lacks and not signal.uneven):
         raise DataError(
             f"the rollout does not hold {signal.candidates} candidates of every token: it was "
             f"sampled with another {' or '.join(OWN.values())}"
         )
-    return np.concatenate(parts, axis=1) if parts else np.empty((0, signal.candidates), np.int32)
+    return np.concatenate([*parts, np.full((total, lacks), -1, np.int32)], axis=1)
 
 
 def with_own_candidates(known: pa.Table, rows: pa.Table, signal: Signal) -> pa.Table:
@@ -78,7 +100,13 @@ def with_own_candidates(known: pa.Table, rows: pa.Table, signal: Signal) -> pa.T
         return known
     first = pc.index_in(known.column("sequence_digest"), value_set=rows.column("sequence_digest"))
     mine = rows.take(first)
-    other = flat_values(known, "candidate_ids") != _own_ids(mine, signal).reshape(-1)
-    lengths = list_lengths(known, "candidate_ids")
-    differing = np.bincount(np.repeat(np.arange(len(lengths)), lengths), other, len(lengths))
+    ids, lengths = flat_values(known, "candidate_ids"), list_lengths(known, "candidate_ids")
+    if signal.uneven:
+        counts, lengths = flat_values(known, COUNTED), list_lengths(known, COUNTED)
+        found_TN = padded(ids, counts, fill=-1, width=signal.candidates)
+    else:
+        lengths //= signal.candidates
+        found_TN = ids.reshape(-1, signal.candidates)
+    other_T = (found_TN != _own_ids(mine, signal)).any(axis=1)
+    differing = np.bincount(np.repeat(np.arange(len(lengths)), lengths), other_T, len(lengths))
     return known.filter(pa.array(differing == 0))

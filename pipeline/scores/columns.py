@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.scores.inclusion import whole_again
 from pipeline.scores.scores import Scores
 from schemas.columns import flat_values, list_array, list_lengths
-from schemas.ragged import row_sums
+from schemas.ragged import padded, row_sums
 from schemas.scoresignal import SCORE_COLUMNS, ScoreColumn, Signal
 from schemas.tables import SCORES, with_absent
 
@@ -33,7 +33,8 @@ def table_of(digests: list[str], scores: Scores, lengths: Counts, signal: Signal
     """
     arrays = scores.arrays()
     flat = {**_ranked("topk", arrays, lengths, signal), **_draws(scores, lengths)}
-    flat |= _ranked("sample", arrays, lengths, signal)
+    for name in ("sample", "candidate"):
+        flat |= _ranked(name, arrays, lengths, signal)
     for column in signal.columns:
         values = arrays.get(column.name)
         if column.name not in flat and values is not None:
@@ -69,7 +70,7 @@ def scores_of(table: pa.Table) -> Scores:
 def _ranked(
     name: str, arrays: Mapping[str, NDArray[Any]], lengths: Counts, signal: Signal
 ) -> dict[str, tuple[Any, Counts]]:
-    """Return the columns of the top-k or the sample, with counts where tokens may have fewer."""
+    """Return the columns of ids and log-probabilities, with counts where tokens may have fewer."""
     columns = {c.name: c.per_token(signal) for c in signal.columns}
     ids_name, logprobs_name, count_name = (f"{name}_{x}" for x in ("ids", "logprobs", "count"))
     if ids_name not in columns:
@@ -108,10 +109,7 @@ def _uncounted(
     """Return as many values for each token as for every other one, tokens joined."""
     if counting.adds_up:
         return np.repeat(values, counts)
-    kept = np.arange(counts.max(initial=0)) < counts[:, None]
-    rows = np.full(kept.shape, -1 if column.kind.is_whole else -np.inf, dtype=values.dtype)
-    rows[kept] = values
-    return rows
+    return padded(values, counts, fill=-1 if column.kind.is_whole else -np.inf)
 
 
 def _rectangle(values: NDArray[Any], tokens: int) -> NDArray[Any]:

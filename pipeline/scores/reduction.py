@@ -30,6 +30,8 @@ def check_derivable(source: Signal, target: Signal) -> None:
             f"one that is {target.tail} and {_entropy(target)} entropy"
         )
     _check_sample(source, target)
+    if target.candidates and target.uneven != source.uneven:
+        raise ConfigError("candidates keep the numbers that positions have of them")
     if target.k > source.k:
         raise ConfigError(f"k = {target.k} is more than the {source.k} ids that are stored")
     stored, wanted = source.top_p or 1.0, target.top_p or 1.0

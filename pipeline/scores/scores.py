@@ -24,8 +24,8 @@ class Scores:
         token_logprob: [T] of the token that stands there.
         token_rank: int32 [T] of that token, from 1.
         entropy: [T] of the whole distribution, nats; None where the signal does not have it.
-        candidate_ids: int32 [T, N] the student's own ids, or None.
-        candidate_logprobs: [T, N] of these ids, or None.
+        candidate_ids: int32 [T, N] the student's own ids, -1 where a position has fewer; or None.
+        candidate_logprobs: [T, N] of these ids, -inf where there are fewer; or None.
         draw_ids: int32 [T, D] ids drawn from the whole distribution, ascending, or None.
         sample_ids: int32 [T, N] threshold sample of what is outside the top-k, the likeliest first;
             -1 where fewer ids have mass; or None.

@@ -40,7 +40,8 @@ def score_signals(
         signal: what is kept; its `k` is at most `vocab_size`.
         vocab_size: ids that may enter the top-k; the mass of ids above goes to the tail. Rank,
             entropy and draws are over all ids.
-        candidates_TN: int64 ids whose log-probabilities are kept, where the signal has them.
+        candidates_TN: int64 ids whose log-probabilities are kept, where the signal has them; -1
+            where a position has fewer.
         uniforms_TD: float64 numbers of `signal_uniforms`, where the signal needs some.
     """
     logits_TV, whole = logits_TV.float(), slice(None)
@@ -89,7 +90,8 @@ def _signals(
     }
     if candidates_TN is not None:
         found["candidate_ids"] = candidates_TN.to(torch.int32)
-        found["candidate_logprobs"] = shifted_TV.gather(-1, candidates_TN) - log_sum_T1
+        logprobs_TN = shifted_TV.gather(-1, candidates_TN.clamp(min=0)) - log_sum_T1
+        found["candidate_logprobs"] = logprobs_TN.masked_fill(candidates_TN < 0, -torch.inf)
     if signal.temperatures:
         found["log_normalisers"] = log_normalisers(shifted_TV, log_sum_T1, signal.temperatures)
     if uniforms_TD is not None and signal.draws:

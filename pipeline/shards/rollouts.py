@@ -10,6 +10,7 @@ from pipeline.shards.parquet import read_table, write_table
 from pipeline.store.storage import Storage
 from schemas.columns import check_lengths, flat_values, list_lengths
 from schemas.errors import DataError
+from schemas.ragged import padded, row_sums
 from schemas.records.shards import Shard
 from schemas.tables import (
     ROLLOUT,
@@ -18,8 +19,9 @@ from schemas.tables import (
     check_table,
 )
 
-OWN_SAMPLE = ("student_sample_ids", "student_sample_logprobs")
-"""Columns that came later: a file has them only where they hold something."""
+OWN_SAMPLE = ("student_sample_ids", "student_sample_logprobs", "student_sample_count")
+"""Columns that came later: a file has them only where they hold something. The last is there where
+tokens have numbers of ids of their own."""
 
 
 def write_rollout(table: pa.Table, metadata: dict[str, Any], *, where: str) -> bytes:
@@ -63,21 +65,40 @@ def read_rollout(
 def _check(table: pa.Table, where: str) -> None:
     """Refuse a table that is misshapen, or has own samples of other widths or with an id twice."""
     check_rollout(table, where=where)
+    ids, logprobs, count = OWN_SAMPLE
     nulls = {name: table.column(name).null_count for name in OWN_SAMPLE}
     if set(nulls.values()) == {table.num_rows}:
         return
-    for name, count in nulls.items():
-        if count:
-            found = f"{count} nulls in {table.num_rows} rows"
-            raise DataError(f"{where}: column {name!r} holds {found}, where a sample has none")
+    if nulls[count] == table.num_rows:
+        nulls[count] = 0
+    for name, found in nulls.items():
+        if found:
+            words = f"{found} nulls in {table.num_rows} rows"
+            raise DataError(f"{where}: column {name!r} holds {words}, where a sample has none")
+    counts_T, values_R = _own_counts(table, where)
+    for name in (ids, logprobs):
+        check_lengths(table, name, values_R, where=where)
+    check_logprobs(table, logprobs, where=where)
+    named = flat_values(table, ids)
+    if named.min(initial=0) < 0:
+        raise DataError(f"{where}: {ids!r} holds {named.min()}, which is no id")
+    found_TN = np.sort(padded(named, counts_T, fill=-1), axis=1)
+    if ((found_TN[:, 1:] == found_TN[:, :-1]) & (found_TN[:, 1:] >= 0)).any():
+        raise DataError(f"{where}: {ids!r} names an id twice at a token")
+
+
+def _own_counts(table: pa.Table, where: str) -> tuple[Any, Any]:
+    """Return how many ids of its own sample each token has, and each row."""
+    ids, _, count = OWN_SAMPLE
     tokens = list_lengths(table, "response_ids")
-    width = max(int(list_lengths(table, OWN_SAMPLE[0])[0] // tokens[0]), 1)
-    for name in OWN_SAMPLE:
-        check_lengths(table, name, tokens * width, where=where)
-    check_logprobs(table, OWN_SAMPLE[1], where=where)
-    ids = np.sort(flat_values(table, OWN_SAMPLE[0]).reshape(-1, width), axis=1)
-    if (ids[:, 1:] == ids[:, :-1]).any():
-        raise DataError(f"{where}: {OWN_SAMPLE[0]!r} names an id twice at a token")
+    if table.column(count).null_count:
+        width = max(int(list_lengths(table, ids)[0] // tokens[0]), 1)
+        return np.full(tokens.sum(), width), tokens * width
+    check_lengths(table, count, tokens, where=where)
+    counts_T = flat_values(table, count)
+    if counts_T.min(initial=1) < 1:
+        raise DataError(f"{where}: {count!r} holds {counts_T.min()}, where each token has an id")
+    return counts_T, row_sums(counts_T, tokens)
 
 
 def _with_own_sample(table: pa.Table) -> pa.Table:

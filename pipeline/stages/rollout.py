@@ -162,17 +162,18 @@ def _sampling(run: Run, tokenizer: Any, source: ModelSource, *, records: bool) -
         source: the model.
         records: whether ids beside the sampled ones are recorded, for objectives.
     """
-    section = run.config.rollout
+    section, known = run.config.rollout, vocabulary_size(tokenizer)
     return Sampling(
         temperature=section.temperature,
         top_p=section.top_p,
         top_k=section.top_k,
         max_new_tokens=section.max_new_tokens,
         stop_token_ids=stop_tokens(section.stop_token_ids, tokenizer, source),
-        vocab_size=vocabulary_size(tokenizer),
+        vocab_size=known,
         candidates=section.candidates if records else 0,
         stop_strings=stop_strings(run, tokenizer),
-        sample=section.sample if records else 0,
+        sample=max(section.sample, min(section.sample_most, known)) if records else 0,
+        sample_mean=section.sample if records and section.sample_most else 0,
     )
 
 

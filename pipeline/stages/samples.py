@@ -1,6 +1,6 @@
 """Sampling of one unit: prompts in, a rollout table out. Shared by rollout and evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from pipeline.models.stopstrings import check_prompts
 from pipeline.runs.plan import Unit, sample_seeds
 from pipeline.runs.progress import Progress
 from pipeline.runs.units import Worker
-from pipeline.shards.rollouts import write_rollout
+from pipeline.scores.thinning import needed_places, thinned
+from pipeline.shards.rollouts import OWN_SAMPLE, write_rollout
 from pipeline.stages.commits import StageUnits, commit_units
 from pipeline.store.commit import content_shard, publish
 from pipeline.store.storage import Storage
@@ -21,6 +22,8 @@ from schemas.columns import Ids, list_array, list_lengths, list_rows
 from schemas.errors import ConfigError
 from schemas.fingerprint import sequence_digest
 from schemas.keys import ROLLOUTS
+from schemas.ragged import row_sums
+from schemas.randomness import derived_seed, uniforms
 from schemas.records.shards import UnitShard
 from schemas.tables import IDS, LOGPROBS, ROLLOUT
 
@@ -158,7 +161,7 @@ def sample_unit(job: SampleJob, unit: Unit, engine: Engine, tokenizer: Any) -> p
     teachers = rows.column("teacher").fill_null(job.default_teacher)
     columns = {
         **_per_token(samples),
-        **_own(samples, digests),
+        **_own(samples, digests, job.sampling.sample_mean),
         "sequence_id": names,
         "sequence_digest": digests,
         "prompt_id": rows.column("prompt_id"),
@@ -190,10 +193,15 @@ def _per_token(samples: Sequence[Sample]) -> dict[str, pa.Array]:
     }
 
 
-def _own(samples: Sequence[Sample], digests: Sequence[str]) -> dict[str, pa.Array]:
+def _own(samples: Sequence[Sample], digests: Sequence[str], mean: int) -> dict[str, pa.Array]:
     """Return the columns of the student's own ids; no column where none were recorded.
 
     Equal sequences get those of the first, for the teacher scores one of them.
+
+    Args:
+        samples: of the unit.
+        digests: of the sequences.
+        mean: ids of its sample that a token keeps on average; 0 for all.
     """
     first = {digest: sample for digest, sample in zip(digests[::-1], samples[::-1], strict=True)}
     lengths = np.array([len(sample.ids) for sample in samples])
@@ -204,4 +212,29 @@ def _own(samples: Sequence[Sample], digests: Sequence[str]) -> dict[str, pa.Arra
             values = np.concatenate(parts)
             counts = lengths * values.shape[1]
             columns[column] = list_array(values.reshape(-1), counts, ROLLOUT.field(column).type)
-    return columns
+    return {**columns, **_thinned(columns, lengths, digests, mean)} if mean else columns
+
+
+def _thinned(
+    columns: Mapping[str, pa.Array], lengths: Any, digests: Sequence[str], mean: int
+) -> dict[str, pa.Array]:
+    """Return the columns of samples that have as many ids as each token needs.
+
+    The random numbers are those of the sequence, so that equal ones keep the same ids.
+    """
+    ids_TN, logprobs_TN = (
+        columns[name].values.to_numpy().reshape(lengths.sum(), -1) for name in OWN_SAMPLE[:2]
+    )
+    places_T = needed_places(logprobs_TN, mean)
+    seeds = np.array([derived_seed("thinned", digest) for digest in digests])
+    numbers = uniforms(seeds, int(lengths.max()))
+    uniforms_T = numbers[np.arange(numbers.shape[1]) < lengths[:, None]]
+    ids_TN, logprobs_TN = thinned(ids_TN, logprobs_TN, places_T, uniforms_T)
+    kept_TN = ids_TN >= 0
+    count_T = kept_TN.sum(axis=1)
+    found = (ids_TN[kept_TN], logprobs_TN[kept_TN], count_T)
+    counts = (row_sums(count_T, lengths), row_sums(count_T, lengths), lengths)
+    return {
+        name: list_array(values, of_rows, ROLLOUT.field(name).type)
+        for name, values, of_rows in zip(OWN_SAMPLE, found, counts, strict=True)
+    }

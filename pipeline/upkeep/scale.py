@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.cache.index.entries import ENTRY, SHARD
 from pipeline.runs.forecast import Forecast
-from schemas.config.run import MAX_ROUNDS, RunConfig, signal_of
+from schemas.config.run import MAX_ROUNDS, RunConfig, usual_signal_of
 
 SIZES = tuple(10**power for power in range(6, 13))
 """Response tokens that are laid out: a million to a million millions."""
@@ -115,7 +115,7 @@ class _Shape:
     def _bytes_of(self, config: RunConfig, rates: Forecast) -> float:
         if rates.basis != "limits":
             return rates.cache_bytes / self._round_tokens
-        signal = signal_of(config)
+        signal = usual_signal_of(config)
         fixed, each = BYTES[config.score.codec]
         ids = signal.k + signal.sample + signal.candidates + signal.draws
         kept = ids + (signal.tail_buckets - 1) / 2

@@ -44,6 +44,9 @@ class RolloutSection(EngineSection):
     sample: Annotated[int, Field(ge=0, le=4096)] = later(0)
     """Distinct ids sampled at each position from the distribution that the student draws from: the
     likeliest for certain, the others in proportion to their probability. Teachers score them."""
+    sample_most: Annotated[int, Field(ge=0, le=4096)] = later(0)
+    """Most ids that one position has of them. With it, `sample` is what a unit's positions have on
+    average: flat ones have more, peaked ones fewer. 0: each has `sample`."""
     prompts_per_unit: Positive = 256
     """Prompts per unit of work: one shard, one commit, the most that a crash can lose."""
 
@@ -56,6 +59,22 @@ class RolloutSection(EngineSection):
                 f"{MOST}: make more and smaller rounds"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_sample(self) -> "RolloutSection":
+        if self.sample_most and self.sample_most <= self.sample:
+            raise ValueError(
+                f"sample_most = {self.sample_most} is not above sample = {self.sample}, which is "
+                "what positions have on average: raise it, or remove it"
+            )
+        if self.sample_most and not self.sample:
+            raise ValueError("sample_most needs sample, which positions have on average")
+        return self
+
+    @property
+    def most_sampled(self) -> int:
+        """Return the most ids of the sample at one position."""
+        return max(self.sample, self.sample_most)
 
     @property
     def is_whole(self) -> bool:

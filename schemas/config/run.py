@@ -6,7 +6,7 @@ Fields made with `tuning` affect speed or place only, never results.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -260,6 +260,13 @@ def signal_of(config: RunConfig) -> Signal:
     section = config.score
     keys = {field.name for field in fields(Signal)} & set(ScoreSection.model_fields)
     asked = {name: getattr(section, name) for name in keys}
-    asked["candidates"] = config.rollout.candidates + config.rollout.sample
+    asked["candidates"] = config.rollout.candidates + config.rollout.most_sampled
+    asked["uneven"] = config.rollout.sample_most > 0
     asked["top_p"] = None if section.top_p == 1.0 else section.top_p
     return signal_for(section.engine, Signal(**asked))
+
+
+def usual_signal_of(config: RunConfig) -> Signal:
+    """Return that signal with as many ids as positions have on average, for forecasts."""
+    signal, own = signal_of(config), config.rollout
+    return replace(signal, candidates=own.candidates + own.sample) if signal.uneven else signal

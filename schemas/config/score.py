@@ -33,8 +33,9 @@ Temperatures = Annotated[
 TOP_K = 64
 """Top-k of a loss that no sample suits, and where none can be had."""
 
-OWN_K, OWN = 4, 26
-"""The teacher's likeliest ids and the student's sampled ones, for a loss that suits the latter."""
+OWN_K, OWN, OWN_MOST = 4, 26, 80
+"""The teacher's likeliest ids and the student's sampled ones, on average and at most, for a loss
+that suits the latter."""
 
 TEACHERS = 32
 """The teacher's sampled ids, for a loss that suits them alone: in the place of a top-k."""
@@ -53,8 +54,9 @@ class ScoreSection(EngineSection):
     k: Annotated[int, Field(ge=0, le=2**20, json_schema_extra={"default": "what suits the loss"})]
     """Top-k ids and logprobs kept at each position; with `top_p`, at most this many. 0 where a
     sample stands in their place: `sample`, or `rollout.sample`. Left out, it is 4 with
-    `rollout.sample` = 26 for losses that weigh by the student, 0 with `sample` = 32 for
-    `forward_kl`, and 64 for other losses, with `top_p`, truncated rollouts and servers."""
+    `rollout.sample` = 26 and `rollout.sample_most` = 80 for losses that weigh by the student, 0
+    with `sample` = 32 for `forward_kl`, and 64 for other losses, with `top_p`, truncated rollouts
+    and servers."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Probability mass at which a position's top-k ends: peaked positions keep few ids, and the
     tail has the rest. Default, as 1.0: `k` ids at every position."""
@@ -116,7 +118,9 @@ def with_kept(tree: Any) -> Any:
     sample = _sample(score, rollout, _table(tree, "loss"))
     if sample == "student":
         score["k"] = OWN_K
-        rollout.setdefault("sample", OWN)
+        if "sample" not in rollout:
+            rollout["sample"] = OWN
+            rollout.setdefault("sample_most", OWN_MOST)
         return {**tree, "score": score, "rollout": rollout}
     if sample == "teacher":
         score["k"] = 0

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gradients.forms import FORMS, Form
 from benchmarks.gradients.pairs import model_pair, random_pair
 from benchmarks.gradients.summed import Look, Total
 from benchmarks.kit.inputs import Size, make_model
-from benchmarks.support import FORMS, Form, scored_forms
+from benchmarks.support import scored_forms
 from pipeline.objectives.headloss import head_loss
 
 VOCAB = 120

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.support import DEFAULT
+from benchmarks.gradients.forms import DEFAULT
 from schemas.config.file import config_fingerprint
-from schemas.config.run import RunConfig, signal_of
+from schemas.config.run import RunConfig, signal_of, usual_signal_of
 from tests.support.minimal import parse, without
 
 SILENT = without("score.k")
@@ -45,5 +45,27 @@ def test_what_is_kept_by_default_is_the_benchmarks_default() -> None:
 
 
 def test_a_run_is_the_same_whether_its_numbers_are_named_or_left_out() -> None:
-    named = parse("score.k=4", "rollout.sample=26", text=SILENT)
+    named = parse("score.k=4", "rollout.sample=26", "rollout.sample_most=80", text=SILENT)
     assert config_fingerprint(named) == config_fingerprint(parse(text=SILENT))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), (80, True)),
+        (("rollout.sample=8",), (8, False)),
+        (("rollout.sample=8", "rollout.sample_most=20"), (20, True)),
+        (("rollout.sample_most=40",), (40, True)),
+        (("score.k=8", "rollout.sample=8"), (8, False)),
+        (("loss.kind=forward_kl",), (0, False)),
+    ],
+)
+def test_positions_have_as_many_ids_as_they_need_where_a_toml_does_not_say_how_many(
+    overrides: tuple[str, ...], expected: tuple[int, bool]
+) -> None:
+    signal = signal_of(parse(*overrides, text=SILENT))
+    assert (signal.candidates, signal.uneven) == expected
+
+
+def test_forecasts_are_of_the_ids_that_positions_have_on_average() -> None:
+    assert usual_signal_of(parse(text=SILENT)).candidates == 26

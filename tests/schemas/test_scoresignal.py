@@ -1,5 +1,6 @@
 """Signals and the table of score columns: what is there, what is named, what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,17 +12,20 @@ from schemas.scoresignal import FURTHER, SCORE_COLUMNS, Kind, Signal, signal_for
 
 TOPK = ["topk_ids", "topk_logprobs"]
 ALWAYS = ["tail_logprobs", "token_logprob", "token_rank"]
+CANDIDATES = ["candidate_ids", "candidate_logprobs", "candidate_count"]
 SAMPLE = ["sample_ids", "sample_logprobs", "sample_count", "sample_threshold"]
 
 
 @st.composite
 def signals(draw: st.DrawFn) -> Signal:
+    candidates = draw(st.integers(0, 3))
     return Signal(
         k=draw(st.integers(1, 9)),
+        uneven=candidates > 0 and draw(st.booleans()),
         sample=draw(st.integers(0, 3)),
         top_p=draw(st.none() | st.floats(0.1, 0.9)),
         tail_buckets=draw(st.integers(1, 4)),
-        candidates=draw(st.integers(0, 3)),
+        candidates=candidates,
         draws=draw(st.integers(0, 3)),
         temperatures=tuple(draw(st.lists(st.floats(0.1, 9), max_size=3, unique=True))),
         tail=draw(st.sampled_from(["exact", "derived"])),
@@ -56,6 +60,7 @@ def test_a_signal_of_a_newer_opd_is_named() -> None:
         (Signal(0, sample=3, entropy=False), SAMPLE),
         (Signal(2, temperatures=(2.0,), entropy=False), [*TOPK, "log_normalisers"]),
         (Signal(0, candidates=2, entropy=False), ["candidate_ids", "candidate_logprobs"]),
+        (Signal(0, candidates=2, uneven=True, entropy=False), CANDIDATES),
     ],
 )
 def test_each_part_of_a_signal_has_its_columns(signal: Signal, further: list[str]) -> None:
@@ -76,7 +81,8 @@ def test_what_counts_is_a_number_and_comes_with_what_it_counts() -> None:
 
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_server_gives_nothing_that_needs_full_logits(name: str) -> None:
-    signal = Signal.of({"k": 3, name: [2.0] if name == "temperatures" else 2})
+    some: dict[str, Any] = {"temperatures": [2.0], "uneven": True}
+    signal = replace(Signal(3), **{name: some.get(name, 2)})
     with pytest.raises(ConfigError, match=f"{name} needs full logits"):
         signal_for("server", signal)
     assert signal_for("hf", signal) == signal
@@ -102,6 +108,8 @@ def test_a_server_gives_nothing_that_needs_full_logits(name: str) -> None:
         {"k": 0, "sample": 3, "min_k": 2},
         {"k": 3, "tail": "none"},
         {"k": 3, "entropy": 1},
+        {"k": 3, "uneven": True},
+        {"k": 3, "candidates": 2, "uneven": 1},
         {"k": 3, "temperatures": 2.0},
         {"k": 3, "temperatures": ["2"]},
         {"k": 3, "temperatures": [0.0]},

@@ -25,6 +25,7 @@ from schemas.tables import (
 K = 3
 Rows = dict[str, list[Any]]
 OPTIONAL = ("topk_count", "candidate_ids", "candidate_logprobs", "draw_ids", "draw_counts")
+UNEVEN = ("candidate_count",)
 SAMPLE = ("sample_ids", "sample_logprobs", "sample_count", "sample_threshold", "log_normalisers")
 LENGTHS = st.lists(st.integers(1, 5), max_size=4)
 
@@ -46,6 +47,7 @@ def rollout_rows(lengths: list[int]) -> Rows:
         "student_topk_logprobs": [None] * rows,
         "student_sample_ids": [None] * rows,
         "student_sample_logprobs": [None] * rows,
+        "student_sample_count": [None] * rows,
         "finish_reason": ["stop"] * rows,
         "seed": [2**62] * rows,
         "teacher": ["big"] * rows,
@@ -66,7 +68,7 @@ def score_rows(lengths: list[int]) -> Rows:
         "token_logprob": [[-2.0] * length for length in lengths],
         "token_rank": [[0] * length for length in lengths],
         "entropy": [[0.7] * length for length in lengths],
-        **{name: [None] * len(lengths) for name in (*OPTIONAL, *SAMPLE)},
+        **{name: [None] * len(lengths) for name in (*OPTIONAL, *SAMPLE, *UNEVEN)},
     }
 
 
@@ -249,3 +251,19 @@ def test_a_sample_may_have_no_id_at_a_token_and_never_more_than_it_has_places() 
     rows["sample_count"] = [[3, 0, 0]]
     with pytest.raises(DataError, match=r"'sample_count' holds a count outside \[0, 2\]"):
         check_scores(scores(rows), signal=signal, where="x")
+
+
+def test_a_token_has_a_candidate_at_least_and_no_more_than_the_signal_says() -> None:
+    signal = Signal(K, candidates=2, uneven=True)
+    rows = score_rows([3])
+    rows["candidate_ids"], rows["candidate_logprobs"] = [[5, 6, 7, 8]], [[-1.0] * 4]
+    rows["candidate_count"] = [[2, 1, 1]]
+    check_scores(scores(rows), signal=signal, where="x")
+    for counts, words in (
+        ([3, 1, 0], r"'candidate_count' holds a count outside \[1, 2\]"),
+        ([2, 2, 1], "row 0 has 4 values in 'candidate_ids', expected 5"),
+        ([2, 2], "row 0 has 2 values in 'candidate_count', expected 3"),
+    ):
+        rows["candidate_count"] = [counts]
+        with pytest.raises(DataError, match=words):
+            check_scores(scores(rows), signal=signal, where="x")

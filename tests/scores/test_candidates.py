@@ -95,3 +95,43 @@ def test_scores_of_another_sample_are_left_out() -> None:
     changed = [*own[2][:-1], 99]
     kept = with_own_candidates(stored([changed, own[0], own[1]], "cab"), rows, signal)
     assert kept.column("sequence_digest").to_pylist() == ["a", "b"]
+
+
+COUNTS = [[1, 3, 2], [2], [1, 1, 2, 1]]
+UNEVEN = Signal(4, candidates=N + 3, uneven=True)
+
+
+def uneven(counts: list[list[int]] | None = None) -> pa.Table:
+    """Return rollout rows whose tokens have numbers of ids of their own."""
+    counts = counts or COUNTS
+    sample = [[7 + i for n in row for i in range(n)] for row in counts]
+    kind = pa.list_(pa.int32())
+    return rollout(IDS, sample=sample).append_column("student_sample_count", pa.array(counts, kind))
+
+
+def test_a_token_that_has_fewer_ids_has_none_in_their_places() -> None:
+    found = candidates_of(uneven(), UNEVEN)
+    assert found is not None and [f.shape for f in found] == [(n, N + 3) for n in LENGTHS]
+    assert found[0].tolist() == [[0, 1, 7, -1, -1], [2, 3, 7, 8, 9], [4, 5, 7, 8, -1]]
+    for rows, signal in (
+        (uneven(), Signal(4, candidates=N + 3)),
+        (uneven(), Signal(4, candidates=N + 2, uneven=True)),
+        (rollout(IDS, sample=SAMPLE), UNEVEN),
+    ):
+        with pytest.raises(DataError, match=r"rollout\.candidates or rollout\.sample"):
+            candidates_of(rows, signal)
+
+
+def test_scores_of_other_numbers_of_ids_are_left_out() -> None:
+    def scored(counts: list[list[int]]) -> pa.Table:
+        found = candidates_of(uneven(counts), UNEVEN)
+        assert found is not None
+        ids = [row[row >= 0].tolist() for row in found]
+        named = [[n + N for n in row] for row in counts]
+        kind = SCORES.field("candidate_count").type
+        return stored(ids, "abc").append_column("candidate_count", pa.array(named, kind))
+
+    assert with_own_candidates(scored(COUNTS), uneven(), UNEVEN).num_rows == 3
+    other = [COUNTS[0], [1], [2, 1, 1, 1]]
+    kept = with_own_candidates(scored(other), uneven(), UNEVEN)
+    assert kept.column("sequence_digest").to_pylist() == ["a"]

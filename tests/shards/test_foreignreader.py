@@ -27,6 +27,7 @@ SIGNALS = {
     "cut by top-p": (Signal(k=20, top_p=0.9, min_k=2, entropy=False), 300),
     "buckets and temperatures": (Signal(k=4, tail_buckets=5, temperatures=(0.5, 2.0)), 300),
     "candidates and draws": (Signal(k=4, candidates=3, draws=7), 300),
+    "candidates by need": (Signal(k=4, candidates=9, uneven=True), 300),
     "samples": (Signal(k=5, sample=6), 300),
     "a sample alone": (Signal(k=0, sample=6), 300),
     "from a server": (Signal(k=4, tail="derived", entropy=False), 300),

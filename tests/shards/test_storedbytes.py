@@ -30,6 +30,7 @@ SIGNALS = {
     "sampled": Signal(3, sample=4),
     "alone": Signal(0, sample=4, candidates=2, entropy=False),
     "tempered": Signal(2, temperatures=(2.0, 0.5), entropy=False),
+    "by need": Signal(4, candidates=7, uneven=True, entropy=False),
 }
 
 WRITER = "parquet-cpp-arrow version 26.0.1"
@@ -148,6 +149,22 @@ GOLDEN = {
         "f79236f9be71b2dc38dee224272104b77e2ebf850bff15a7ddb1474dcbf09cfa",
         "c1a9d2e35938902f9e219474b16c9cc4bd63b5321ea7c62efe039907ae80c3d7",
     ),
+    ("by need", "typed-v1", 1000): (
+        "242ac44bd3a7e2b5aea3f452816de8c5a7320051e7cce23f09096d4a455e4597",
+        "1e777337cd406d1ea3adc30cad7a9febb0dac250b3f8cc23985d6087b810eff5",
+    ),
+    ("by need", "typed-v1", 70000): (
+        "5a82b826a3389b0874c716eba9eb600a5a37cec85b8ca5a4bfd2eb8249b304c8",
+        "716a0f8919925e146802a58fdbffc81563efd333b71c047a6291ac810fd1100e",
+    ),
+    ("by need", "packed-v1", 1000): (
+        "23fa43f03dd45c508b6209bc7777e69475a331a6fc1ac08007b2489c53cdb814",
+        "42e01e4424099188eb59d8ed25df6845133ce8630f7ea80fff41b95f38ebc511",
+    ),
+    ("by need", "packed-v1", 70000): (
+        "8f8e1585985b0d2ce57314f24339931ec13c6b6a374779c3f5e196adf2f4c741",
+        "f1fc4b76f503a6de72fe7b4c4104150d28fbf20c220d45eaa8031ca19222caf9",
+    ),
 }
 """Signal, codec and vocabulary → digest of the stored columns, and of the whole file."""
 
@@ -185,8 +202,10 @@ def scores(signal: Signal, vocab: int) -> Scores:
     if signal.entropy:
         arrays["entropy"] = ((noise(8, TOKENS) % 4096) / 256).astype(np.float32)
     if n := signal.candidates:
-        arrays["candidate_ids"] = (noise(9, TOKENS, n) % vocab).astype(np.int32)
-        arrays["candidate_logprobs"] = logprobs(10, TOKENS, n)
+        none = signal.uneven & (np.arange(n) > noise(18, TOKENS, 1) % n)
+        own = np.where(none, -1, noise(9, TOKENS, n) % vocab)
+        arrays["candidate_ids"] = own.astype(np.int32)
+        arrays["candidate_logprobs"] = np.where(none, -np.inf, logprobs(10, TOKENS, n))
     if d := signal.draws:
         arrays["draw_ids"] = np.sort(noise(11, TOKENS, d) % 5, axis=1).astype(np.int32)
     if n := signal.sample:

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from pipeline.engines.engine import Sample, Sampling
 from pipeline.engines.lazy import LazyEngine
 from pipeline.quickstart.addition import VOCABULARY, make_tokenizer
 from pipeline.runs.plan import Unit, cut_units, sample_seeds
 from pipeline.runs.units import Worker
+from pipeline.scores.inclusion import inclusions
 from pipeline.scores.scores import Scores
+from pipeline.scores.threshold import threshold_sample
 from pipeline.shards.parquet import read_table
-from pipeline.shards.rollouts import read_rollout
+from pipeline.shards.rollouts import OWN_SAMPLE, read_rollout, write_rollout
 from pipeline.stages.samples import (
     OWN_IDS,
     SampleJob,
@@ -25,9 +28,10 @@ from pipeline.stages.samples import (
     sample_unit,
 )
 from pipeline.store.storage import Storage
-from schemas.columns import Ids
+from schemas.columns import Ids, flat_values
 from schemas.errors import CapacityError, ConfigError, DataError
 from schemas.fingerprint import sequence_digest
+from schemas.ragged import padded
 from schemas.tables import PROMPTS, check_rollout
 from tests.support.countedwork import Recorder
 
@@ -155,6 +159,49 @@ def test_every_row_is_the_sample_of_its_prompt_and_seed(candidates: int, places:
             assert row[column] == (None if values is None else values.reshape(-1).tolist())
     names = [row["sequence_id"] for row in found]
     assert len(set(names)) == 8 and names[0] == "3/p4/0/0" and names[-1] == "3/p2/1/1"
+
+
+class Flat(Seeded):
+    """An engine whose own samples are of flat and of peaked distributions."""
+
+    def generate(
+        self, prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """Return the samples of the seeds; those of equal prompts have equal ids."""
+        found = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            random = np.random.default_rng(seed)
+            ids = np.full(LIMIT, prompt[0], np.int32)
+            sharp = 10.0 ** random.uniform(-1.7, 1, LIMIT)
+            p_TV = np.stack([random.dirichlet(np.full(V, alpha)) for alpha in sharp])
+            own_TN, _ = threshold_sample(
+                torch.from_numpy(p_TV), torch.from_numpy(random.random(LIMIT)), sampling.sample
+            )
+            mass = np.take_along_axis(p_TV, np.maximum(own_TN.numpy(), 0), axis=1)
+            logprobs = np.log(np.where(own_TN < 0, 1e-30, mass)).astype(np.float32)
+            own = {"sample_ids": own_TN.int().numpy(), "sample_logprobs": logprobs}
+            found.append(Sample(ids, np.full(LIMIT, -1.0, np.float32), "length", **own))
+        return found
+
+
+def test_the_ids_of_a_unit_go_to_its_flat_positions() -> None:
+    sampling = replace(SAMPLING, sample=12, sample_mean=6)
+    (unit,) = units_of([4, 2, 0, 1], per_unit=9)
+    table = sample_unit(replace(JOB, sampling=sampling), unit, Flat(), TOKENIZER)
+    write_rollout(table, {}, where="x")  # which checks it
+    counts = flat_values(table, "student_sample_count")
+    assert 5 * len(counts) <= counts.sum() <= 6 * len(counts)
+    assert counts.min() < 4 and counts.max() > 8
+    nats_TN = padded(flat_values(table, "student_sample_logprobs"), counts, fill=-np.inf)
+    there_TN = nats_TN > -np.inf
+    chances_TN = np.where(there_TN, inclusions(nats_TN, np.zeros(len(counts))), 1.0)
+    whole = np.exp(nats_TN) / chances_TN
+    np.testing.assert_allclose(whole.sum(axis=1), 1.0, atol=1e-5)
+    rows = dict[str, Any]()
+    for row in table.to_pylist():  # a teacher scores equal sequences once
+        own = rows.setdefault(row["sequence_digest"], row)
+        assert {name: row[name] for name in OWN_SAMPLE} == {name: own[name] for name in OWN_SAMPLE}
+    assert len(rows) < table.num_rows
 
 
 @pytest.mark.parametrize(("longest", "fits"), [(4, True), (5, False)])

@@ -34,7 +34,7 @@ def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab:
         count = random.integers(signal.min_k, signal.k + 1, tokens)
         cut = np.arange(signal.k) >= count[:, None]
         ids, top = np.where(cut, -1, ids), np.where(cut, -INF, top)
-    buckets, n, d = signal.tail_buckets, signal.candidates, signal.draws
+    buckets, d = signal.tail_buckets, signal.draws
     return Scores(
         **make_sample(random, tokens, signal, vocab),
         further=make_normalisers(random, tokens, signal),
@@ -44,12 +44,29 @@ def make_scores(random: np.random.Generator, tokens: int, signal: Signal, vocab:
         token_logprob=logprobs_like(random, (tokens,)),
         token_rank=random.integers(1, vocab + 1, tokens).astype(np.int32),
         entropy=random.uniform(0, 16, tokens).astype(np.float32) if signal.entropy else None,
-        candidate_ids=random.integers(0, vocab, (tokens, n)).astype(np.int32) if n else None,
-        candidate_logprobs=logprobs_like(random, (tokens, n)) if n else None,
+        **make_candidates(random, tokens, signal, vocab),
         draw_ids=np.sort(random.integers(0, min(vocab, 9), (tokens, d))).astype(np.int32)
         if d
         else None,
     )
+
+
+def make_candidates(
+    random: np.random.Generator, tokens: int, signal: Signal, vocab: int
+) -> dict[str, Any]:
+    """Return the arrays of candidates that no model gives, where there are some."""
+    n = signal.candidates
+    if not n:
+        return {}
+    cut = np.zeros((tokens, n), bool)
+    if signal.uneven:
+        cut = np.arange(n) >= random.integers(1, n + 1, (tokens, 1))
+        cut[: tokens // 2] = False
+    ids, logprobs = random.integers(0, vocab, cut.shape), logprobs_like(random, cut.shape)
+    return {
+        "candidate_ids": np.where(cut, -1, ids).astype(np.int32),
+        "candidate_logprobs": np.where(cut, -INF, logprobs).astype(np.float32),
+    }
 
 
 def make_normalisers(random: np.random.Generator, tokens: int, signal: Signal) -> dict[str, Any]:
@@ -99,12 +116,14 @@ def signals(draw: st.DrawFn) -> tuple[Signal, int]:
     sample = draw(st.sampled_from([0, 0, 1, 6]))
     k = k if not sample or draw(st.booleans()) else 0
     ragged = k > 0 and draw(st.booleans())
+    candidates = draw(st.sampled_from([0, 0, 1, 4]))
     signal = Signal(
         k=k,
         top_p=0.9 if ragged else None,
         min_k=draw(st.integers(1, k)) if ragged else 1,
         tail_buckets=draw(st.sampled_from([1, 1, 3, 64])),
-        candidates=draw(st.sampled_from([0, 0, 1, 4])),
+        candidates=candidates,
+        uneven=candidates > 0 and draw(st.booleans()),
         draws=draw(st.sampled_from([0, 0, 1, 7])),
         sample=sample,
         temperatures=draw(st.sampled_from([(), (), (2.0,), (0.5, 2.0)])),

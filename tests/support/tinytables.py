@@ -52,6 +52,7 @@ def rollout_table(
         "student_topk_logprobs": [None] * rows,
         "student_sample_ids": [None] * rows,
         "student_sample_logprobs": [None] * rows,
+        "student_sample_count": [None] * rows,
         "finish_reason": ["stop"] * rows,
         "seed": list(range(rows)),
         "teacher": random.choice(teachers, rows).tolist(),

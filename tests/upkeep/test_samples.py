@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.runs.configsource import load_config
 from pipeline.runs.run import open_run
-from pipeline.scores.candidates import split_candidates
+from pipeline.scores.candidates import own_counts, split_candidates
 from pipeline.scores.columns import scores_of
 from pipeline.scores.inclusion import inclusions, sampled_mass
 from pipeline.shards.rollouts import read_rollout
@@ -18,6 +18,7 @@ from pipeline.store.records import read_record
 from pipeline.store.storage import Storage
 from schemas.columns import flat_values, list_lengths
 from schemas.keys import scorer_key
+from schemas.ragged import padded
 from schemas.records.scores import ScorerIdentity
 from tests.support.runs import Cli
 from tests.support.tiny import write_run
@@ -42,13 +43,19 @@ def assert_samples(config: Path) -> None:
         rows = read_rollout(run.storage, rolled.shard)
         scores = scores_of(read_scores(run.storage, unit.shard, scorer=scored.scorer))
         tokens = len(scores.token_logprob)
-        assert scores.candidate_ids is not None and scores.sample_logprobs is not None
-        likeliest, own = split_candidates(scores.candidate_ids, 4)
-        mine = flat_values(rows, "student_sample_ids").reshape(tokens, 4)
+        assert scores.candidate_ids is not None and scores.candidate_logprobs is not None
+        assert scores.sample_logprobs is not None
+        counts = own_counts(rows)
+        counts = np.full(tokens, 4) if counts is None else counts
+        mine = padded(flat_values(rows, "student_sample_ids"), counts, fill=-1)
+        likeliest, own = split_candidates(scores.candidate_ids, mine.shape[1])
         np.testing.assert_array_equal(own, mine)
+        np.testing.assert_array_equal(np.isneginf(scores.candidate_logprobs[:, 1:]), mine < 0)
         np.testing.assert_array_equal(likeliest[:, 0], flat_values(rows, "student_topk_ids"))
-        logprobs = flat_values(rows, "student_sample_logprobs").reshape(tokens, 4)
-        parts = np.exp(logprobs) / inclusions(logprobs, np.zeros(tokens))
+        nats = flat_values(rows, "student_sample_logprobs")
+        logprobs = padded(nats, counts, fill=-np.inf)
+        chances = inclusions(logprobs, np.zeros(tokens))
+        parts = np.exp(logprobs) / np.where(mine < 0, 1.0, chances)
         np.testing.assert_allclose(parts.sum(axis=1), 1.0, atol=1e-5)
         assert scores.topk_ids.shape == (tokens, 0)
         theirs = np.exp(scores.sample_logprobs)
@@ -61,8 +68,10 @@ def scorer_signal(root: Path, scorer: str) -> dict[str, Any]:
     return read_record(Storage(str(root)), scorer_key(scorer), ScorerIdentity).signal
 
 
-def test_samples_are_kept_as_other_scores_are(tmp_path: Path, cli: Cli) -> None:
-    config, root = write_run(tmp_path, changes=SAMPLED), tmp_path / "store"
+@pytest.mark.parametrize("most", [0, 9])
+def test_samples_are_kept_as_other_scores_are(tmp_path: Path, cli: Cli, most: int) -> None:
+    changes = SAMPLED | ({"rollout.sample_most": most} if most else {})
+    config, root = write_run(tmp_path, changes=changes), tmp_path / "store"
     assert cli.ok("plan", "-c", config)["cache_bytes"] > 0
     for stage in ("rollout", "score"):
         cli.ok(stage, "-c", config, "--round", "0")
@@ -79,13 +88,14 @@ def test_samples_are_kept_as_other_scores_are(tmp_path: Path, cli: Cli) -> None:
     assert "topk_ids" not in rows.column_names
     tokens = list_lengths(rows, "token_logprob")
     assert (list_lengths(rows, "sample_ids") == 6 * tokens).all()
-    assert (list_lengths(rows, "candidate_ids") == 5 * tokens).all()
+    own = list_lengths(rows, "candidate_ids")
+    assert own.sum() <= 5 * tokens.sum() and (most > 0 or (own == 5 * tokens).all())
     above, below = flat_values(rows, "log_normalisers").reshape(-1, 2).T
     assert (above > 0).all() and (below < 0).all()  # log Z is above 0 at T = 2, and below at 1/2
 
     merged = cli.ok("cache", "merge", "--root", tmp_path / "other", "--from-root", root)
     assert merged["scorers"][0]["units"] > 0
-    named = write_run(tmp_path, changes={**SAMPLED, "run.name": "again"})
+    named = write_run(tmp_path, changes={**changes, "run.name": "again"})
     cli.ok("rollout", "-c", named, "--round", "0")
     assert cli.ok("score", "-c", named, "--round", "0")["teacher_tokens"] == 0
 

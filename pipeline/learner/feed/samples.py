@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.learner.sequences import SampleColumns
-from pipeline.scores.candidates import split_candidates
+from pipeline.scores.candidates import own_counts, split_candidates
 from pipeline.scores.inclusion import inclusions, sampled_mass
 from pipeline.scores.scores import Scores
 from pipeline.shards.rollouts import OWN_SAMPLE
 from schemas.columns import Floats, flat_values
 from schemas.errors import DataError
+from schemas.ragged import padded
 from schemas.scoresignal import SampleOf
 
 
@@ -57,7 +58,11 @@ def _of_student(scores: Scores, rows: pa.Table, where: str) -> SampleColumns | N
         or not tokens
     ):
         return None
-    ids_TN, mu_TN = (_of_tokens(rows, name, tokens) for name in OWN_SAMPLE)
+    counts = own_counts(rows)
+    ids_TN, mu_TN = (
+        _of_tokens(flat_values(rows, name), tokens, counts, fill=fill)
+        for name, fill in zip(OWN_SAMPLE[:2], (-1, -np.inf), strict=True)
+    )
     count = ids_TN.shape[1]
     _, scored_TN = split_candidates(scores.candidate_ids, count)
     if not np.array_equal(scored_TN, ids_TN):
@@ -76,5 +81,7 @@ def _of_student(scores: Scores, rows: pa.Table, where: str) -> SampleColumns | N
     )
 
 
-def _of_tokens(rows: pa.Table, name: str, tokens: int) -> Any:
-    return flat_values(rows, name).reshape(tokens, -1)
+def _of_tokens(values: Any, tokens: int, counts: Any, *, fill: float) -> Any:
+    if counts is None:
+        return values.reshape(tokens, -1)
+    return padded(values, counts, fill=fill)
