@@ -148,6 +148,14 @@ def train(
             "and tell bias and noise of every form that they allow.",
         ),
     ] = False,
+    with_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--with-teacher",
+            help="With --objective-check: load the teacher too, and measure every form against the "
+            "gradient over all of its ids.",
+        ),
+    ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -158,8 +166,11 @@ def train(
     torchrun --no-python --nproc-per-node 8 opd train -c run.toml --round 0
     """
     if objective_check:
-        show_objective_check(load_run(config, overrides), round_index, as_json=as_json)
+        run = load_run(config, overrides)
+        show_objective_check(run, round_index, with_teacher=with_teacher, as_json=as_json)
         return
+    if with_teacher:
+        raise typer.BadParameter("--with-teacher is for --objective-check")
     if round_index is None:
         raise typer.BadParameter("give --round N")
     run = load_run(config, overrides)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pipeline.learner.objective.checked import Checked, FormFigures
 
 TITLES = ("objective and support", "bias", "variance", "N₀", "cosine", "fused − plain", "mass")
+ALL_IDS = "of all ids"
 
 LEGEND = (
     "bias: of the mean gradient, as a share of the mean (~: none is seen above that; –: these rows",
@@ -18,14 +19,18 @@ LEGEND = (
     "fused − plain: relative difference of gradients. mass: standard errors between the mass of a",
     "  sample and that of all ids outside the top-k.",
 )
+MEASURED = "of all ids: expected cosine of a step with the gradient over the whole vocabulary."
 
 
-def show_objective_check(run: Run, round_index: int | None, *, as_json: bool) -> None:
+def show_objective_check(
+    run: Run, round_index: int | None, *, with_teacher: bool, as_json: bool
+) -> None:
     """Check the objective of a round, the newest that is scored where none is named, and say it."""
     from pipeline.learner.objective.check import check_objective
     from pipeline.learner.objective.checked import advice
 
-    found = check_objective(run, newest_scored(run) if round_index is None else round_index)
+    index = newest_scored(run) if round_index is None else round_index
+    found = check_objective(run, index, with_teacher=with_teacher)
     if as_json:
         print_json(
             {
@@ -58,8 +63,13 @@ def _show(found: "Checked") -> None:
         f"round {found.round}: {found.positions:,} tokens of {found.rows:,} rows, steps of "
         f"{found.step_tokens:,} tokens; nothing is stored"
     )
-    say_table(TITLES, [_cells(one, found.forms[0].worth.variance) for one in found.forms])
-    say(*LEGEND)
+    measured = any(one.of_all_ids is not None for one in found.forms)
+    cells = [_cells(one, found.forms[0].worth.variance) for one in found.forms]
+    if measured:
+        for row, one in zip(cells, found.forms, strict=True):
+            row.append("–" if one.of_all_ids is None else f"{one.of_all_ids:.4f}")
+    say_table((*TITLES, ALL_IDS) if measured else TITLES, cells)
+    say(*LEGEND, *([MEASURED] if measured else []))
 
 
 def _cells(one: "FormFigures", variance: float) -> list[str]:

@@ -1,6 +1,7 @@
 """The check of a run's objective on its own first rows: identities, bias, noise, best choice.
 
-Promises: nothing is stored; no teacher is needed. The student is that of the round's checkpoint.
+Promises: nothing is stored; a teacher is loaded only where it is asked for. The student is that of
+the round's checkpoint.
 Shapes: T positions, H hidden.
 """
 
@@ -21,13 +22,20 @@ from pipeline.learner.module import load_student
 from pipeline.learner.objective.checked import Checked, FormFigures
 from pipeline.learner.objective.forms import By, Form, forms_of, rows_of, without_sample
 from pipeline.learner.objective.rounds import round_settings, what_it_reads
+from pipeline.learner.objective.whole import (
+    TeacherAtHand,
+    load_teacher,
+    teacher_of,
+    whole_gradients,
+    whole_loss,
+)
 from pipeline.learner.sequences import Batch
 from pipeline.learner.settings import chunk_mb
 from pipeline.models.head import Head, decoder_of, head_of, rows_in
 from pipeline.models.loading import pick_device
 from pipeline.models.source import ModelSource
 from pipeline.objectives.check.identities import fused_error, mass_score, position_gradients
-from pipeline.objectives.check.moments import Gradients, worth
+from pipeline.objectives.check.moments import Gradients, step_cosine, worth
 from pipeline.objectives.targets import Targets
 from pipeline.runs.run import Run, check_run
 from schemas.errors import ConfigError, DataError
@@ -55,6 +63,8 @@ class Rows:
     head: Head
     step_tokens: int
     chunk_tokens: int
+    teacher: TeacherAtHand | None = None
+    """At the same positions, where it was loaded."""
 
     def targets(self, form: Form, *, in_step: bool) -> Targets:
         """Return the teacher's side of a form, as a step takes it or without a step's factor."""
@@ -71,17 +81,41 @@ class Rows:
         live_T = targets.weight_T > 0
         return Gradients(found_TH[live_T].double(), self.hidden_TH[live_T].double())
 
+    def whole(self, form: Form) -> Gradients | None:
+        """Return the gradients over all ids that a form's are to be; None where none are known."""
+        loss = whole_loss(form.loss)
+        if self.teacher is None or loss is None:
+            return None
+        targets = self.targets(form, in_step=False)
+        found_TH = whole_gradients(
+            self.hidden_TH,
+            self.head,
+            targets,
+            self.teacher,
+            loss,
+            chunk_tokens=rows_in(PLAIN_MB, self.head.weight_VH.shape[0]),
+        )
+        live_T = targets.weight_T > 0
+        return Gradients(found_TH[live_T].double(), self.hidden_TH[live_T].double())
 
-def check_objective(run: Run, round_index: int) -> Checked:
+
+def check_objective(run: Run, round_index: int, *, with_teacher: bool = False) -> Checked:
     """Return what the objective of a round is worth on its first rows.
 
+    Args:
+        run: the run.
+        round_index: the round.
+        with_teacher: whether the teacher is loaded, and every form measured against all ids.
+
     Raises:
-        ConfigError: the round is not sampled or not scored, or has a single token to train.
+        ConfigError: the round is not sampled or not scored, or has a single token to train; its
+            teacher cannot be loaded.
         DataError: an identity is broken.
         IdentityError: rows, scores or settings are of another run.
     """
     check_run(run)
     inputs = find_inputs(run, round_index)
+    teacher = teacher_of(inputs.scores) if with_teacher else None
     loss = round_settings(run, inputs).loss
     batches = _first_rows(run, inputs)
     rollout = run.config.rollout
@@ -89,6 +123,8 @@ def check_objective(run: Run, round_index: int) -> Checked:
     forms = forms_of(loss, batches, truncated=truncated)
     with opened_model(run, inputs.policy) as source:
         rows = _with_student(run, batches, source)
+        if teacher is not None:
+            rows = _with_teacher(run, rows, teacher)
         figures = tuple(_figures(rows, form, forms) for form in forms)
     batch = batches["bucket"]
     return Checked(
@@ -172,6 +208,15 @@ def _with_student(run: Run, batches: Mapping[By, Batch], source: ModelSource) ->
     )
 
 
+def _with_teacher(run: Run, rows: Rows, name: str) -> Rows:
+    """Return the rows with what their teacher computes of them."""
+    train = run.config.train
+    device, batch = pick_device(train.device), rows.batches["bucket"]
+    model = load_teacher(run, name, device)
+    hidden_TH = _hidden(model, batch, device, tokens=train.micro_batch_tokens)
+    return replace(rows, teacher=TeacherAtHand(hidden_TH, head_of(model)))
+
+
 @torch.no_grad()
 def _hidden(student: Any, batch: Batch, device: str, *, tokens: int) -> Tensor:
     """Return the last hidden states that predict a batch's response tokens, [T, H]."""
@@ -190,14 +235,15 @@ def _figures(rows: Rows, form: Form, forms: tuple[Form, ...]) -> FormFigures:
     """Return a form's figures, once its identities hold."""
     error, score = _identities(rows, form)
     right = _reference(form, forms)
-    found = rows.gradients(form, in_step=True)
-    told = worth(found, rows.gradients(right, in_step=False))
-    itself = right == form and form.by != "token"
+    step = rows.gradients(form, in_step=True)
+    told = worth(step, rows.gradients(right, in_step=False))
+    itself, whole = right == form and form.by != "token", rows.whole(form)
     return FormFigures(
         form=form,
         reference=None if itself else right.name,
         worth=told,
         cosine=told.cosine(rows.step_tokens),
+        of_all_ids=None if whole is None else step_cosine(step, whole, rows.step_tokens),
         fused_error=error,
         mass_score=score,
     )

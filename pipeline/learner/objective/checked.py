@@ -10,6 +10,9 @@ from pipeline.objectives.check.moments import Worth
 _BETTER = 0.02
 """Least gain of a cosine that a thousand positions tell, and that is worth another run."""
 
+_MEASURED = 0.005
+"""The same where it was measured against all ids at the same positions."""
+
 
 @dataclass(frozen=True)
 class FormFigures:
@@ -23,6 +26,14 @@ class FormFigures:
     """Expected cosine of a step's gradient with the reference's mean."""
     fused_error: float
     mass_score: float | None
+    of_all_ids: float | None = None
+    """Expected cosine of a step's gradient with that over all ids of the same tokens; None without
+    a teacher at hand."""
+
+    @property
+    def merit(self) -> float | None:
+        """Return what forms are compared by: what was measured of all ids, else `cosine`."""
+        return self.cosine if self.of_all_ids is None else self.of_all_ids
 
     def fields(self) -> dict[str, Any]:
         """Return the figures for JSON."""
@@ -36,6 +47,7 @@ class FormFigures:
             "variance": self.worth.variance,
             "noise_positions": self.worth.noise,
             "cosine": self.cosine,
+            "cosine_of_all_ids": self.of_all_ids,
             "fused_error": self.fused_error,
             "mass_score": self.mass_score,
         }
@@ -63,18 +75,20 @@ def best_of(found: Checked) -> FormFigures | None:
     known = [
         one
         for one in found.forms
-        if one.form.loss.kind == mine.form.loss.kind and one.cosine is not None
+        if one.form.loss.kind == mine.form.loss.kind and one.merit is not None
     ]
-    if mine.cosine is None or not known:
+    if mine.merit is None or not known:
         return None
-    best = max(known, key=lambda one: one.cosine or -math.inf)
-    return best if (best.cosine or 0.0) - mine.cosine > _BETTER else mine
+    best = max(known, key=lambda one: -math.inf if one.merit is None else one.merit)
+    least = _BETTER if mine.of_all_ids is None else _MEASURED
+    return best if (best.merit or 0.0) - mine.merit > least else mine
 
 
 def advice(found: Checked) -> str:
     """Return the best choice in words."""
     mine, best = found.forms[0], best_of(found)
-    steps = f"in a step of {found.step_tokens:,} tokens"
+    against = "" if mine.of_all_ids is None else " with the gradient over all ids"
+    steps = f"in a step of {found.step_tokens:,} tokens{against}"
     if best is None:
         return (
             f"{found.positions:,} positions do not tell the mean of the gradient from its noise, "
@@ -82,13 +96,12 @@ def advice(found: Checked) -> str:
         )
     if best is not mine:
         return (
-            f"{best.form.name} is better: its expected cosine {steps} is {best.cosine:.3f}, that "
-            f"of the configured form {mine.cosine:.3f}{_bias_words(best)}. Under another run.name, "
+            f"{best.form.name} is better: its expected cosine {steps} is {best.merit:.3f}, that "
+            f"of the configured form {mine.merit:.3f}{_bias_words(best)}. Under another run.name, "
             f"set {best.form.setting}"
         )
     return (
-        f"keep {mine.form.name}; its expected cosine {steps} is {mine.cosine:.3f}"
-        f"{_bias_words(mine)}"
+        f"keep {mine.form.name}; its expected cosine {steps} is {mine.merit:.3f}{_bias_words(mine)}"
     )
 
 

@@ -34,6 +34,11 @@ class Gradients:
         gram_TT, count = self._gram(other), len(self.gradient_TH)
         return float(gram_TT.sum() - gram_TT.trace()) / (count * (count - 1))
 
+    def covariance(self, other: "Gradients") -> float:
+        """Return the covariance over positions with another estimator's at the same ones."""
+        gram_TT, count = self._gram(other), len(self.gradient_TH)
+        return float(gram_TT.trace() - gram_TT.sum() / count) / (count - 1)
+
     def least(self) -> float:
         """Return the least square of a mean that is told from none: twice its standard error."""
         gram_TT, count = self._gram(self), len(self.gradient_TH)
@@ -72,6 +77,27 @@ class Worth:
         if self.noise is None or self.aim is None:
             return None
         return self.aim / math.sqrt(1.0 + self.noise / tokens)
+
+
+def step_cosine(found: Gradients, right: Gradients, tokens: float) -> float:
+    """Return the expected cosine of two estimators' gradients, summed over the same tokens.
+
+    What the positions themselves vary by is in both. Means count where the right one is told from
+    none.
+
+    Args:
+        found: an estimator's.
+        right: over all ids.
+        tokens: of a step.
+    """
+    told = right.product(right) > right.least()
+
+    def summed(a: Gradients, b: Gradients) -> float:
+        mean = a.product(b) if told else 0.0
+        return a.covariance(b) + tokens * mean
+
+    sizes = max(summed(found, found), 0.0) * max(summed(right, right), 0.0)
+    return 0.0 if not sizes else max(-1.0, min(1.0, summed(found, right) / math.sqrt(sizes)))
 
 
 def worth(found: Gradients, reference: Gradients) -> Worth:

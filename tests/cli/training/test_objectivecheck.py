@@ -56,3 +56,35 @@ def test_a_gradient_that_is_not_that_of_the_plain_loss_ends_the_check(
     assert found.code == 4, found.stderr
     assert "differs from that of the plain loss" in found.stderr
     assert "Do not train here" in found.stderr
+
+
+def test_with_the_teacher_each_form_is_measured_against_all_ids(run_copy: Path, cli: Cli) -> None:
+    """Of 17 ids: a top-k of all of them is right, and one of two without a sample is not."""
+    loss = {"loss.kind": "reverse_kl", "rollout.sample": 8}
+    check = ("--objective-check", "--with-teacher")
+    for name, k in (("all", 17), ("two", 2)):
+        changes = {**loss, "run.name": name, "score.k": k, "eval": None}
+        config = write_run(run_copy, changes=changes, file=f"{name}.toml")
+        stages(cli, config, "rollout", "score")
+    before = stored(run_copy)
+    found = {}
+    for name in ("all", "two"):
+        told = cli.ok("train", "-c", run_copy / f"{name}.toml", *check)
+        found[name] = {one["form"]: one["cosine_of_all_ids"] for one in told["forms"]}
+        assert "with the gradient over all ids is" in told["advice"]
+    for form, cosine in found["all"].items():
+        if not form.startswith("policy_gradient: the sampled"):  # as noisy as with any k
+            assert cosine > 0.9999, form
+    two = found["two"]
+    own, bucket = two["reverse_kl: top-k and the student's sample"], "reverse_kl: top-k and bucket"
+    assert 0.9999 > own > two[bucket] > 0.3
+    shown = cli("train", "-c", run_copy / "two.toml", *check)
+    assert "of all ids" in shown.stdout
+    assert stored(run_copy) == before
+    shutil.rmtree(run_copy / "main")
+    for options, words in (
+        (check, "teachers.main.model"),
+        (("--round", "0", "--with-teacher"), "--with-teacher is for --objective-check"),
+    ):
+        refused = cli("train", "-c", run_copy / "two.toml", *options)
+        assert refused.code == 2 and words in refused.stderr, refused.stderr

@@ -1,5 +1,7 @@
 """The best choice in words."""
 
+from dataclasses import replace
+
 from pipeline.learner.objective.checked import Checked, FormFigures, advice
 from pipeline.learner.objective.forms import By, Form
 from pipeline.objectives.check.moments import Worth
@@ -35,3 +37,11 @@ def test_the_configured_form_is_kept_unless_another_is_clearly_better() -> None:
 def test_what_the_rows_do_not_tell_is_said() -> None:
     assert "score.sample = 16 would" in told(figures("bucket", 0.9, kind="forward_kl"))
     assert "1,024 positions do not tell the mean" in told(figures("bucket", None))
+
+
+def test_what_was_measured_of_all_ids_decides_where_it_is_known() -> None:
+    mine, other = figures("token", 0.9), figures("bucket", 0.5)
+    words = told(replace(mine, of_all_ids=0.90), replace(other, of_all_ids=0.91))
+    assert "jsd: top-k and bucket is better" in words
+    assert "with the gradient over all ids is 0.910" in words
+    assert told(replace(mine, of_all_ids=0.90), replace(other, of_all_ids=0.902)).startswith("keep")

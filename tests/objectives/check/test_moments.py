@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.objectives.check.moments import Gradients, Worth, worth
+from pipeline.objectives.check.moments import Gradients, Worth, step_cosine, worth
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -62,3 +62,20 @@ def test_what_noise_hides_is_not_told() -> None:
     found = worth(lost, lost)
     assert found == Worth(None, None, None, None, found.variance)
     assert found.variance == pytest.approx(16, rel=0.3) and found.cosine(1000) is None
+
+
+def test_sums_over_the_same_tokens_have_the_cosine_that_is_expected() -> None:
+    """Over every draw of two tokens from three equally likely ones, squares and products apart."""
+    hidden, right, off = random(3, 2, seed=4), random(3, 2, seed=5), random(3, 2, seed=6)
+    many = [part.repeat(700, 1) for part in (hidden, right + 3.0, right + 3.0 + 0.3 * off)]
+    exact, found = Gradients(many[1], many[0]), Gradients(many[2], many[0])
+    one, other = layers(found)[:3], layers(exact)[:3]
+    products = torch.zeros(3).double()
+    for i, j in product(range(3), repeat=2):
+        f, g = one[i] + one[j], other[i] + other[j]
+        products += torch.stack([f @ g, f @ f, g @ g])
+    expected = float(products[0] / (products[1] * products[2]).sqrt())
+    assert step_cosine(found, exact, 2) == pytest.approx(expected, abs=2e-3)
+    assert step_cosine(exact, exact, 2) == pytest.approx(1.0)
+    aside = Gradients(torch.zeros_like(many[1]), many[0])
+    assert step_cosine(aside, exact, 2) == 0.0
