@@ -27,6 +27,8 @@ class Divergence:
     """q · ∂h/∂q, what the gradient of the term with respect to log q is."""
     floors: bool = True
     """Whether log p is floored: whether a p of 0 would cost without bound, or give NaN."""
+    known: Callable[[LossConfig], float] = lambda _: 0.0
+    """What a term has of q itself, as a factor: its sum is known, and no sample need tell it."""
 
 
 def _forward(log_p: Tensor, log_q: Tensor, _: LossConfig) -> Tensor:
@@ -120,6 +122,6 @@ DIVERGENCES: dict[str, Divergence] = {
     "skew_kl": Divergence(_skew, _skew_pull),
     "skew_reverse_kl": Divergence(_skew_reverse, _skew_reverse_pull),
     "tvd": Divergence(_tvd, _tvd_pull, floors=False),
-    "alpha": Divergence(_alpha, _alpha_pull),
+    "alpha": Divergence(_alpha, _alpha_pull, known=lambda loss: 1.0 / loss.alpha),
 }
 """The divergences by `loss.kind`."""

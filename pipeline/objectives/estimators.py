@@ -30,9 +30,15 @@ def estimated(sides: Sides, divergence: Divergence, loss: LossConfig) -> Tensor:
     if sample is None:
         return terms_TC.sum(-1)
     excess_T = _excess(sides, sample, terms_TC, divergence, loss)
+    if sample.of == "student":
+        return terms_TC.sum(-1) + sample.share * excess_T
     # where a teacher draws, a bucket's slope along q would come in by q/p, which has heavy tails
-    known_TC = terms_TC[:, : sides.num_support] if sample.of == "teacher" else terms_TC
-    return known_TC.sum(-1) + sample.share * excess_T
+    known_T = terms_TC[:, : sides.num_support].sum(-1)
+    if divergence.known(loss):
+        _, log_q_TC, exists_TC = sides.categories
+        q_TB = log_q_TC.exp().masked_fill(~exists_TC, 0.0)[:, sides.num_support :]
+        known_T = known_T + divergence.known(loss) * q_TB.sum(-1)
+    return known_T + sample.share * excess_T
 
 
 def cut_share(sides: Sides, loss: LossConfig) -> Tensor:
@@ -63,7 +69,8 @@ def _excess(
 ) -> Tensor:
     """Return Σ over the sample of (term − tangent plane of its bucket) / chance, [T].
 
-    Of a teacher's sample it is Σ term / chance: all that lies outside the support.
+    Of a teacher's sample it is Σ term / chance, without what is known of the sum: all that lies
+    outside the support.
     """
     there_TN = sample.log_weights_TN > -math.inf
     weights_TN = sample.log_weights_TN.masked_fill(~there_TN, 0.0)
@@ -76,6 +83,8 @@ def _excess(
     if sample.of == "student":
         planes = _plane(sides, terms_TC, divergence, loss)
         excess_TN = excess_TN - planes.at(sample.ids_TN, log_p_TN, log_q_TN)
+    elif divergence.known(loss):
+        excess_TN = excess_TN - divergence.known(loss) * log_q_TN.exp()
     return excess_TN.masked_fill(~there_TN, 0.0).sum(-1)
 
 

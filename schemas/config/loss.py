@@ -50,9 +50,9 @@ SAMPLES: dict[str, tuple[SampleOf, ...]] = {
     "jsd": ("student",),
     "gkd": ("student",),
     "skew_kl": ("teacher", "student"),
-    "skew_reverse_kl": ("student", "teacher"),
+    "skew_reverse_kl": ("student",),
     "tvd": ("student",),
-    "alpha": (),
+    "alpha": ("student", "teacher"),
     "policy_gradient": ("student",),
     "sft": (),
 }
@@ -60,7 +60,21 @@ SAMPLES: dict[str, tuple[SampleOf, ...]] = {
 
 A term of the sum is q·f'(q/p) over the chance of its id, which is near p or near q. Of the forward
 KL it is p: under the student's chance p/q has heavy tails. Of the reverse KL it is q·log(q/p).
+`suited` knows of values besides the kind.
 """
+
+
+def suited(kind: str, *, beta: object = 0.5, alpha: object = 0.5) -> tuple[SampleOf, ...]:
+    """Return whose samples suit a divergence with these values, the better one first.
+
+    A JSD of β = 0 is the forward KL. The α-divergence's terms are p^α·q^(1−α): over q their squares
+    are expected to be at most 1 up to α = ½, over p from there.
+    """
+    if kind in ("jsd", "gkd") and beta == 0.0:
+        return SAMPLES["forward_kl"]
+    if kind == "alpha" and isinstance(alpha, float) and alpha != 0.5:
+        return ("student",) if alpha < 0.5 else ("teacher",)
+    return SAMPLES.get(kind, ())
 
 
 class LossConfig(Section):
@@ -127,7 +141,7 @@ class LossConfig(Section):
             )
         if self.gate is not None:
             self._check_gate(self.gate)
-        if self.estimator == "sampled" and not SAMPLES.get(self.kind):
+        if self.estimator == "sampled" and not suited(self.kind):
             raise ValueError(
                 f"estimator = 'sampled' is not for kind = {self.kind!r}, whose sums over a sample "
                 "have no bounded variance or need none: leave estimator out"
@@ -203,8 +217,7 @@ class LossConfig(Section):
             return ()
         if self.kind == POLICY and self._of_one_token:
             return ()
-        forward = self.kind in ("jsd", "gkd") and self.beta == 0.0
-        return SAMPLES.get("forward_kl" if forward else self.kind, ())
+        return suited(self.kind, beta=self.beta, alpha=self.alpha)
 
     @property
     def takes_token(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from schemas.config.engines import EngineSection
-from schemas.config.loss import SAMPLES
+from schemas.config.loss import suited
 from schemas.config.section import Positive, later, tuning
 from schemas.scoresignal import FURTHER, MOST_TEMPERATURES
 
@@ -142,9 +142,8 @@ def _sample(
     tempered = loss.get("temperature", 1.0) != 1.0 or loss.get("estimator") == "bucket"
     if score.get("engine") == "server" or "top_p" in score or tempered:
         return None
-    kind = loss.get("kind")
-    of_one = kind in ("jsd", "gkd") and loss.get("beta") == 0.0  # which is the forward KL
-    suits = SAMPLES.get("forward_kl" if of_one else kind, ()) if isinstance(kind, str) else ()
+    kind, values = loss.get("kind"), {n: loss[n] for n in ("beta", "alpha") if n in loss}
+    suits = suited(kind, **values) if isinstance(kind, str) else ()
     whole = rollout.get("top_p") == 1.0 and rollout.get("top_k") == 0
     own = whole and rollout.get("engine") != "server"
     return next((of for of in suits if of == "teacher" or own), None)

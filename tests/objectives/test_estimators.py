@@ -16,7 +16,7 @@ from pipeline.objectives.samples import Sample, threshold_sample, token_sample
 from pipeline.objectives.sides import Sides, plain_view
 from pipeline.objectives.targets import Targets
 from pipeline.scores.buckets import bucket_of
-from schemas.config.loss import SAMPLES, DivergenceKind, LossConfig
+from schemas.config.loss import DivergenceKind, LossConfig
 from schemas.scoresignal import SampleOf
 from tests.support.lossreference import NEG_INF, random_logits
 
@@ -26,11 +26,14 @@ LOSSES = [
     LossConfig(kind=kind, beta=0.3, skew=0.2, alpha=0.4, importance_cap=UNCUT)
     for kind in get_args(DivergenceKind)
 ]
-SUITED = [(loss, of) for loss in LOSSES for of in SAMPLES[loss.kind]]
+LOSSES += [LossConfig(kind="alpha", alpha=alpha, importance_cap=UNCUT) for alpha in (0.5, 0.7)]
+SUITED = [(loss, of) for loss in LOSSES for of in loss.samples]
 
 
 def name_of(value: object) -> str:
-    return value.kind if isinstance(value, LossConfig) else str(value)
+    if not isinstance(value, LossConfig):
+        return str(value)
+    return value.kind + (f" {value.alpha}" if value.kind == "alpha" else "")
 
 
 def whole(log_q_V: Tensor, log_p_V: Tensor, loss: LossConfig) -> Tensor:
@@ -211,6 +214,26 @@ def test_what_the_teacher_never_draws_gives_its_sample_no_heavy_tail(
     for _, sample in samples_of("teacher", log_q_V, log_p_V, k, places):
         _, gradient_V = estimate(logits_V, targets_of(log_p_V, k, 1, sample), loss)
         assert float(gradient_V.abs().max()) <= 1 + 1e-9  # as q − p has: masses add up to 1
+
+
+@pytest.mark.parametrize("of", ["student", "teacher"])
+@pytest.mark.parametrize("loss", LOSSES, ids=name_of)
+def test_a_sample_suits_where_squares_of_the_gradient_stay_bounded(
+    loss: LossConfig, of: SampleOf
+) -> None:
+    """However rare an id is on the side that draws, while the other one makes much of it."""
+
+    def square(rare: float) -> float:
+        drawn_V = torch.tensor([0.5, 0.5 - rare, rare]).double().log()
+        other_V = torch.tensor([0.3, 0.2, 0.5]).double().log()
+        log_p_V, log_q_V = (drawn_V, other_V) if of == "teacher" else (other_V, drawn_V)
+        found = 0.0
+        for share, sample in samples_of(of, log_q_V, log_p_V, 0, 1):
+            _, gradient_V = estimate(log_q_V, targets_of(log_p_V, 0, 1, sample), loss)
+            found += share * float(gradient_V.square().sum())
+        return found
+
+    assert (square(1e-12) > 20 * square(1e-4)) == (of not in loss.samples)
 
 
 def test_importance_weights_are_cut_at_the_cap_and_counted() -> None:

@@ -22,6 +22,8 @@ def kept(config: RunConfig) -> tuple[int, int, int]:
         (("loss.kind=jsd", "loss.beta=0"), (0, 0, 32)),
         (("loss.kind=forward_kl",), (0, 0, 32)),
         (("loss.kind=skew_kl",), (0, 0, 32)),
+        (("loss.kind=alpha",), (4, 26, 0)),
+        (("loss.kind=alpha", "loss.alpha=0.7"), (0, 0, 32)),
         (("loss.kind=policy_gradient",), (4, 26, 0)),
         (("loss.temperature=0.5",), (64, 0, 0)),
         (("loss.estimator=bucket",), (64, 0, 0)),

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.learner.sequences import Batch
-from schemas.config.loss import POLICY, SAMPLES, LossConfig
-from schemas.scoresignal import SampleOf
+from schemas.config.loss import POLICY, LossConfig, suited
 
 By = Literal["bucket", "token", "student", "teacher"]
 """What says of single ids outside the support: nothing, the sampled token, a stored sample."""
@@ -96,10 +95,11 @@ def _allowed(
         return ["bucket"]  # it is about the sampled token alone
     if kind == POLICY and truncated:
         return ["bucket"] if own else []
-    suited: tuple[SampleOf, ...] = SAMPLES[kind]
+    own_values = {"beta": loss.beta, "alpha": loss.alpha} if own else {}
+    suits = suited(kind, **own_values)
     if own and loss.estimator != "bucket":
-        suited = loss.samples
-    drawn = [of for of in suited if not (truncated and of == "student")]
+        suits = loss.samples
+    drawn = [of for of in suits if not (truncated and of == "student")]
     token: list[By] = ["token"] if "student" in drawn else []
     stored: list[By] = [of for of in drawn if of in batches]
     return ["bucket", *token, *stored]
