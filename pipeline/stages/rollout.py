@@ -89,6 +89,7 @@ def _sample_round(
     with _sampler(run, round_index, teacher) as sampler:
         weights, table = sampler.weights, read_prompts(run.storage, sampler.prompts)
         draw = draw_round(run, round_index, table.column("prompt_id"))
+        table = draw.routed(table)
         units = _units(run, draw, table, teacher)
         draw.keep(run.storage)
         plan = _pinned_plan(run, round_index, sampler, units=units, draw=draw)

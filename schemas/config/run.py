@@ -197,6 +197,12 @@ class RunConfig(Section):
                 f"schedule.teacher names {unknown[0]!r}, which is not one of {list(self.teachers)}"
             )
         prompts = self.schedule.prompts
+        hard = None if prompts is None else prompts.hard_teacher
+        if hard is not None and hard not in self.teachers:
+            raise ValueError(
+                f"schedule.prompts.hard_teacher is {hard!r}, which is not one of "
+                f"{list(self.teachers)}"
+            )
         if prompts is not None and prompts.by == "reward" and self.reward is None:
             raise ValueError(
                 "schedule.prompts.by = 'reward' needs a [reward], which says how responses are "

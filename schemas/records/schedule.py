@@ -8,11 +8,16 @@ from schemas.records.shards import Shard
 class PromptSchedule(Record):
     """How the prompts of a round are drawn."""
 
+    LATER = frozenset({"hard_teacher", "hard_share"})
     hardness: Real
     floor: Real
     difficulty: Shard | None = None
     """Difficulty of each prompt of the run's table when the round was planned; None where nothing
     was measured before it, so that prompts are drawn in their random order."""
+    hard_teacher: FileName | None = None
+    """Who scores the hardest prompts, where they name nobody; None for the round's teacher."""
+    hard_share: Real | None = None
+    """Share of the known prompts that counts as the hardest; None without such a teacher."""
 
 
 class RoundSchedule(Record):

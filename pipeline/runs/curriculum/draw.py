@@ -68,6 +68,12 @@ def expected_counts(
     return np.asarray(counts_R, dtype=np.float64)
 
 
+def hardest(difficulty_R: NDArray[np.floating], share: float) -> NDArray[np.bool_]:
+    """Return which prompts are the hardest share of the known ones; equal ones go together."""
+    rank_R = _ranks(np.asarray(difficulty_R, dtype=np.float64))
+    return np.asarray(~np.isnan(difficulty_R) & (rank_R >= 1.0 - share))
+
+
 def _ranks(difficulty_R: Values) -> Values:
     """Return ranks from 0, the easiest, to 1; equal ones share theirs, unknown ones have 0.5."""
     known_R = ~np.isnan(difficulty_R)

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.runs.curriculum.difficulty import carried_on, difficulty_shard, read_difficulty
-from pipeline.runs.curriculum.draw import draw_by_difficulty
+from pipeline.runs.curriculum.draw import draw_by_difficulty, hardest
 from pipeline.runs.curriculum.rounds import announced
 from pipeline.runs.plan import Rows, draw_prompts
 from pipeline.runs.run import Run
@@ -26,6 +29,20 @@ class Draw:
     """What the plan says of the round; None where nothing changes from round to round."""
     stored: tuple[str, bytes] | None = None
     """Key and bytes of the difficulties that the plan names, where they are new."""
+    hard_R: NDArray[np.bool_] | None = None
+    """Which prompts of the table go to the schedule's teacher of the hardest; None for none."""
+
+    def routed(self, prompts: pa.Table) -> pa.Table:
+        """Return the prompt table with the teacher of the hardest where a prompt names none."""
+        told = None if self.schedule is None else self.schedule.prompts
+        if told is None or told.hard_teacher is None or self.hard_R is None:
+            return prompts
+        named = prompts.column("teacher")
+        hard = pc.and_(pc.is_null(named), pa.array(self.hard_R))
+        teacher = pc.if_else(hard, told.hard_teacher, named)
+        return prompts.set_column(
+            prompts.column_names.index("teacher"), prompts.schema.field("teacher"), teacher
+        )
 
     def keep(self, storage: Storage) -> None:
         """Store what the plan names; before and after the plan, for a clean-up may come between."""
@@ -70,7 +87,8 @@ def draw_round(run: Run, round_index: int, prompt_ids: pa.ChunkedArray) -> Draw:
         round_index=round_index,
         seed=run.config.run.seed,
     )
-    return Draw(*drawn, schedule, stored)
+    hard_R = None if prompts.hard_share is None else hardest(known, prompts.hard_share)
+    return Draw(*drawn, schedule, stored, hard_R)
 
 
 def _in_order(run: Run, round_index: int, rows: int) -> tuple[Rows, Rows]:

@@ -25,8 +25,13 @@ def announced(config: RunConfig, round_index: int) -> RoundSchedule | None:
         return None
     prompts = None
     if section.prompts is not None:
-        hardness = on_line(section.prompts.hardness, round_index)
-        prompts = PromptSchedule(hardness=hardness, floor=section.prompts.floor)
+        given = section.prompts
+        prompts = PromptSchedule(
+            hardness=on_line(given.hardness, round_index),
+            floor=given.floor,
+            hard_teacher=given.hard_teacher,
+            hard_share=None if given.hard_teacher is None else given.hard_share,
+        )
     return RoundSchedule(
         loss=section.loss_at(round_index),
         teacher=section.teacher_at(round_index),

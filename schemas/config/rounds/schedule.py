@@ -112,12 +112,19 @@ class PromptsSchedule(Section):
     linear between them. A prompt that was never drawn counts as the middle one."""
     floor: Fraction
     """Share of its uniform chance that every prompt keeps, whatever its difficulty."""
+    hard_teacher: Name | None = later(None)
+    """Who scores the hardest prompts in the place of the round's teacher, where they name none."""
+    hard_share: Annotated[float, Field(gt=0.0, le=1.0)] = later(0.25)
+    """Share of the prompts whose difficulty is known that counts as the hardest. Equal ones go
+    together, by their middle rank; a prompt that was never drawn is not among them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         outside = [value for _, value in self.hardness if not 0.0 <= value <= 1.0]
         if outside:
             raise ValueError(f"hardness is from 0 to 1 (found {outside[0]:g})")
+        if self.hard_teacher is None and self.hard_share != 0.25:
+            raise ValueError("hard_share is of the prompts of hard_teacher: name one")
         return self
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runs.curriculum.draw import draw_by_difficulty, expected_counts
+from pipeline.runs.curriculum.draw import draw_by_difficulty, expected_counts, hardest
 
 KNOWN = st.lists(st.none() | st.floats(-50, 50), min_size=1, max_size=30)
 SHARES = st.floats(0.0, 1.0)
@@ -83,3 +83,15 @@ def test_over_many_rounds_prompts_come_as_often_as_expected() -> None:
         )
         counts += np.bincount(rows, minlength=6)
     np.testing.assert_allclose(counts / 600, expected, atol=0.08)
+
+
+def test_the_hardest_are_a_share_of_the_known_and_equal_ones_go_together() -> None:
+    nan = float("nan")
+    known = np.array([3.0, nan, 1.0, 4.0, 2.0, nan])
+    assert hardest(known, 0.25).tolist() == [False, False, False, True, False, False]
+    assert hardest(known, 0.5).tolist() == [True, False, False, True, False, False]
+    assert hardest(known, 1.0).tolist() == [True, False, True, True, True, False]
+    assert not hardest(np.full(4, nan), 1.0).any()
+    rewards = -np.array([0.0, 1.0, 0.0, 1.0, 1.0])
+    assert hardest(rewards, 0.2).tolist() == [True, False, True, False, False]
+    assert not hardest(rewards, 0.1).any()

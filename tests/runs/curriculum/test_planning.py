@@ -24,7 +24,7 @@ from tests.support.tiny import write_run
 REWARD: dict[str, object] = {"reward.grader": "exact_match", "reward.unfinished": "grade"}
 
 
-def write_curriculum(folder: Path, by: str) -> Path:
+def write_curriculum(folder: Path, by: str, teachers: tuple[str, ...] = ("main",)) -> Path:
     changes = {
         "run.rounds": 3,
         "eval": None,
@@ -35,11 +35,11 @@ def write_curriculum(folder: Path, by: str) -> Path:
         "rollout.prompts_per_round": 6,
         **(REWARD if by == "reward" else {}),
     }
-    return write_run(folder, changes=changes)
+    return write_run(folder, changes=changes, teachers=teachers)
 
 
-def opened(config: Path) -> Run:
-    return open_run(load_config(config, ()))
+def opened(config: Path, *overrides: str) -> Run:
+    return open_run(load_config(config, overrides))
 
 
 def prompt_ids(run: Run) -> Any:
@@ -57,6 +57,15 @@ def sampled(run: Run, number: int) -> list[str]:
     assert rollout is not None
     tables = [read_rollout(run.storage, u.shard, columns=["prompt_id"]) for u in rollout.units]
     return [one for table in tables for one in table.column("prompt_id").to_pylist()]
+
+
+def teachers_of(run: Run, number: int) -> dict[str, str]:
+    """Return who scores each prompt of a round."""
+    rollout = run.rollout(number)
+    assert rollout is not None
+    names = ["prompt_id", "teacher"]
+    tables = [read_rollout(run.storage, u.shard, columns=names) for u in rollout.units]
+    return {row["prompt_id"]: row["teacher"] for table in tables for row in table.to_pylist()}
 
 
 def stored(run: Run, number: int) -> Any:
@@ -118,3 +127,33 @@ def test_rounds_draw_by_what_the_round_before_measured(by: str, tmp_path: Path, 
     forget.unlink()
     outcome = cli("rollout", "-c", config, "--round", "2")
     assert outcome.code == 4 and shard in outcome.stderr
+
+
+def test_the_hardest_prompts_go_to_a_teacher_of_their_own_and_stay_there(
+    tmp_path: Path, cli: Cli
+) -> None:
+    config = write_curriculum(tmp_path, "kl", teachers=("main", "strong"))
+    for name in ("prompts", "held-out"):  # whose prompts name teachers in turn
+        path = tmp_path / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        bare = [{key: row[key] for key in row if key != "teacher"} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in bare))
+    options = ("--set", "schedule.prompts.hard_teacher=strong", "--set", "run.rounds=2")
+    cli.ok("run", "-c", config, *options)
+    run = opened(config, *options[1::2])
+    ids = prompt_ids(run).to_pylist()
+    difficulty = dict(zip(ids, stored(run, 1), strict=True))
+    known = sorted(value for value in difficulty.values() if not np.isnan(value))
+    hard = set(known[-(-3 * (len(known) - 1) // 4) :])
+    assert teachers_of(run, 0) == dict.fromkeys(sampled(run, 0), "main")
+    found = teachers_of(run, 1)
+    assert {one for one, name in found.items() if name == "strong"} == {
+        one for one in found if difficulty[one] in hard
+    }
+    assert "strong" in found.values() and "main" in found.values()
+    folder = tmp_path / "store" / "runs" / run.name / "rounds" / "0001" / "rollout"
+    manifest = (folder / "manifest.json").read_bytes()
+    shutil.rmtree(folder / "commits", ignore_errors=True)
+    (folder / "manifest.json").unlink()
+    cli.ok("rollout", "-c", config, "--round", "1", *options)  # as the plan says
+    assert (folder / "manifest.json").read_bytes() == manifest
