@@ -1,11 +1,13 @@
 """Keys of verl's vocabulary: what docs/rewards.md says of each, run on a batch."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from pipeline.objectives.headloss import head_loss
+from pipeline.objectives.tempering import with_temperature
 from schemas.config.loss import LossConfig
 from tests.objectives.test_headloss import make_inputs, make_targets
 from tests.support.repository import REPOSITORY
@@ -19,6 +21,8 @@ KEYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "distillation_type: reverse_kl": ("of the same name", {"kind": "reverse_kl"}, {}),
     "distillation_type: gkd": ("of the same name", {"kind": "gkd", "beta": 0.3}, {}),
     "distillation_beta": ("`loss.beta`", {"kind": "gkd", "beta": 1.0}, {"kind": "reverse_kl"}),
+    "distillation_temperature": ("`loss.temperature`", {"kind": "gkd", "temperature": 2.0}, {}),
+    "hybrid_lambda_rl": ("`loss.rl_weight`", {**OPD, "rl_weight": 0.5, "distill_weight": 0.0}, {}),
     "hybrid_lambda_distill": ("`loss.distill_weight`", {**OPD, "distill_weight": 2.0}, {}),
     "kl_type: k1, as an advantage": ('"advantage"', {**OPD, "policy": {}}, OPD),
     **{
@@ -46,7 +50,13 @@ def gradients(fields: dict[str, Any]) -> list[torch.Tensor]:
     """Return what a batch's loss gives hidden states and head."""
     hidden_TH, head = make_inputs()
     loss = LossConfig.model_validate(fields)
-    total, _ = head_loss(hidden_TH, head, make_targets(), loss, chunk_tokens=3, scale=1.0)
+    targets = replace(make_targets(), advantage_T=torch.ones(len(hidden_TH)))
+    if loss.temperature != 1.0:
+        log_z_T = torch.full((len(hidden_TH),), 3.0)
+        targets = with_temperature(
+            targets, loss.temperature, log_z_T, vocab_size=len(head.weight_VH)
+        )
+    total, _ = head_loss(hidden_TH, head, targets, loss, chunk_tokens=3, scale=1.0)
     assert bool(total.isfinite())
     return list(torch.autograd.grad(total, [hidden_TH, head.weight_VH]))
 

@@ -155,6 +155,16 @@ def test_the_likeliest_ids_are_those_of_a_top_k_and_then_of_the_sample() -> None
     assert tops.teacher_ids[:, 2:].tolist() == expected
     assert tops.student_ids.tolist() == [[5, -1]] * sum(lengths)
     assert tops.drawn == {"teacher", "student"}
+    by_need: dict[str, list[Any]] = {
+        "student_sample_ids": [[5] * n for n in lengths],
+        "student_sample_logprobs": [[-0.1] * n for n in lengths],
+        "student_sample_count": [[1] * n for n in lengths],
+    }
+    by_need["student_sample_count"][0][0] = 2
+    by_need["student_sample_ids"][0].insert(1, 6)
+    by_need["student_sample_logprobs"][0].insert(1, -0.2)
+    uneven = looked_at(with_columns(rows, by_need), scores, where="x").tops
+    assert uneven.student_ids.tolist() == [[5, 6], *[[5, -1]] * (sum(lengths) - 1)]
     whole = looked_at(with_own_ids(rows, [[1, 2] * n for n in lengths]), scores, where="x").tops
     assert (whole.student_ids.shape[1], len(whole.drawn)) == (2, 0)
     assert Tops.joined([whole, tops]).drawn == tops.drawn

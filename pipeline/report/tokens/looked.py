@@ -12,11 +12,12 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.scores.candidates import own_counts
 from pipeline.scores.columns import scores_of
 from pipeline.scores.scores import Scores
 from schemas.columns import flat_values, list_lengths
 from schemas.errors import DataError
-from schemas.ragged import offsets_within
+from schemas.ragged import offsets_within, padded
 
 FLOOR = -100.0
 """Teacher log-probability that stands for all below it, as in the stored reverse KL."""
@@ -194,12 +195,21 @@ def _overlap(own_TN: NDArray[Any], topk_TK: NDArray[Any]) -> NDArray[np.float64]
 
 
 def _own_ids(rollout: pa.Table, kind: str, tokens: int) -> Pair:
-    """Return the student's own ids of a kind, with their log-probabilities; N may be 0."""
-    found = []
-    for name, form in ((f"{kind}_ids", np.int32), (f"{kind}_logprobs", np.float32)):
+    """Return the student's own ids of a kind, with their log-probabilities; N may be 0.
+
+    They are -1 and -inf where a token has fewer.
+    """
+    found, counts = [], own_counts(rollout) if kind == "student_sample" else None
+    for name, form, none in (
+        (f"{kind}_ids", np.int32, -1),
+        (f"{kind}_logprobs", np.float32, -np.inf),
+    ):
         absent = name not in rollout.column_names or rollout.column(name).null_count
         values = np.empty(0, form) if absent else flat_values(rollout, name)
-        found.append(values.reshape(tokens, -1 if tokens else 0))
+        if counts is None or absent:
+            found.append(values.reshape(tokens, -1 if tokens else 0))
+        else:
+            found.append(padded(values, counts, fill=none))
     return found[0], found[1]
 
 
