@@ -38,7 +38,7 @@ BATCH = 8
 """Rows of a pass: their logits exist at once."""
 
 STEPS = {64: 2, 640: 4, 4_096: 1, 65_536: 1}
-"""How many steps are measured of so many positions; cosine and norm are their means. One of each
+"""How many steps are measured of so many positions; cosine and norm are their means. Half as many
 with a model's folder, where a position costs ten times as much."""
 
 SIZED = 2_048
@@ -66,7 +66,7 @@ def run(*, quick: bool, seed: int, data: Path | None = None, positions: int = 65
             pair = random_pair(500 if quick else 32_768, distance, seed)
         else:
             pair = model_pair(data, distance, seed)
-        steps = {n: STEPS[n] if data is None else 1 for n in lengths}
+        steps = {n: STEPS[n] if data is None else max(1, STEPS[n] // 2) for n in lengths}
         cases += _distance(distance, pair, steps)
     default = [case for case in cases if case["form"] == DEFAULT.name]
     worst = min(

@@ -60,12 +60,24 @@ STEP = (
     "parameters."
 )
 
-PLACES = {"cuda": " on a GPU", "s3": " on S3"}
+PLACES = {"cuda": " on a GPU", "s3": " on S3", "model": " of a real model"}
 
 PAGES: dict[str, tuple[str, tuple[Figure, ...]]] = {
     "support": (
         "The gradient of a step from what a cache keeps of each token, against the one over the "
         "whole vocabulary: [objectives.md](objectives.md) has the plot.",
+        (
+            Figure(
+                "default_cosine",
+                "cosine at the default's worst case: a student near or far, random models, steps "
+                "of 4,096 positions",
+                least=0.997,
+            ),
+        ),
+    ),
+    "support-model": (
+        "The same with a model of 270 million parameters, its vocabulary cut to the 32,768 ids "
+        "with the most mass.",
         (
             Figure(
                 "default_cosine",
