@@ -22,8 +22,17 @@ Case = Mapping[str, Any]
 PANELS = {"near": "reverse KL of 0.12 nats", "far": "reverse KL of 0.7 nats"}
 """The panel of each distance between student and teacher, by its title."""
 
+CROWD = (
+    "30 student ids by need",
+    "31 student ids",
+    "top-8 + 22 student ids by need",
+    "top-16 + 16 student ids by need",
+    "top-16 + 16 student ids",
+)
+"""Forms that lie so close to others that their names would hide them: dots alone."""
+
 WIDTH, HEIGHT, LEFT, TOP, GAP = 400, 330, 76, 74, 80
-BYTES, ERRORS = (30, 150), (-4.0, -1.0)
+BYTES, ERRORS = (30, 150), (-3.0, 0.0)
 """Ends of the axes: bytes of a token, and the logarithm of 1 − cosine."""
 
 HEAD = """\
@@ -122,7 +131,10 @@ def _points(left: int, cases: Sequence[Case], default: str) -> Iterator[str]:
         yield f'  <circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
         if case["form"] == default:
             yield f'  <circle class="default" cx="{x:.1f}" cy="{y:.1f}" r="9"/>'
+        if case["form"] in CROWD:
+            continue
         words = case["form"].replace(" student ids", " ids")
+        words = words.replace("top-16 + 16 ids + 64", "16 + 16, 64")
         before = x > left + WIDTH * 0.55
         start = x - 12 - 7 * len(words) if before else x + 12
         end = start + 7 * len(words)
