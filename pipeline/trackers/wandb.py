@@ -102,10 +102,11 @@ class WeightsAndBiases:
     def _unread(self) -> dict[str, int]:
         """Return, of each folder that no process finished, the step after its last.
 
-        They are made such that `wandb sync` takes them: at one that it does not, it ends.
+        They are made such that `wandb sync` takes them: at one that it does not, it ends. Those
+        that begin within a second have names with a number behind.
         """
         steps = dict[str, int]()
-        for one in self._folder.glob(f"wandb/offline-run-*-{self._id}/run-{self._id}.wandb"):
+        for one in self._folder.glob(f"wandb/offline-run-*/run-{self._id}.wandb"):
             if one.parent.name not in self._note.folders | {self._own}:
                 step = settled(one)
                 if step is not None:

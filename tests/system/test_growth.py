@@ -35,7 +35,7 @@ SIGNAL: Edits = {
     ],
     "pipeline/scores/signals.py": [
         (
-            "    finite_TV = ",
+            "    moment_T = torch.linalg.vecdot(weights_TV, shifted_TV)\n",
             "    if signal.normaliser:\n"
             "        half_T = (shifted_TV / 2).logsumexp(-1)\n"
             '        found["log_normaliser"] = half_T + highest_T1[:, 0] / 2\n',

@@ -37,7 +37,7 @@ def _messages(room: str) -> Iterator[tuple[str, int | None]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 kind = getattr(schemas.errors, node.func.id, None)
-                if kind is not None:
+                if isinstance(kind, type) and issubclass(kind, schemas.errors.OpdError):
                     yield template_of(node.args[0]), kind.exit_code
             elif isinstance(node, ast.JoinedStr):
                 yield template_of(node), None
