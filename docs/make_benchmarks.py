@@ -88,7 +88,7 @@ PAGES: dict[str, tuple[str, tuple[Figure, ...]]] = {
     ),
     "peers": (
         "A step of `opd run` in rounds of ten, against TRL's `DistillationTrainer` on the same "
-        "files: 64 sequences, a student of 108 thousand parameters, one CPU thread. CPU "
+        "files: 64 sequences, a student of 141 thousand parameters, one CPU thread. CPU "
         "seconds, and both sides in turn: the machine had other work, which slows both.",
         (
             Figure(

@@ -47,6 +47,7 @@ HYGIENE = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "NO_PROXY": "127.0.0.1,localhost",
 }
+LIBRARY_PATH = os.environ.get("LD_LIBRARY_PATH")
 if multiprocessing.parent_process() is None:  # a spawned child keeps what its test has set
     for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
         del os.environ[name]
@@ -175,6 +176,15 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return Cli(capsys)
+
+
+@pytest.fixture(autouse=True)
+def library_path() -> None:
+    """Take back what imports leave, as cv2 does: processes would be started with another path."""
+    if LIBRARY_PATH is None:
+        os.environ.pop("LD_LIBRARY_PATH", None)
+    else:
+        os.environ["LD_LIBRARY_PATH"] = LIBRARY_PATH
 
 
 @pytest.fixture(scope="session", autouse=True)

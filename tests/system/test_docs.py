@@ -97,6 +97,7 @@ GENERATED = (
     "map",
     "metrics",
     "models",
+    "objectives",
     "support",
 )
 
