@@ -62,7 +62,7 @@ def holds_weights(manifest: CheckpointManifest, folder: Path) -> bool:
     """Return whether a checkpoint has the weights of a folder, not those of another attempt."""
     weights = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
     stored = {name: shard.sha256 for name, shard in manifest.files.items()}
-    return all(stored.get(path.name) == file_sha256(path) for path in weights)
+    return bool(weights) and all(stored.get(one.name) == file_sha256(one) for one in weights)
 
 
 def _read_claim(storage: Storage, key: str) -> bytes | None:

@@ -53,6 +53,11 @@ def keeping(wanted: bool) -> Iterator[None]:
         shelf.close()
 
 
+def keeps() -> bool:
+    """Return whether there is a block that keeps things."""
+    return _SHELF.get() is not None
+
+
 def take(place: str, key: Any) -> Any:
     """Return the thing of a place if it has that key, to be put back or closed; else None.
 

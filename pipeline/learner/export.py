@@ -12,6 +12,7 @@ from pipeline.checkpoints.folder import export_folder
 from pipeline.checkpoints.probe import make_probe, write_probe
 from pipeline.checkpoints.publishing import holds_weights, publish_checkpoint
 from pipeline.engines.hf.exported import keep_exported
+from pipeline.engines.kept import keeps
 from pipeline.learner.feed.layout import batch_inputs
 from pipeline.learner.inputs import TrainInputs
 from pipeline.learner.learner import Learner, token_logprobs
@@ -80,7 +81,7 @@ def publish_student(
                 state=state_key,
                 base=None if source.base is None else run.checkpoint(None),
             )
-            if source.base is None and holds_weights(manifest, folder):
+            if source.base is None and keeps() and holds_weights(manifest, folder):
                 version, dtype = manifest.policy_version, run.config.student.dtype
                 keep_exported(model, version=version, dtype=dtype)
 
