@@ -141,13 +141,8 @@ def _fitting(engine: Engine, measure: Callable[[], Gap]) -> Gap:
 
 
 def _check(gap: Gap, dtype: str, words: str) -> None:
-    limit = noise_limit(dtype)
-    found, kind = (gap.max, "at most") if dtype == "float32" else (gap.mean, "on average")
-    if not found <= limit:  # NaN is refused
-        raise ConfigError(
-            f"{words}, where {limit:.1e} {kind} would pass for rounding in {dtype}. Nothing was "
-            f"sampled. {ADVICE}"
-        )
+    if passing := gap.beyond(noise_limit(dtype), dtype):
+        raise ConfigError(f"{words}, where {passing}. Nothing was sampled. {ADVICE}")
 
 
 def _prompts(engine: Engine, start: Start) -> tuple[list[Ids], list[Ids]]:

@@ -139,16 +139,13 @@ def _check(engine: Engine, reference: _Reference, start: Start) -> Gap:
         vocab_size=engine.vocab_size,
     )
     gap = gap_of(found.token_logprob, reference.logprobs_T)
-    exact = start.dtype == "float32"
-    limit = MARGIN * noise_limit(start.dtype) if exact else noise_limit(start.dtype)
-    if not (gap.max if exact else gap.mean) <= limit:  # NaN is refused
+    margin = MARGIN if start.dtype == "float32" else 1.0
+    if passing := gap.beyond(margin * noise_limit(start.dtype), start.dtype):
         raise ConfigError(
             f"engine {engine.name!r} cannot be used with {start.source.words}: on "
             f"{len(reference.logprobs_T)} tokens its log-probabilities are {gap.words}, away from "
-            f"a float32 forward of transformers, where {limit:.1e} "
-            f"{'at most' if exact else 'on average'} would pass for rounding in {start.dtype}. "
-            f"{engine.version} computes this model otherwise: set the stage's engine to 'hf'. "
-            "Nothing was stored"
+            f"a float32 forward of transformers, where {passing}. {engine.version} "
+            "computes this model otherwise: set the stage's engine to 'hf'. Nothing was stored"
         )
     return gap
 

@@ -29,6 +29,18 @@ class Gap:
         """Return it for people."""
         return f"{self.mean:.1e} nats on average, {self.max:.1e} at most"
 
+    def beyond(self, limit: float, dtype: str) -> str | None:
+        """Return what would have passed, in words, where this is more than rounding; else None.
+
+        The largest difference counts in float32, and their mean in 16 bits. NaN is more.
+
+        Args:
+            limit: nats.
+            dtype: number format that was computed in.
+        """
+        found, kind = (self.max, "at most") if dtype == "float32" else (self.mean, "on average")
+        return None if found <= limit else f"{limit:.1e} {kind} would pass for rounding in {dtype}"
+
 
 @dataclass(frozen=True)
 class Differences:

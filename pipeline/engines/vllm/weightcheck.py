@@ -56,15 +56,10 @@ def check_gap(gap: Gap, dtype: str, own: Gap | None) -> None:
     Raises:
         IdentityError: it is more.
     """
-    if dtype == "float32":
-        found, limit, kind = gap.max, EXACT, "at most"
-    else:
-        limit = reload_limit(own.mean if own is not None else 0.0)
-        found, kind = gap.mean, "on average"
-    if not found <= limit:  # NaN is refused
-        raise IdentityError(
-            f"it is {gap.words}, away from the checkpoint, where {limit:.1e} {kind} would pass"
-        )
+    own_mean = own.mean if own is not None else 0.0
+    limit = EXACT if dtype == "float32" else reload_limit(own_mean)
+    if passing := gap.beyond(limit, dtype):
+        raise IdentityError(f"it is {gap.words}, away from the checkpoint, where {passing}")
 
 
 def _scores(engine: Engine, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Floats:

@@ -73,12 +73,10 @@ def require_agreement(model: "PreTrainedModel", source: ModelSource, *, tokens: 
     if expected:
         dtype = str(model.dtype).removeprefix("torch.")
         gap = min((gap_of(found, each) for each in expected), key=lambda gap: gap.max)
-        exact = dtype == "float32"
-        if not (gap.max if exact else gap.mean) <= noise_limit(dtype):  # NaN is refused
+        if passing := gap.beyond(noise_limit(dtype), dtype):
             raise ConfigError(
                 f"cannot use {source.words}: on {len(found)} tokens transformers' attention "
-                f"{mine!r} and {other!r} are {gap.words}, apart, where {noise_limit(dtype):.1e} "
-                f"{'at most' if exact else 'on average'} would pass for rounding in {dtype}, "
+                f"{mine!r} and {other!r} are {gap.words}, apart, where {passing}, "
                 f"{_what_to_do(chosen and mine == EAGER)}. Nothing was stored"
             )
     _AGREED.add(mark)

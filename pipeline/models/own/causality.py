@@ -53,14 +53,12 @@ def require_causality(model: "PreTrainedModel", source: ModelSource) -> None:
     rows_2T[1, :half] = rows_2T[0, :half]
     one, other = (logprobs_of(model, row)[: half - 1] for row in rows_2T)
     gap, dtype = gap_of(one, other), str(model.dtype).removeprefix("torch.")
-    exact = dtype == "float32"
-    limit = noise_limit(dtype) if exact else SHARE * noise_limit(dtype)
-    if not (gap.max if exact else gap.mean) <= limit:  # NaN is refused
+    share = 1.0 if dtype == "float32" else SHARE
+    if passing := gap.beyond(share * noise_limit(dtype), dtype):
         raise source.blame(
             f"cannot use {source.words}: it looks ahead. What it says of {half - 1} tokens changes "
-            f"by {gap.words}, with the {half} that follow them, where {limit:.1e} "
-            f"{'at most' if exact else 'on average'} would pass for rounding in {dtype}: its "
-            "scores would be of tokens that it has read. Give a causal language model; where it is "
-            f"one, correct {', '.join(SETTINGS)} in its {CONFIG}. Nothing was stored"
+            f"by {gap.words}, with the {half} that follow them, where {passing}: its scores would "
+            "be of tokens that it has read. Give a causal language model; where it is one, "
+            f"correct {', '.join(SETTINGS)} in its {CONFIG}. Nothing was stored"
         )
     _CAUSAL.add(mark)

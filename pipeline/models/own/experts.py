@@ -50,13 +50,11 @@ def require_same_experts(model: "PreTrainedModel", source: ModelSource) -> None:
         finally:
             model.set_experts_implementation(before)
     gap, dtype = gap_of(found, expected), str(model.dtype).removeprefix("torch.")
-    exact = dtype == "float32"
-    if not (gap.max if exact else gap.mean) <= noise_limit(dtype):  # NaN is refused
+    if passing := gap.beyond(noise_limit(dtype), dtype):
         raise ConfigError(
             f"cannot use {source.words}: on {len(found)} tokens transformers' experts "
             f"{' and '.join(map(repr, others))} and {EAGER!r} are {gap.words}, apart, where "
-            f"{noise_limit(dtype):.1e} {'at most' if exact else 'on average'} would pass for "
-            f"rounding in {dtype}. Take another release of transformers, or another model. Nothing "
+            f"{passing}. Take another release of transformers, or another model. Nothing "
             "was stored"
         )
     _AGREED.add(mark)
