@@ -178,7 +178,7 @@ def _stepped(seen: Seen) -> Named:
     steps = seen.steps
     if not steps or "step" not in steps or not len(steps["step"]):
         return
-    yield from _spike(steps)
+    yield from _spike(steps, clipped_at=seen.config.train.max_grad_norm)
     if "rollout_kl" in steps and not seen.config.train.max_staleness:
         yield from _moved(steps["rollout_kl"])
     yield from _surprise(steps, seen)
@@ -228,8 +228,12 @@ def _alike(looks: TokenLooks | None) -> float:
     return looks.weights * looks.weights / (looks.tokens * looks.weight_squares)
 
 
-def _spike(steps: Steps) -> Named:
-    """Yield the largest norm by the median; 1 where norms of the round differ so much anyway."""
+def _spike(steps: Steps, *, clipped_at: float) -> Named:
+    """Yield the largest norm by the median.
+
+    It is 1 where norms of the round differ so much anyway, and where none is clipped: a student
+    that hardly learns any more has small norms, beside which a rare token's looks large.
+    """
     norms = steps.get("grad_norm", np.empty(0))
     if np.isfinite(norms).sum() < LEAST_STEPS:
         return
@@ -240,7 +244,8 @@ def _spike(steps: Steps) -> Named:
         away = np.abs(np.log(norms[np.isfinite(norms)] / median))
     ratio = float(norms[place]) / median
     usual = math.exp(min(UNUSUAL * OF_MEDIAN * float(np.median(away)), 700.0))
-    yield "gradient_spike", Value(ratio if ratio > usual else 1.0, step=int(steps["step"][place]))
+    is_spike = ratio > usual and norms[place] > clipped_at
+    yield "gradient_spike", Value(ratio if is_spike else 1.0, step=int(steps["step"][place]))
 
 
 PARTS: tuple[Callable[[Seen], Named], ...] = (_sampled, _scored, _trained, _stepped)
@@ -262,7 +267,7 @@ FIGURES = {
     "floored": "tokens with a floored teacher log-probability, as a share",
     "gap": "root mean square of log q − log p of sampled tokens",
     "in_place": "sampled tokens found among the kept ids, of those whose rank says so",
-    "gradient_spike": "largest gradient norm of a round by the median, where it stands out",
+    "gradient_spike": "largest gradient norm of a round by the median, where it is odd and clipped",
     "moved": "median rollout_kl of the second half of a round's steps",
     "reverse_kl": "reverse KL of the round",
     "skipped_share": "steps that were skipped, as a share",

@@ -178,8 +178,9 @@ def test_a_first_token_that_is_an_answer_does_not_stand_out(memory: Storage) -> 
         ([0.4, 0.1, 3.7, 0.8, 0.3, 0.1, 0.3, 0.2, 0.6, 0.09], 1.0),
         ([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1.0),
         ([float("nan"), 1.0, 1.0, 1.0, 1.0, 30.0], 30.0),
+        ([0.01, 0.011, 0.009, 0.4, 0.01], 1.0),
     ],
-    ids=["a spike", "norms that differ anyway", "some of 0", "one that is none"],
+    ids=["a spike", "norms that differ anyway", "some of 0", "one that is none", "below the clip"],
 )
 def test_a_gradient_norm_stands_out_of_norms_that_are_alike(
     memory: Storage, norms: list[float], told: float
