@@ -1,4 +1,4 @@
-"""Estimates of memory against measured peaks of a CPU: a tiny model, one of 53 million weights."""
+"""Estimates of memory against measured peaks of a CPU: a tiny model, one of 26 million weights."""
 
 import json
 import subprocess
@@ -23,9 +23,8 @@ FACTOR, SLACK = 1.6, 48 * MIB
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, int]]]:
     """Return the folder of the models, and their peaks."""
     folder = tmp_path_factory.mktemp("peaks")
-    program = REPOSITORY / "tests" / "support" / "memorypeaks.py"
-    command = [sys.executable, str(program), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    command = [sys.executable, "-m", "tests.support.memorypeaks", str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])
 

@@ -1,6 +1,6 @@
 """Measures what engines and learner take of a CPU's memory at the peak, in a process of its own.
 
-`python memorypeaks.py FOLDER` prints, for each model of `MODELS`, the bytes that sampling, scoring
+`python -m tests.support.memorypeaks FOLDER` prints, for each model of `MODELS`, the bytes that sampling, scoring
 and two steps of learning took beside what the process had before.
 """
 
@@ -39,7 +39,7 @@ IDS, K = 20, 4
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden": 64, "layers": 4, "vocab": 1000, "intermediate_size": 256},
-    "large": {"hidden": 512, "layers": 8, "vocab": 64_000, "intermediate_size": 1536},
+    "large": {"hidden": 512, "layers": 4, "vocab": 32_000, "intermediate_size": 1536},
 }
 ROWS = {"tiny": 64, "large": 4}
 PROMPT, RESPONSE = 112, 16
