@@ -1,7 +1,7 @@
 """Measures what engines and learner take of a CPU's memory at the peak, in a process of its own.
 
-`python -m tests.support.memorypeaks FOLDER` prints, for each model of `MODELS`, the bytes that sampling, scoring
-and two steps of learning took beside what the process had before.
+`python -m tests.support.memorypeaks FOLDER` prints, for each model of `MODELS`, the bytes that
+sampling, scoring and two steps of learning took beside what the process had before.
 """
 
 import ctypes
